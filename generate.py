@@ -1,0 +1,175 @@
+"""Answers questions about pictures: one question, a chat, or a file full of them.
+
+Where it stands: `data → generate → evaluate`. The prompt comes from `data.encode_chat`, which also makes the training samples.
+
+    python generate.py --model out/demo/instruct --image picture.png "What is at the top left?"
+    python generate.py --model out/demo/instruct --image picture.png --chat
+    python generate.py --model out/demo/instruct --batch out/demo/data/validation.json -o answers.jsonl
+
+Text streams as it is made, and never shows half a character: a Hangul syllable may take three byte pieces, and is held back
+until it is whole. What you type is text, all of it: "<image>" in a question is seven characters, not a picture.
+
+Letters for sizes: B rows, T tokens of the longest prompt, V vocabulary.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import data
+import vision
+from model import KVCache
+from tokenizer import StreamDecoder
+
+
+@torch.inference_mode()
+def generate(model, prompts, pixels=None, max_new=128, temperature=0.0, top_p=1.0, eos_id=2, generator=None):
+    """Yields, token by token, what follows each of B prompts: a list of B ids, None for a row that has ended.
+
+    prompts: B lists of ids, of any lengths; pixels: uint8 (P, 3, S, S), their pictures in reading order, or None.
+    temperature 0 takes the likeliest token; else one is drawn from the smallest set that holds `top_p` of the probability.
+    Prompts are padded on the right. Each row's keys and values stand in the cache at 0 … its own length, so that padding is overwritten by what
+    is generated and seen by no one.
+    """
+    device = model.decoder.norm.device
+    B, T = len(prompts), max(map(len, prompts))
+    ids = torch.full((B, T), eos_id, device=device)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    cache = KVCache(model.config.text, B, T + max_new, device, model.decoder.norm.dtype)
+    hidden = model(ids, pixels, cache=cache)
+    cache.lengths = lengths
+    last = hidden[torch.arange(B, device=device), lengths - 1]  # (B, T, C) -> (B, C)
+    running = [True] * B
+    for _ in range(max_new):
+        logits = model.logits(last)  # (B, V)
+        if temperature == 0:
+            new = logits.argmax(dim=-1)
+        else:
+            p, order = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+            p[p.cumsum(dim=-1) - p > top_p] = 0  # a token stays if those before it hold less than top_p: the first always does
+            new = order.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0]
+        step = new.tolist()
+        running = [r and id != eos_id for r, id in zip(running, step)]
+        yield [id if r else None for id, r in zip(step, running)]
+        if not any(running):
+            return
+        last = model(new[:, None], cache=cache)[:, 0]
+        cache.lengths = cache.lengths + 1
+
+
+def answer_batch(model, tokenizer, prompts, pixels=None, **options):
+    """generate() to its end, as B texts."""
+    answers = [[] for _ in prompts]
+    for step in generate(model, prompts, pixels, eos_id=tokenizer.eos_id, **options):
+        for row, id in enumerate(step):
+            if id is not None:
+                answers[row].append(id)
+    return [tokenizer.decode(ids).strip() for ids in answers]
+
+
+def ask(model, tokenizer, turns, pixels=None, **options):
+    """Streams the answer to the last of `turns` (data.encode_chat, its answer None): yields pieces of text."""
+    prompt, _ = data.encode_chat(turns, tokenizer, model.config.vision.num_patches)
+    room = model.config.text.max_position_embeddings - len(prompt)
+    if room < 1:
+        raise ValueError(f"the conversation has {len(prompt)} tokens, the model reads {model.config.text.max_position_embeddings}: start a new one")
+    options["max_new"] = min(options.get("max_new", 128), room)
+    stream = StreamDecoder(tokenizer)
+    for (id,) in generate(model, [prompt], pixels, eos_id=tokenizer.eos_id, **options):
+        if id is not None:
+            yield stream.push(id)
+    yield stream.flush()
+
+
+def load(folder, device=None):
+    """(model, tokenizer) of a folder, ready to answer; on the GPU in bfloat16 where there is one."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = checkpoint.load_model(folder, torch.bfloat16 if device == "cuda" else torch.float32)
+    return model.to(device).eval(), checkpoint.load_tokenizer(folder)
+
+
+def question_parts(question, pictures):
+    """A typed question as encode_chat takes it: the pictures first, as LLaVA-1.5 was trained, then a line break and the text."""
+    if not question.strip():
+        raise ValueError("the question is empty")
+    return [""] * pictures + ["\n" + question.strip()] if pictures else question.strip()
+
+
+def run_batch(model, tokenizer, args, options):
+    """Answers the first question of every record of a LLaVA file; a line of JSON each; a second run goes on where one stopped."""
+    out = Path(args.out)
+    lines = out.read_text(encoding="utf-8").splitlines(keepends=True) if out.exists() else []
+    if lines and not lines[-1].endswith("\n"):  # a line cut off by a crash is done again
+        lines.pop()
+        out.write_text("".join(lines), encoding="utf-8")
+    samples = data.Chats([args.batch], tokenizer, model.config, model.config.text.max_position_embeddings)
+    with open(out, "a", encoding="utf-8") as file:
+        for i in tqdm(range(len(lines), len(samples)), initial=len(lines), total=len(samples), unit="question"):
+            record = samples.record(i)
+            turns = data.read_turns(record)[:1]
+            _, _, pixels = samples.sample(i)
+            pixels = torch.stack(pixels[: len(turns[0][0]) - 1]).to(model.decoder.norm.device) if len(turns[0][0]) > 1 else None
+            text = "".join(ask(model, tokenizer, [(turns[0][0], None)], pixels, **options)).strip()
+            print(json.dumps({"index": i, "id": record.get("id"), "answer": text}, ensure_ascii=False), file=file, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", nargs="?")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--image", action="append", default=[], help="a picture; may be given several times")
+    parser.add_argument("--chat", action="store_true", help="go on asking; an empty line or Ctrl-D ends it")
+    parser.add_argument("--batch", help="a LLaVA file of questions")
+    parser.add_argument("-o", "--out", default="answers.jsonl", help="where --batch writes")
+    parser.add_argument("--max-new", type=int, default=128, help="tokens of an answer at most")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if not (args.question is not None or args.chat or args.batch):
+        parser.error('give a "question", --chat or --batch FILE')
+    if args.question is not None:
+        question_parts(args.question, len(args.image))  # refuse an empty one before a model is loaded
+    pictures = [vision.load_picture(path) for path in args.image]
+    model, tokenizer = load(args.model)
+    device = model.decoder.norm.device
+    options = {"max_new": args.max_new, "temperature": args.temperature, "top_p": args.top_p, "generator": torch.Generator(device).manual_seed(args.seed)}
+    if args.batch:
+        return run_batch(model, tokenizer, args, options)
+    size, mode = model.config.vision.image_size, model.config.picture_mode
+    pixels = torch.stack([vision.preprocess(p, size, mode) for p in pictures]).to(device) if pictures else None
+    turns, question = [], args.question
+    while True:
+        if question is None:
+            try:
+                question = input("you: ").strip()
+            except EOFError:
+                question = ""
+            if not question:
+                return
+        turns.append([question_parts(question, 0 if turns else len(pictures)), None])
+        answer = ""
+        for piece in ask(model, tokenizer, turns, pixels, **options):
+            piece = piece if answer else piece.lstrip()
+            answer += piece
+            print(piece, end="", flush=True)
+        print()
+        turns[-1][1], question = answer.strip(), None
+        if not args.chat:
+            return
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"generate.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,559 @@
+"""Tokenizer: train a BPE, open it to a new language, prove what that did. First file of the pipeline; imports none of ours.
+
+X-LLaVA's first step: an English tokenizer spends three or four tokens on one Korean syllable, because it falls back to
+UTF-8 bytes. Train pieces on Korean text, append them to the base vocabulary, and the same sentence is 3-4 times shorter.
+
+    python tokenizer.py train ko.txt --vocab-size 8000 -o ko.model         # BPE from scratch, a SentencePiece .model
+    python tokenizer.py merge llama2.model ko.model -o merged.model        # + <image> and <pad>; base ids unchanged
+
+TRAINING. Text is cut into words at spaces ("▁" stands for the space and begins the word that follows it); words are cut
+again where the script changes ("재밌다!!" -> "▁재밌다", "!!") and around digits. Only *distinct* words are kept, with
+their counts. Then, vocab_size times: find the pair of neighbours with the highest count, make it a piece, merge it
+everywhere. Ties go to the shorter piece, then to the one that sorts first by code points: same text, same model, on
+every machine. All words lie in one array, one slot a character. A pair's places are written down once, when it is born:
+after that its count can only fall, because new occurrences would need a new symbol. So the heap may hold outdated counts:
+they are upper bounds, checked when they come up. A merge touches only the places where it happens, N slots lose at most
+N symbols in all, and the whole training is O(N log N) for N characters of distinct words, in numpy.
+
+ENCODING is the same in small: of all neighbours that form a piece, merge the one with the best score, leftmost first.
+The `sentencepiece` package does it for speed; `encode_reference` below is the definition, and the tests keep both equal.
+
+MERGING. New pieces get scores below all base pieces, so that base merges always come first: text without the new
+language's characters cannot change. But a BPE only produces a piece if some chain of merges leads to it, and a foreign
+vocabulary's chain may be broken by ours. Exact test: a piece is reachable if and only if encoding its own characters
+alone gives back that one piece. (If it appears in a longer text, no merge crossed its borders, so inside them the merges
+ran as they do alone; the other way round, put it after a character that is in no piece.)
+"""
+import argparse
+import heapq
+import os
+import re
+import struct
+import sys
+import unicodedata
+from collections import Counter
+from itertools import count, islice
+from typing import Iterable, NamedTuple
+
+import numpy as np
+import sentencepiece
+from tqdm import tqdm
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece's piece types
+SPACE = "▁"  # U+2581
+BYTES = [f"<0x{b:02X}>" for b in range(256)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The .model file: protobuf, of which we need five facts. A message is a run of fields. A field begins with a varint,
+# number * 8 + wire type; wire type 0 is a varint, 1 is 8 bytes, 5 is 4 bytes, 2 is a length and that many bytes.
+#   ModelProto:     1 piece*   2 trainer_spec   3 normalizer_spec
+#   SentencePiece:  1 text   2 score (float)   3 type (absent: NORMAL)
+
+class Piece(NamedTuple):
+    text: str
+    score: float
+    type: int = NORMAL
+    raw: bytes = b""  # as read; written back as it was
+
+
+def read_varint(data: bytes, i: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        value |= (data[i] & 127) << shift
+        i, shift = i + 1, shift + 7
+        if data[i - 1] < 128:
+            return value, i
+
+
+def write_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes(out + bytes([value]))
+
+
+def read_message(data: bytes) -> list[tuple[int, int, int | bytes]]:
+    """Bytes -> [(field number, wire type, value)], in the order of the file. IndexError or ValueError if damaged."""
+    fields, i = [], 0
+    while i < len(data):
+        key, i = read_varint(data, i)
+        if key & 7 == 0:
+            value, i = read_varint(data, i)
+        else:
+            size, i = {1: (8, i), 5: (4, i)}.get(key & 7) or (read_varint(data, i) if key & 7 == 2 else (len(data) + 1, i))
+            value, i = data[i:i + size], i + size
+        if i > len(data) or key < 8:
+            raise ValueError("damaged protobuf")
+        fields.append((key >> 3, key & 7, value))
+    return fields
+
+
+def write_message(fields) -> bytes:
+    out = []
+    for number, wire, value in fields:
+        out.append(write_varint(number << 3 | wire))
+        out.append(write_varint(value) if wire == 0 else (write_varint(len(value)) if wire == 2 else b"") + value)
+    return b"".join(out)
+
+
+def read_piece(raw: bytes) -> Piece:
+    field = {number: value for number, _, value in read_message(raw)}
+    return Piece(field[1].decode(), struct.unpack("<f", field.get(2, bytes(4)))[0], field.get(3, NORMAL), raw)
+
+
+def write_piece(p: Piece) -> bytes:
+    return p.raw or write_message([(1, 2, p.text.encode()), (2, 5, struct.pack("<f", p.score))]
+                                  + [(3, 0, p.type)] * (p.type != NORMAL))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encoding and decoding
+
+def bpe(symbols: list[str], scores: dict[str, float]) -> list[str]:
+    """Merge neighbours into pieces, best score first, leftmost first among equals, until none is left. O(n log n)."""
+    symbols = list(symbols)
+    left, right = list(range(-1, len(symbols) - 1)), list(range(1, len(symbols) + 1))  # neighbours of each symbol
+    heap = []
+
+    def propose(i, j):
+        if i >= 0 and j < len(symbols) and (text := symbols[i] + symbols[j]) in scores:
+            heapq.heappush(heap, (-scores[text], i, j, text))
+
+    for i in range(len(symbols) - 1):
+        propose(i, i + 1)
+    while heap:
+        _, i, j, text = heapq.heappop(heap)
+        if not symbols[i] or not symbols[j] or symbols[i] + symbols[j] != text:
+            continue  # one of the two has been merged with another neighbour meanwhile
+        symbols[i], symbols[j], right[i] = text, "", right[j]
+        if right[j] < len(symbols):
+            left[right[j]] = i
+        propose(left[i], i)
+        propose(i, right[i])
+    return [s for s in symbols if s]
+
+
+class Tokenizer:
+    """A SentencePiece BPE model. `encode` is str -> list of int in [0, vocab_size); ids are positions in `pieces`.
+
+    Ids of special pieces are None where the model has none. Pickles as its own file's bytes."""
+
+    def __init__(self, pieces: list[Piece], fields=()):
+        self.pieces, self.fields = list(pieces), list(fields)  # fields: all of the file but the pieces
+        self.ids = {p.text: i for i, p in enumerate(self.pieces)}
+        trainer, normalizer = self.spec(2), self.spec(3)
+        self.is_bpe = trainer.get(3, 1) == 2
+        self.byte_fallback = bool(trainer.get(35, 0))
+        self.unk_surface = trainer.get(44, " ⁇ ".encode()).decode()
+        self.dummy_prefix, self.trim = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
+        self.charsmap = normalizer.get(2, b"")  # compiled normalisation rules; empty: identity
+        self.unk_id = next((i for i, p in enumerate(self.pieces) if p.type == UNKNOWN), None)
+        self.bos_id, self.eos_id, self.pad_id, self.image_id = map(self.control_id, ("<s>", "</s>", "<pad>", "<image>"))
+        self.scores = {p.text: p.score for p in self.pieces if p.type in (NORMAL, USER_DEFINED, UNUSED)}
+        self.package = sentencepiece.SentencePieceProcessor(model_proto=self.to_bytes())
+
+    def spec(self, number: int) -> dict[int, int | bytes]:
+        return {n: v for f, _, value in self.fields if f == number for n, _, v in read_message(value)}
+
+    def control_id(self, text: str) -> int | None:
+        i = self.ids.get(text)
+        return i if i is not None and self.pieces[i].type == CONTROL else None
+
+    def to_bytes(self) -> bytes:
+        return write_message([(1, 2, write_piece(p)) for p in self.pieces] + self.fields)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "tokenizer") -> "Tokenizer":
+        try:
+            fields = read_message(data)
+            pieces = [read_piece(value) for number, wire, value in fields if number == 1]
+            assert pieces and any(p.type == UNKNOWN for p in pieces)
+            return cls(pieces, [f for f in fields if f[0] != 1])
+        except (ValueError, IndexError, KeyError, AttributeError, AssertionError, TypeError, RuntimeError, struct.error):
+            raise ValueError(f"{name}: not a SentencePiece .model file, or a damaged one") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Tokenizer":
+        """Raises OSError if the file can't be read, ValueError (one line) if it is not a .model."""
+        with open(path, "rb") as f:
+            return cls.from_bytes(f.read(), str(path))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Written beside and renamed, so that the file is never half there."""
+        tmp = f"{path}.tmp"
+        try:
+            with open(tmp, "wb") as f:
+                f.write(self.to_bytes())
+            os.replace(tmp, path)
+        finally:
+            if os.path.exists(tmp):
+                os.remove(tmp)
+
+    def __reduce__(self):
+        return Tokenizer.from_bytes, (self.to_bytes(),)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.pieces)
+
+    def piece(self, id: int) -> str:
+        return self.pieces[id].text
+
+    def id(self, piece: str) -> int:
+        """KeyError if there is no such piece."""
+        return self.ids[piece]
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+        """Text never becomes a control piece: "<image>" in it is seven characters."""
+        try:
+            ids = self.package.encode(text)
+        except UnicodeEncodeError:  # half a surrogate pair, as broken JSON has it
+            ids = self.package.encode(re.sub("[\ud800-\udfff]", "\ufffd", text))
+        return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    def encode_reference(self, text: str) -> list[int]:
+        """What `encode` computes, from scratch."""
+        if not self.is_bpe or self.charsmap or any(p.type == UNUSED for p in self.pieces):
+            raise ValueError("only a BPE with the identity normaliser is defined here")
+        if self.trim:
+            text = re.sub(" +", " ", text.strip(" "))
+        if not text:
+            return []
+        text = (SPACE if self.dummy_prefix else "") + text.replace(" ", SPACE)
+        whole = sorted((p.text for p in self.pieces if p.type == USER_DEFINED), key=len, reverse=True)
+        ids = []
+        # User-defined pieces are cut out first, the longest at each place; the captured group keeps them in the list.
+        for n, part in enumerate(re.split("(" + "|".join(map(re.escape, whole)) + ")", text) if whole else [text]):
+            for piece in [part] if n % 2 else bpe(list(part), self.scores):
+                if piece in self.ids and self.ids[piece] != self.unk_id:
+                    ids.append(self.ids[piece])
+                elif self.byte_fallback:
+                    ids += [self.ids[BYTES[b]] for b in piece.encode()]
+                elif not ids or ids[-1] != self.unk_id:  # a run of unknown characters is one unknown
+                    ids.append(self.unk_id)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Control pieces vanish, bytes that are not UTF-8 become U+FFFD."""
+        stream = StreamDecoder(self)
+        return "".join(map(stream.push, ids)) + stream.flush()
+
+
+class StreamDecoder:
+    """Ids one at a time -> text as soon as it is certain. All that was pushed and flushed, joined, is `decode` of the ids."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer, self.bytes, self.started, self.seen_space = tokenizer, b"", False, False
+
+    def push(self, id: int) -> str:
+        """Returns the text that this token makes certain, "" while a character is incomplete. IndexError for an unknown id."""
+        if not 0 <= id < self.tokenizer.vocab_size:
+            raise IndexError(f"token id {id} is outside the vocabulary of {self.tokenizer.vocab_size}")
+        piece = self.tokenizer.pieces[id]
+        if piece.type == BYTE:
+            self.bytes += bytes([int(piece.text[3:5], 16)])
+            return self.complete()
+        out = self.flush()
+        if piece.type == CONTROL:
+            return out
+        text = self.tokenizer.unk_surface if piece.type == UNKNOWN else piece.text
+        if not self.started and self.tokenizer.dummy_prefix and piece.type != UNKNOWN:
+            text = text.removeprefix(SPACE)  # the space that encoding put before the text
+        self.started = True
+        return out + text.replace(SPACE, " ")
+
+    def complete(self, final: bool = False) -> str:
+        """Takes what is whole from the held-back bytes; what can no longer become a character is U+FFFD, one per byte."""
+        out = ""
+        while self.bytes:
+            first = self.bytes[0]
+            size = 1 if first < 0x80 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+            try:
+                out, self.bytes = out + self.bytes[:size].decode(), self.bytes[size:]
+            except UnicodeDecodeError as error:
+                if error.reason == "unexpected end of data" and not final:
+                    break
+                out, self.bytes = out + "\ufffd", self.bytes[1:]
+        self.started = self.started or bool(out)
+        return out
+
+    def flush(self) -> str:
+        """The end of the text, or of a run of bytes: what is held back will not become whole any more."""
+        return self.complete(final=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+def script(char: str) -> str:
+    """The writing system of a character, by its Unicode name: "HANGUL", "LATIN", ...; "COMMON" for what is not a letter."""
+    name = unicodedata.name(char, "") if unicodedata.category(char)[0] in "LM" else ""
+    first = re.split("[ -]", name)[0]
+    if first in ("HIRAGANA", "KATAKANA", "IDEOGRAPHIC"):
+        return "CJK"  # Japanese words mix the three
+    return "COMMON" if first in ("", "VARIATION", "COMBINING", "MODIFIER") else first
+
+
+def count_words(lines: Iterable[str]) -> Counter:
+    """How often each word occurs, in batches of lines: memory grows with the number of distinct words."""
+    counts, lines = Counter(), iter(lines)
+    while batch := list(islice(lines, 10_000)):
+        counts.update(re.sub(f"[\n\r{SPACE}]", " ", " ".join(batch)).split(" "))
+    del counts[""]
+    return counts
+
+
+def lay_out(words: Counter, character_coverage: float, split_digits: bool, split_scripts: bool):
+    """-> alphabet (str, most frequent first), symbols (N,) int32, weights (N,) int64.
+
+    All words in a row, one slot a character; symbol 0 is a border that no piece crosses, i + 1 is alphabet[i]."""
+    codes = np.frombuffer((SPACE + SPACE.join(words)).encode("utf-32-le", "replace"), np.uint32)  # every word begins with ▁
+    starts_word = codes == ord(SPACE)
+    weights = np.fromiter(words.values(), np.int64, len(words))[np.cumsum(starts_word, dtype=np.int32) - 1]
+    counts = np.bincount(codes, weights, minlength=0x110000).astype(np.int64)
+    found = np.flatnonzero(counts)
+    found = found[np.lexsort((found, -counts[found]))]
+    covered = np.cumsum(counts[found]) - counts[found]  # before each character
+    found = found[(covered < character_coverage * counts.sum()) & (found != 0)]
+    alphabet = "".join(map(chr, found))
+    symbol_of = np.zeros(0x110000, np.int32)
+    symbol_of[found] = np.arange(1, len(found) + 1)
+    symbols = symbol_of[codes]
+    # Borders: before a word, where the script changes, around a digit.
+    names = {name: i for i, name in enumerate(sorted({script(c) for c in alphabet}))}
+    kind = np.zeros(len(alphabet) + 1, np.int32)
+    kind[1:] = [1000 if split_digits and c.isdecimal() else names[script(c)] if split_scripts else 0 for c in alphabet]
+    kind = kind[symbols]
+    border = starts_word.copy()
+    border[1:] |= (kind[1:] != kind[:-1]) & ~starts_word[:-1] | (kind[1:] == 1000)
+    slot = np.arange(len(codes)) + np.cumsum(border)
+    out = np.zeros(len(codes) + int(border.sum()) + 1, np.int32), np.zeros(len(codes) + int(border.sum()) + 1, np.int64)
+    out[0][slot], out[1][slot] = symbols, weights
+    return alphabet, *out
+
+
+def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_pieces: int, max_piece_length: int,
+                 progress: bool = False) -> list[str]:
+    """The first n_pieces merges in order, fewer if the text has no more pairs. Overwrites `starts`."""
+    text = ["", *alphabet]  # of each symbol
+    size = np.ones(len(text) + n_pieces, np.int32)  # its characters = its slots
+    ends = starts.copy()  # starts[i]: the symbol that begins at slot i, -1 inside one; ends[i]: the symbol that ends there
+    heap, taken, pieces, serial = [], set(text), [], count(1)
+
+    def add_pairs(keys, at):
+        """Pairs are born: one begins at each slot `at`, equal keys are equal pairs. One heap entry holds them all, the most
+        frequent first, because most pairs never come up."""
+        if len(at) == 0:
+            return
+        keys = np.sort(keys.astype(np.uint64) << np.uint64(32) | at.astype(np.uint64))
+        at = (keys & np.uint64(0xFFFFFFFF)).astype(np.int32)
+        keys >>= np.uint64(32)
+        first = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1))
+        last = np.append(first[1:], len(at))
+        counts = np.add.reduceat(weights[at], first)
+        order = np.argsort(-counts, kind="stable")
+        first, last, counts = first[order], last[order], counts[order]
+        a = starts[at[first]]
+        b = starts[at[first] + size[a]]
+        heapq.heappush(heap, (-int(counts[0]), 0, "", next(serial), (at, first, last, counts, a, b)))
+
+    left, right = starts[:-1].astype(np.uint64), starts[1:].astype(np.uint64)
+    at = np.flatnonzero((left > 0) & (right > 0)) if max_piece_length > 1 else np.zeros(0, np.int64)
+    add_pairs(left[at] * np.uint64(len(text)) + right[at], at)
+    del left, right, at
+
+    bar = tqdm(total=n_pieces, desc="merges", unit="", disable=not progress)
+    while heap and len(pieces) < n_pieces:
+        n, length, piece, _, pair = heapq.heappop(heap)
+        if length == 0:  # many pairs in one entry: those with the highest count become entries of their own
+            at, first, last, counts, a, b = pair
+            k = int(np.searchsorted(-counts, n, "right"))
+            for i in range(k):
+                piece = text[a[i]] + text[b[i]]
+                heapq.heappush(heap, (n, len(piece), piece, next(serial), (at[first[i]:last[i]], int(a[i]), int(b[i]))))
+            if k < len(counts):
+                heapq.heappush(heap, (-int(counts[k]), 0, "", next(serial), (at, *(x[k:] for x in pair[1:]))))
+            continue
+        if piece in taken:
+            continue  # another way to spell a piece: when encoding, that piece's own rank merges it
+        at, a, b = pair
+        size_a = int(size[a])
+        at = at[(starts[at] == a) & (starts[at + size_a] == b)]
+        places = leftmost(at, size_a) if a == b else at
+        now = int(weights[places].sum())
+        if now < -n:  # the count had been an upper bound
+            if now:
+                heapq.heappush(heap, (-now, length, piece, next(serial), (at, a, b)))
+            continue
+        c = len(text)
+        text.append(piece), taken.add(piece), pieces.append(piece)
+        size[c] = length
+        starts[places], starts[places + size_a], ends[places + length - 1] = c, -1, c
+        before, after = ends[places - 1], starts[places + length]
+        fits = (before > 0) & (size[before] + length <= max_piece_length)
+        add_pairs(before[fits], places[fits] - size[before[fits]])
+        fits = (after > 0) & (after != c) & (size[after] + length <= max_piece_length)  # (c, c) is among those before
+        add_pairs(after[fits], places[fits])
+        bar.update()
+    bar.close()
+    return pieces
+
+
+def leftmost(at: np.ndarray, size: int) -> np.ndarray:
+    """Of overlapping places (the two "aa" in "aaa") every second one, from the left. `at` is sorted."""
+    index = np.arange(len(at))
+    run = np.maximum.accumulate(np.where(np.diff(at, prepend=-size - 1) != size, index, 0))
+    return at[(index - run) % 2 == 0]
+
+
+def train(lines: Iterable[str], vocab_size: int, *, character_coverage: float = 1.0, max_piece_length: int = 16,
+          split_digits: bool = True, split_scripts: bool = True, byte_fallback: bool = True,
+          progress: bool = False) -> Tokenizer:
+    """Lines of text -> a BPE with vocab_size pieces: <unk> <s> </s>, 256 bytes, merges, characters.
+
+    character_coverage: the share of the text whose characters become pieces; the rarest are left to the bytes.
+    ValueError if the text is empty, has too few pairs, or its alphabet alone is more than vocab_size."""
+    words = count_words(lines)
+    if not words:
+        raise ValueError("no text to train on")
+    alphabet, symbols, weights = lay_out(words, character_coverage, split_digits, split_scripts)
+    del words
+    special = [Piece("<unk>", 0.0, UNKNOWN), Piece("<s>", 0.0, CONTROL), Piece("</s>", 0.0, CONTROL)]
+    special += [Piece(b, 0.0, BYTE) for b in BYTES if byte_fallback]
+    n_merges = vocab_size - len(special) - len(alphabet)
+    if n_merges < 0 or len(alphabet) > 60_000:
+        raise ValueError(f"a vocabulary of {vocab_size} is too small for {len(special)} special pieces and the "
+                         f"{len(alphabet)} characters of the text: ask for more, or lower the character coverage")
+    merges = learn_merges(alphabet, symbols, weights, n_merges, max_piece_length, progress)
+    if len(merges) < n_merges:
+        raise ValueError(f"the text has pairs for {vocab_size - n_merges + len(merges)} pieces, not for {vocab_size}: "
+                         "ask for fewer, or give more text")
+    pieces = special + [Piece(text, -float(rank)) for rank, text in enumerate([*merges, *alphabet])]
+    trainer = [(3, 0, 2), (4, 0, vocab_size), (10, 5, struct.pack("<f", character_coverage)), (20, 0, max_piece_length),
+               (21, 0, int(split_scripts)), (25, 0, int(split_digits)), (35, 0, int(byte_fallback))]
+    normalizer = [(1, 2, b"identity"), (3, 0, 1), (4, 0, 0), (5, 0, 1)]  # dummy prefix, keep spaces, space as ▁
+    return Tokenizer(pieces, [(2, 2, write_message(trainer)), (3, 2, write_message(normalizer))])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Merging
+
+def is_foreign(piece: str) -> bool:
+    """Has a letter, mark or emoji outside ASCII, so that it can't occur in plain English."""
+    return any(c > "\x7f" and c != SPACE and (unicodedata.category(c)[0] in "LM" or unicodedata.category(c) == "So")
+               for c in piece)
+
+
+def unreachable(tokenizer: Tokenizer) -> list[str]:
+    """The pieces that no text can produce, exactly."""
+    whole = {p.text for p in tokenizer.pieces if p.type == USER_DEFINED}
+    return [p.text for p in tokenizer.pieces if p.type == NORMAL and (
+        " " in p.text or any(w in p.text for w in whole) or bpe(list(p.text), tokenizer.scores) != [p.text])]
+
+
+def select_pieces(base: Tokenizer, new: Iterable[str], dead: str = "drop", foreign_only: bool = True):
+    """-> (pieces to append to base, in order; pieces of `new` that are dead on their own account).
+
+    A piece appended with the lowest score can be reached if and only if the pieces before it leave exactly two symbols of
+    it, and nothing appended later can change that. So one pass decides; passes repeat while they add something, because a
+    piece may need another that comes later. dead: "drop" leaves dead pieces out, "repair" adds the pieces that they need,
+    "keep" appends everything, dead or not."""
+    waiting = [t for t in dict.fromkeys(new) if t not in base.ids and t and " " not in t and (is_foreign(t) or not foreign_only)]
+    if dead == "keep":
+        return waiting, []
+    scores, rank, added = dict(base.scores), min(base.scores.values(), default=0.0), []
+
+    def append(text):
+        nonlocal rank
+        rank -= 1.0
+        scores[text] = rank
+        added.append(text)
+
+    while True:
+        left = []
+        for text in waiting:
+            if text in scores or len(bpe(list(text), scores)) <= 2:
+                text in scores or append(text)
+            else:
+                left.append(text)
+        if len(left) == len(waiting) or not left:
+            break
+        waiting = left
+    for text in left if dead == "repair" else []:
+        while len(symbols := bpe(list(text), scores)) > 2:
+            append(symbols[0] + symbols[1])
+        text in scores or append(text)
+    return added, left
+
+
+def merge(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop", foreign_only: bool = True,
+          control: Iterable[str] = ("<image>", "<pad>")) -> Tokenizer:
+    """Append the pieces of `new` (a model, or plain strings) to `base`, then the control pieces. No base id changes.
+
+    foreign_only: only pieces that plain English can't contain, so that English keeps its ids. ValueError if the two
+    models normalise text differently."""
+    if isinstance(new, Tokenizer):
+        if (base.charsmap, base.trim, base.dummy_prefix) != (new.charsmap, new.trim, new.dummy_prefix):
+            raise ValueError("the two models normalise text differently")
+        new = [p.text for p in new.pieces if p.type == NORMAL]
+    added, _ = select_pieces(base, new, dead, foreign_only)
+    rank = min(base.scores.values(), default=0.0)
+    pieces = base.pieces + [Piece(text, rank - 1 - i) for i, text in enumerate(added)]
+    pieces += [Piece(text, 0.0, CONTROL) for text in control if text not in base.ids]
+    return Tokenizer(pieces, base.fields)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+
+def read_lines(paths: Iterable[str]):
+    """Lines of UTF-8 text files. ValueError names the file and the line that is not UTF-8."""
+    for path in paths:
+        with open(path, "rb") as f:
+            for n, line in enumerate(f, 1):
+                try:
+                    yield line.decode()
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{path}, line {n}: not UTF-8 ({error.reason} at byte {error.start + 1})") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    p = commands.add_parser("train", help="learn a vocabulary from text files, one document a line")
+    p.add_argument("files", nargs="+")
+    p.add_argument("--vocab-size", type=int, required=True)
+    p.add_argument("-o", "--out", required=True)
+    p.add_argument("--character-coverage", type=float, default=0.9995)
+    p.add_argument("--max-piece-length", type=int, default=16, help="in characters; 2 keeps Chinese words apart")
+    p.add_argument("--split-digits", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--split-scripts", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--byte-fallback", action=argparse.BooleanOptionalAction, default=True)
+    p = commands.add_parser("merge", help="append another model's pieces, or a list of words, one a line")
+    p.add_argument("base")
+    p.add_argument("new")
+    p.add_argument("-o", "--out", required=True)
+    p.add_argument("--dead", choices=("drop", "repair", "keep"), default="drop")
+    p.add_argument("--foreign-only", action=argparse.BooleanOptionalAction, default=True)
+    args = parser.parse_args()
+    try:
+        if args.command == "train":
+            tokenizer = train(read_lines(args.files), args.vocab_size, character_coverage=args.character_coverage,
+                              max_piece_length=args.max_piece_length, split_digits=args.split_digits,
+                              split_scripts=args.split_scripts, byte_fallback=args.byte_fallback, progress=True)
+        else:
+            new = Tokenizer.load(args.new) if args.new.endswith(".model") else [w.strip() for w in read_lines([args.new])]
+            tokenizer = merge(Tokenizer.load(args.base), new, dead=args.dead, foreign_only=args.foreign_only)
+        tokenizer.save(args.out)
+        print(f"{args.out}: {tokenizer.vocab_size} pieces")
+    except (OSError, ValueError) as error:
+        print(f"tokenizer.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("tokenizer.py: interrupted, nothing written")
+
+
+if __name__ == "__main__":
+    main()

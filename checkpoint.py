@@ -17,7 +17,6 @@ import math
 import mmap
 import os
 import re
-import shutil
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -163,16 +162,16 @@ def config_from_json(data, picture_mode="pad"):
 
 # ---------------------------------------------------------------------------------------------- folders
 def save_model(model, tokenizer_file, folder, dtype=torch.float32):
-    """Writes the folder beside and renames it in place: an earlier model of that name stays until the new one is whole."""
+    """Writes the model into `folder`. config.json goes first and comes back last: a folder that has one is whole."""
     folder = Path(folder)
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    config, tokenizer = model.config, Tokenizer.load(tokenizer_file)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
+    config = model.config
+    tokenizer_bytes = Path(tokenizer_file).read_bytes()  # may be the one in `folder`
     tied = config.text.tie_word_embeddings
     state = {rename(n, to_ours=False): t.to(dtype) for n, t in model.state_dict().items() if not (tied and n == "decoder.lm_head.weight")}
-    save_safetensors(state, beside / "model.safetensors")
-    shutil.copyfile(tokenizer_file, beside / "tokenizer.model")
+    save_safetensors(state, folder / "model.safetensors")
+    write_atomically(folder / "tokenizer.model", lambda file: file.write(tokenizer_bytes))
     S = config.vision.image_size
     square = config.picture_mode == "square"
     texts = {
@@ -187,14 +186,9 @@ def save_model(model, tokenizer_file, folder, dtype=torch.float32):
                                 "do_convert_rgb": True, "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255,
                                 "size": {"shortest_edge": S}, "crop_size": {"height": S, "width": S}, "image_mean": CLIP_MEAN, "image_std": CLIP_STD},
     }  # fmt: skip
-    for name, data in texts.items():
-        (beside / f"{name}.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(beside, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    for name, data in reversed(texts.items()):
+        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(folder / f"{name}.json", lambda file: file.write(text.encode()))
 
 
 def read_json(folder, name):

@@ -1,0 +1,63 @@
+# make demo: teach a model to see and to answer in three languages, on a laptop.   make test · make bench · make clean
+# Every step is a command that is printed before it runs; type it yourself to change it. A second `make demo` goes on where the first one stopped.
+
+OUT ?= out/demo
+SEED ?= 0
+PROCESSES ?= 1
+PYTHON3 ?= python3
+
+PYTHON := .venv/bin/python
+DATA := $(OUT)/data
+TRAIN := $(if $(filter 1,$(PROCESSES)),$(PYTHON),.venv/bin/torchrun --standalone --nproc_per_node=$(PROCESSES)) train.py
+
+# step NAME,COMMAND: prints the command, runs it, and adds its seconds to timing.json
+define step
+@printf '\n\033[1m%s\033[0m\n' "$(strip $(2))"
+@start=$$(date +%s.%N); $(strip $(2)) && $(PYTHON) -c "import json, pathlib, time; \
+file = pathlib.Path('$(OUT)/timing.json'); times = json.loads(file.read_text()) if file.exists() else {}; \
+times['$(1)'] = round(times.get('$(1)', 0) + time.time() - $$start, 1); file.write_text(json.dumps(times, indent=1) + '\n'); print(f'$(1): {time.time() - $$start:.0f} s')"
+endef
+
+.PHONY: demo test bench clean
+.DELETE_ON_ERROR:
+
+demo: $(OUT)/eval.json
+	@printf '\nAsk it something yourself:\n  %s generate.py --model $(OUT)/instruct --image $(DATA)/pictures/unseen_pictures/000000.png "왼쪽에 무엇이 있나요?"\n' $(PYTHON)
+	@$(PYTHON) -c "import json; times = json.load(open('$(OUT)/timing.json')); print('Seconds:', ', '.join(f'{k} {v:.0f}' for k, v in times.items()), '· together', round(sum(times.values())))"
+
+.venv/installed: requirements.txt
+	test -d .venv || $(PYTHON3) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(DATA)/world.json: | .venv/installed
+	@mkdir -p $(OUT)
+	$(call step,scenes,$(PYTHON) scenes.py -o $(DATA) --seed $(SEED))
+
+$(OUT)/tokenizer.model: $(DATA)/world.json
+	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/en.txt --vocab-size 700 -o $(OUT)/en.model)
+	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/ko.txt --vocab-size 700 -o $(OUT)/ko.model)
+	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/zh.txt --vocab-size 700 --max-piece-length 2 -o $(OUT)/zh.model)
+	$(call step,tokenizer,$(PYTHON) tokenizer.py merge $(OUT)/en.model $(OUT)/ko.model -o $(OUT)/en-ko.model)
+	$(call step,tokenizer,$(PYTHON) tokenizer.py merge $(OUT)/en-ko.model $(OUT)/zh.model -o $@)
+
+$(OUT)/vision/config.json: $(OUT)/tokenizer.model
+	$(call step,vision,$(TRAIN) vision --preset tiny --tokenizer $(OUT)/tokenizer.model --data $(DATA)/phrases.json --lr 2e-3 --batch 64 --steps 1000 --seed $(SEED) --resume -o $(OUT)/vision)
+
+$(OUT)/text/config.json: $(OUT)/vision/config.json
+	$(call step,text,$(TRAIN) text --model $(OUT)/vision --data $(DATA)/text/en.txt $(DATA)/text/ko.txt $(DATA)/text/zh.txt $(DATA)/text/parallel.txt --lr 2e-3 --batch 64 --steps 400 --seed $(SEED) --resume -o $(OUT)/text)
+
+$(OUT)/align/config.json: $(OUT)/text/config.json
+	$(call step,align,$(TRAIN) align --model $(OUT)/text --data $(DATA)/captions.json --lr 2e-3 --batch 64 --steps 100 --seed $(SEED) --resume -o $(OUT)/align)
+
+$(OUT)/instruct/config.json: $(OUT)/align/config.json
+	$(call step,instruct,$(TRAIN) instruct --model $(OUT)/align --data $(DATA)/instruct.json --lr 2e-3 --batch 64 --steps 1000 --seed $(SEED) --resume -o $(OUT)/instruct)
+
+$(OUT)/eval.json: $(OUT)/instruct/config.json
+	$(call step,evaluate,$(PYTHON) evaluate.py --model $(OUT)/instruct --data $(DATA)/unseen_pictures.json $(DATA)/unseen_combinations.json $(DATA)/cross_lingual.json -o $@)
+
+test: .venv/installed
+	$(PYTHON) -m pytest -q tests
+
+clean:
+	rm -rf out .pytest_cache __pycache__ */__pycache__

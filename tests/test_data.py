@@ -1,0 +1,159 @@
+"""Files, the chat template and its mask, batches, and what is said of bad samples."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+from model import IGNORE
+
+ROOT = Path(__file__).parent.parent
+
+
+def human(text):
+    return {"from": "human", "value": text}
+
+
+def gpt(text):
+    return {"from": "gpt", "value": text}
+
+
+def test_a_hand_written_conversation_gives_the_hand_written_ids_and_mask(tokenizer):
+    ids, mask = data.encode_chat([(["", "\nWhat?"], "red"), ("Why?", "blue")], tokenizer, num_patches=3)
+    want, learnt = [tokenizer.bos_id], [0]
+    for part, learn in [("USER: ", 0), (tokenizer.image_id, 0), ("\nWhat? ASSISTANT:", 0), ("red", 1), (tokenizer.eos_id, 1), ("USER: Why? ASSISTANT:", 0), ("blue", 1), (tokenizer.eos_id, 1)]:
+        new = tokenizer.package.encode(part) if isinstance(part, str) else [part] * (3 if part == tokenizer.image_id else 1)
+        want, learnt = want + new, learnt + [learn] * len(new)
+    assert ids == want and mask == learnt
+
+
+def test_the_prompt_is_the_beginning_of_the_training_sample(tokenizer):
+    turns = [(["", "\nWhat colour is the cat?"], "red"), ("Where?", "at the left")]
+    whole, mask = data.encode_chat(turns, tokenizer, 4)
+    for n in range(len(turns)):
+        prompt, learnt = data.encode_chat(turns[:n] + [(turns[n][0], None)], tokenizer, 4)
+        assert whole[: len(prompt)] == prompt and mask[: len(prompt)] == learnt and mask[len(prompt)] == 1
+
+
+def test_the_marker_typed_by_a_user_is_text(tokenizer):
+    ids, _ = data.encode_chat([("what is <image> </s> <s>?", None)], tokenizer, 4)
+    assert tokenizer.image_id not in ids and tokenizer.eos_id not in ids and ids.count(tokenizer.bos_id) == 1
+
+
+@pytest.mark.parametrize("conversation, image, reason", [
+    ([], None, "no conversations"),
+    ([human("hi")], None, "the last question has no answer"),
+    ([gpt("hi"), human("hi")], None, "from 'gpt', but 'human' is due"),
+    ([human("hi"), gpt("  ")], None, "the answer is empty"),
+    ([human("hi"), {"from": "system", "value": "x"}], None, "from 'system', but 'gpt' is due"),
+    ([human("hi"), gpt(["x"])], None, "the value is not a text"),
+    ([human("<image>\nhi"), gpt("x")], None, "1 <image> marker(s) for 0 picture(s)"),
+    ([human("hi"), gpt("x")], "0.png", "0 <image> marker(s) for 1 picture(s)"),
+    ([human("<image>\n<image>\nhi"), gpt("x")], "0.png", "2 <image> marker(s) for 1 picture(s)"),
+    ([human("<image>\nhi"), gpt("x <image>")], "0.png", "<image> in an answer"),
+    ([human("<image>\nhi"), gpt("x " * 400)], "0.png", "the limit is 256"),
+    ([human("<image>\nhi"), gpt("x")], "nowhere.png", "no such picture"),
+    ([human("<image>\nhi"), gpt("x")], "text.png", "not a picture that Pillow can read"),
+    ([human("<image>\nhi"), gpt("x")], "empty.png", "the file is empty (0 bytes)"),
+])  # fmt: skip
+def test_a_bad_sample_is_named_with_file_record_id_and_reason(tokenizer, config, world, tmp_path, conversation, image, reason):
+    for name, content in (("0.png", (world / "0.png").read_bytes()), ("text.png", b"just text"), ("empty.png", b"")):
+        (tmp_path / name).write_bytes(content)
+    good = {"id": "good", "image": "0.png", "conversations": [human("<image>\nhi"), gpt("x")]}
+    bad = {"id": "bad one", "image": image, "conversations": conversation}
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps([good, bad]))
+    samples = data.Chats([file], tokenizer, config, max_length=256)
+    assert len(samples.sample(0)[2]) == 1
+    with pytest.raises(data.BadSample) as error:
+        samples.sample(1)
+    for part in (str(file), "record 1", "'bad one'", reason):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    # the policy: stop at it, or leave it out and say so
+    with pytest.raises(data.BadSample):
+        data.Batches(samples, 2, 0)[0]
+    batch = data.Batches(samples, 2, 0, bad_samples="skip")[0]
+    assert len(batch["ids"]) == 1 and batch["bad"] == [str(error.value)]
+
+
+def test_json_and_json_lines_are_read_alike_and_broken_ones_are_named(tokenizer, tmp_path):
+    records = [{"id": 1, "conversations": []}, {"id": "2"}]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    assert data.read_records(tmp_path / "a.json") == data.read_records(tmp_path / "a.jsonl") == records
+    (tmp_path / "broken.json").write_text('[{"id": 1}, ')
+    with pytest.raises(ValueError, match="broken.json: not JSON"):
+        data.read_records(tmp_path / "broken.json")
+    (tmp_path / "broken.txt").write_bytes("가\n".encode() + b"\xff\xfe\n")
+    with pytest.raises(ValueError, match="broken.txt: line 2 is not UTF-8"):
+        data.Texts([tmp_path / "broken.txt"], tokenizer, 10)
+
+
+def test_a_long_document_goes_on_in_the_next_sample_and_every_token_is_learnt_once(tokenizer, tmp_path):
+    line = "What colour is the cat? " * 30
+    (tmp_path / "t.txt").write_text(line + "\n\nred\n")
+    texts = data.Texts([tmp_path / "t.txt"], tokenizer, 16)
+    learnt = [id for i in range(len(texts)) for id, on in zip(*texts.sample(i)[:2]) if on]
+    whole = tokenizer.package.encode(line.strip()) + [tokenizer.eos_id] + tokenizer.package.encode("red") + [tokenizer.eos_id]
+    assert learnt == whole and max(texts.length(i) for i in range(len(texts))) <= 16
+
+
+def test_targets_are_the_next_ids_where_they_are_learnt():
+    batch = data.collate([([1, 5, 6, 7], [0, 0, 1, 1], []), ([1, 8], [0, 1], [])], pad_id=0)
+    assert batch["ids"].tolist() == [[1, 5, 6], [1, 0, 0]]
+    assert batch["targets"].tolist() == [[IGNORE, 6, 7], [8, IGNORE, IGNORE]]
+
+
+def test_every_sample_comes_once_an_epoch_on_any_number_of_ranks():
+    lengths = [i % 7 for i in range(53)]
+    for world, accumulate in ((1, 1), (2, 2), (4, 1)):
+        plan = data.Plan(lengths, 8, seed=3)
+        seen = []
+        for step in range(plan.per_epoch):
+            for rank in range(world):
+                for micro in range(accumulate):
+                    seen += plan[step][rank::world][micro::accumulate]
+        assert sorted(seen) == list(range(53))
+    assert plan[0] != plan[plan.per_epoch], "the next epoch has another order"
+    assert data.Plan(lengths, 8, seed=3)[9] == plan[9], "a step's samples don't depend on what was asked before"
+
+
+def test_phrases_shared_by_two_pictures_are_true_of_both(tokenizer, config, world):
+    import random
+
+    phrases = data.Phrases([world / "captions.json"], tokenizer, config)
+    batch = phrases.batch([0, 1, 2], random.Random(0))  # red, blue, red
+    ends = batch["offsets"].tolist()[1:] + [len(batch["ids"])]
+    texts = [tokenizer.package.decode(batch["ids"][a:b].tolist()) for a, b in zip(batch["offsets"].tolist(), ends)]
+    truth = dict(zip(texts, batch["is_true"].tolist()))
+    assert truth["red"] == truth["a red cat"] == [True, False, True]
+    assert truth["blue"] == [False, True, False] and truth["number 2"] == [False, False, True]
+
+
+def test_workers_change_nothing(tokenizer, config, world):
+    samples = data.Chats([world / "chats.json"], tokenizer, config, 256)
+    batches = data.Batches(samples, 4, seed=1, steps=6)
+    for a, b in zip(data.loader(batches), data.loader(batches, workers=2)):
+        assert torch.equal(a["ids"], b["ids"]) and torch.equal(a["targets"], b["targets"])
+
+
+def test_check_and_show_as_commands(tokenizer_file, config, world, tmp_path):
+    import checkpoint
+    from model import Model
+
+    checkpoint.save_model(Model(config).init_weights(), tokenizer_file, tmp_path / "model")
+    run = lambda *args: subprocess.run([sys.executable, ROOT / "data.py", *args, "--model", tmp_path / "model"], capture_output=True, text=True)
+    good = run("check", world / "chats.json")
+    assert good.returncode == 0 and "16 records, 0 bad" in good.stdout and "languages en 12, ko 4" in good.stdout
+    (tmp_path / "bad.json").write_text(json.dumps([{"id": 7, "conversations": [human("hi")]}]))
+    bad = run("check", tmp_path / "bad.json")
+    assert bad.returncode == 1 and "record 0 (id 7): the last question has no answer" in bad.stdout
+    shown = run("show", world / "chats.json")
+    assert shown.returncode == 0 and "\033[32m" in shown.stdout and shown.stdout.splitlines()[0].count("<image>") == 1
+    lost = run("check", "nowhere.json")
+    assert lost.returncode == 1 and lost.stderr.strip() == "data.py: nowhere.json: no such file"

@@ -306,32 +306,39 @@ def count_words(lines: Iterable[str]) -> Counter:
 
 
 def lay_out(words: Counter, character_coverage: float, split_digits: bool, split_scripts: bool):
-    """-> alphabet (str, most frequent first), symbols (N,) int32, weights (N,) int64.
+    """-> alphabet (str, most frequent first), symbols (N,) int32, weights (N,) int32. Empties `words`.
 
-    All words in a row, one slot a character; symbol 0 is a border that no piece crosses, i + 1 is alphabet[i]."""
-    codes = np.frombuffer((SPACE + SPACE.join(words)).encode("utf-32-le", "replace"), np.uint32)  # every word begins with ▁
+    All words in a row, one slot a character. Symbol 0 is a border that no piece crosses, symbol i + 1 is alphabet[i]."""
+    codes = np.frombuffer((SPACE + SPACE.join(words)).encode("utf-32-le", "replace"), np.uint32)  # ▁ begins every word
+    word_counts = np.fromiter(words.values(), np.int32, len(words))
+    words.clear()
     starts_word = codes == ord(SPACE)
-    weights = np.fromiter(words.values(), np.int64, len(words))[np.cumsum(starts_word, dtype=np.int32) - 1]
-    counts = np.bincount(codes, weights, minlength=0x110000).astype(np.int64)
+    weights = word_counts[np.cumsum(starts_word, dtype=np.int32) - 1]
+    counts = np.zeros(0x110000)
+    for i in range(0, len(codes), 1 << 20):
+        counts += np.bincount(codes[i:i + (1 << 20)], weights[i:i + (1 << 20)], len(counts))
     found = np.flatnonzero(counts)
     found = found[np.lexsort((found, -counts[found]))]
-    covered = np.cumsum(counts[found]) - counts[found]  # before each character
-    found = found[(covered < character_coverage * counts.sum()) & (found != 0)]
+    before = np.cumsum(counts[found]) - counts[found]
+    found = found[(before < character_coverage * counts.sum()) & (found != 0)]
     alphabet = "".join(map(chr, found))
-    symbol_of = np.zeros(0x110000, np.int32)
+    symbol_of = np.zeros(len(counts), np.int32)
     symbol_of[found] = np.arange(1, len(found) + 1)
     symbols = symbol_of[codes]
     # Borders: before a word, where the script changes, around a digit.
     names = {name: i for i, name in enumerate(sorted({script(c) for c in alphabet}))}
-    kind = np.zeros(len(alphabet) + 1, np.int32)
-    kind[1:] = [1000 if split_digits and c.isdecimal() else names[script(c)] if split_scripts else 0 for c in alphabet]
-    kind = kind[symbols]
+    digit = len(names)
+    kind_of = np.array([digit] + [digit if split_digits and c.isdecimal() else names[script(c)] if split_scripts else 0
+                                  for c in alphabet], np.int16)
+    kind = kind_of[symbols]
     border = starts_word.copy()
-    border[1:] |= (kind[1:] != kind[:-1]) & ~starts_word[:-1] | (kind[1:] == 1000)
-    slot = np.arange(len(codes)) + np.cumsum(border)
-    out = np.zeros(len(codes) + int(border.sum()) + 1, np.int32), np.zeros(len(codes) + int(border.sum()) + 1, np.int64)
-    out[0][slot], out[1][slot] = symbols, weights
-    return alphabet, *out
+    border[1:] |= (kind[1:] != kind[:-1]) & ~starts_word[:-1] | (kind[1:] == digit)
+    del codes, kind
+    slots = np.ones(len(symbols) + np.count_nonzero(border) + 1, bool)  # False: a border
+    slots[np.flatnonzero(border) + np.arange(len(slots) - 1 - len(symbols))] = slots[-1] = False
+    spread = [np.zeros(len(slots), np.int32) for _ in range(2)]
+    spread[0][slots], spread[1][slots] = symbols, weights
+    return alphabet, *spread
 
 
 def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_pieces: int, max_piece_length: int,
@@ -347,22 +354,27 @@ def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_piece
         frequent first, because most pairs never come up."""
         if len(at) == 0:
             return
-        keys = np.sort(keys.astype(np.uint64) << np.uint64(32) | at.astype(np.uint64))
-        at = (keys & np.uint64(0xFFFFFFFF)).astype(np.int32)
+        keys = keys.astype(np.uint64)  # key and slot in one number, so that one sort groups the pairs, slots ascending
+        keys <<= np.uint64(32)
+        keys |= at.astype(np.uint64)
+        keys.sort()
+        at = keys.astype(np.uint32).astype(np.int32)
         keys >>= np.uint64(32)
-        first = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1))
+        first = np.append(0, np.flatnonzero(keys[1:] != keys[:-1]) + 1)
         last = np.append(first[1:], len(at))
-        counts = np.add.reduceat(weights[at], first)
+        counts = np.add.reduceat(weights[at], first, dtype=np.int64)
         order = np.argsort(-counts, kind="stable")
         first, last, counts = first[order], last[order], counts[order]
         a = starts[at[first]]
         b = starts[at[first] + size[a]]
         heapq.heappush(heap, (-int(counts[0]), 0, "", next(serial), (at, first, last, counts, a, b)))
 
-    left, right = starts[:-1].astype(np.uint64), starts[1:].astype(np.uint64)
-    at = np.flatnonzero((left > 0) & (right > 0)) if max_piece_length > 1 else np.zeros(0, np.int64)
-    add_pairs(left[at] * np.uint64(len(text)) + right[at], at)
-    del left, right, at
+    at = np.flatnonzero((starts[:-1] > 0) & (starts[1:] > 0)).astype(np.int32)
+    keys = starts[at].astype(np.uint64) * np.uint64(len(text))
+    keys += starts[at + 1].astype(np.uint64)
+    if max_piece_length > 1:
+        add_pairs(keys, at)
+    del at, keys
 
     bar = tqdm(total=n_pieces, desc="merges", unit="", disable=not progress)
     while heap and len(pieces) < n_pieces:
@@ -382,7 +394,7 @@ def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_piece
         size_a = int(size[a])
         at = at[(starts[at] == a) & (starts[at + size_a] == b)]
         places = leftmost(at, size_a) if a == b else at
-        now = int(weights[places].sum())
+        now = int(weights[places].sum(dtype=np.int64))
         if now < -n:  # the count had been an upper bound
             if now:
                 heapq.heappush(heap, (-now, length, piece, next(serial), (at, a, b)))

@@ -26,10 +26,13 @@ ran as they do alone; the other way round, put it after a character that is in n
 """
 import argparse
 import heapq
+import importlib.util
 import os
 import re
 import struct
+import subprocess
 import sys
+import tempfile
 import unicodedata
 from collections import Counter
 from itertools import count, islice
@@ -427,6 +430,9 @@ def train(lines: Iterable[str], vocab_size: int, *, character_coverage: float = 
 
     character_coverage: the share of the text whose characters become pieces; the rarest are left to the bytes.
     ValueError if the text is empty, has too few pairs, or its alphabet alone is more than vocab_size."""
+    if not 0 < character_coverage <= 1 or max_piece_length < 1:
+        raise ValueError(f"character coverage {character_coverage} is not in (0, 1], or maximum piece length {max_piece_length} "
+                         "is below 1")
     words = count_words(lines)
     if not words:
         raise ValueError("no text to train on")
@@ -453,68 +459,154 @@ def train(lines: Iterable[str], vocab_size: int, *, character_coverage: float = 
 # Merging
 
 def is_foreign(piece: str) -> bool:
-    """Has a letter, mark or emoji outside ASCII, so that it can't occur in plain English."""
+    """Has a letter, mark or emoji outside ASCII, so that plain English can't contain it."""
     return any(c > "\x7f" and c != SPACE and (unicodedata.category(c)[0] in "LM" or unicodedata.category(c) == "So")
                for c in piece)
 
 
 def unreachable(tokenizer: Tokenizer) -> list[str]:
-    """The pieces that no text can produce, exactly."""
-    whole = {p.text for p in tokenizer.pieces if p.type == USER_DEFINED}
+    """The pieces that no text can produce: exactly those, see the top of the file."""
+    whole = [p.text for p in tokenizer.pieces if p.type == USER_DEFINED]  # cut out before any merge
     return [p.text for p in tokenizer.pieces if p.type == NORMAL and (
-        " " in p.text or any(w in p.text for w in whole) or bpe(list(p.text), tokenizer.scores) != [p.text])]
+        " " in p.text or any(w in p.text for w in whole) or len(bpe(list(p.text), tokenizer.scores)) > 1)]
 
 
-def select_pieces(base: Tokenizer, new: Iterable[str], dead: str = "drop", foreign_only: bool = True):
-    """-> (pieces to append to base, in order; pieces of `new` that are dead on their own account).
+def select_pieces(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop", foreign_only: bool = True,
+                  same_normalizer: bool = True) -> tuple[list[str], list[str]]:
+    """-> (pieces to append to `base`, in order; pieces of `new` that would be dead there). Options as in `merge`.
 
-    A piece appended with the lowest score can be reached if and only if the pieces before it leave exactly two symbols of
-    it, and nothing appended later can change that. So one pass decides; passes repeat while they add something, because a
-    piece may need another that comes later. dead: "drop" leaves dead pieces out, "repair" adds the pieces that they need,
-    "keep" appends everything, dead or not."""
-    waiting = [t for t in dict.fromkeys(new) if t not in base.ids and t and " " not in t and (is_foreign(t) or not foreign_only)]
+    A piece with the lowest score of all can be reached if and only if the other pieces leave at most two symbols of it, and
+    what is appended after it, with lower scores, can't change that. Passes repeat as long as they add something, because
+    a piece may need another that comes later."""
+    if dead not in ("drop", "repair", "keep"):
+        raise ValueError(f'dead is "drop", "repair" or "keep", not {dead!r}')
+    if isinstance(new, Tokenizer):
+        ours, theirs = [(t.charsmap, t.trim, t.dummy_prefix) for t in (base, new)]
+        if same_normalizer and ours != theirs:
+            names = [t.spec(3).get(1, b"unnamed").decode() for t in (base, new)]
+            raise ValueError(f"the models normalise text differently ({names[0]}, {names[1]}): some new pieces may never match; "
+                             "--no-same-normalizer merges all the same")
+        new = [p.text for p in new.pieces if p.type in (NORMAL, USER_DEFINED)]
+    waiting = [t for t in dict.fromkeys(new) if t and t not in base.ids and (is_foreign(t) or not foreign_only)]
     if dead == "keep":
         return waiting, []
-    scores, rank, added = dict(base.scores), min(base.scores.values(), default=0.0), []
+    whole = [p.text for p in base.pieces if p.type == USER_DEFINED]
+    hopeless = [t for t in waiting if " " in t or any(w in t for w in whole)]
+    waiting = [t for t in waiting if t not in set(hopeless)]
+    scores, rank, added = dict(base.scores), lowest(base), []
 
     def append(text):
-        nonlocal rank
-        rank -= 1.0
-        scores[text] = rank
         added.append(text)
+        scores[text] = rank - len(added)
 
-    while True:
-        left = []
+    n = -1
+    while n != len(added):
+        n, retry = len(added), []
         for text in waiting:
-            if text in scores or len(bpe(list(text), scores)) <= 2:
-                text in scores or append(text)
-            else:
-                left.append(text)
-        if len(left) == len(waiting) or not left:
-            break
-        waiting = left
-    for text in left if dead == "repair" else []:
-        while len(symbols := bpe(list(text), scores)) > 2:
+            (append if len(bpe(list(text), scores)) <= 2 else retry.append)(text)
+        waiting = retry
+    for text in waiting if dead == "repair" else []:
+        while text not in scores:  # join its first two symbols until one is left, which is the piece
+            symbols = bpe(list(text), scores)
             append(symbols[0] + symbols[1])
-        text in scores or append(text)
-    return added, left
+    return added, waiting + hopeless
+
+
+def lowest(tokenizer: Tokenizer) -> float:
+    return min(tokenizer.scores.values(), default=0.0)
 
 
 def merge(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop", foreign_only: bool = True,
-          control: Iterable[str] = ("<image>", "<pad>")) -> Tokenizer:
-    """Append the pieces of `new` (a model, or plain strings) to `base`, then the control pieces. No base id changes.
+          same_normalizer: bool = True, control: Iterable[str] = ("<image>", "<pad>")) -> Tokenizer:
+    """Append the pieces of `new` (a model, or strings, "▁" for a space) to a BPE, then the control pieces. No base id changes.
 
-    foreign_only: only pieces that plain English can't contain, so that English keeps its ids. ValueError if the two
-    models normalise text differently."""
-    if isinstance(new, Tokenizer):
-        if (base.charsmap, base.trim, base.dummy_prefix) != (new.charsmap, new.trim, new.dummy_prefix):
-            raise ValueError("the two models normalise text differently")
-        new = [p.text for p in new.pieces if p.type == NORMAL]
-    added, _ = select_pieces(base, new, dead, foreign_only)
-    rank = min(base.scores.values(), default=0.0)
-    pieces = base.pieces + [Piece(text, rank - 1 - i) for i, text in enumerate(added)]
+    dead: what becomes of pieces that no chain of merges leads to: "drop" leaves them out, "repair" adds the pieces on the
+    way to them, "keep" appends them as they are. foreign_only: take only pieces that plain English can't contain, so that
+    English keeps its ids. same_normalizer: ValueError if the two models normalise text differently."""
+    if not base.is_bpe:
+        raise ValueError("the base model is not a BPE")
+    added, _ = select_pieces(base, new, dead=dead, foreign_only=foreign_only, same_normalizer=same_normalizer)
+    pieces = base.pieces + [Piece(text, lowest(base) - 1 - i) for i, text in enumerate(added)]
     pieces += [Piece(text, 0.0, CONTROL) for text in control if text not in base.ids]
     return Tokenizer(pieces, base.fields)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Looking at it
+
+def measure(tokenizer: Tokenizer, lines: Iterable[str]) -> dict:
+    """Counts over a text: tokens, characters, words, bytes, byte_tokens, unknown (characters without a piece), pieces."""
+    pieces, n = Counter(), Counter()
+    for line in lines:
+        line = line.rstrip("\r\n")
+        pieces.update(tokenizer.package.encode(line, out_type=str))
+        n.update(characters=len(line), words=len(line.split()), bytes=len(line.encode(errors="replace")))
+    for text, k in pieces.items():
+        type = tokenizer.pieces[tokenizer.ids[text]].type if text in tokenizer.ids else UNKNOWN  # its text is then the unknown
+        n.update(tokens=k, byte_tokens=k * (type == BYTE))
+        first_byte = type == BYTE and int(text[3:5], 16) & 0xC0 != 0x80
+        n.update(unknown=k * (len(text) if type == UNKNOWN else first_byte))
+    return dict(n, pieces=pieces)
+
+
+def report(models: dict[str, Tokenizer], texts: dict[str, str]) -> None:
+    """Prints how many tokens each model spends on each text file, and what became of the pieces that the first has not."""
+    print(f"{'text':12} {'model':24} {'tokens':>9} {'/character':>10} {'/word':>7} {'/byte':>7} {'bytes':>7} {'unknown':>8}")
+    used = {name: set() for name in models}
+    for label, path in texts.items():
+        for name, tokenizer in models.items():
+            n = Counter(measure(tokenizer, read_lines([path])))
+            used[name].update(n["pieces"])
+            per = [n["tokens"] / max(1, n[unit]) for unit in ("characters", "words", "bytes")]
+            shares = n["byte_tokens"] / max(1, n["tokens"]), n["unknown"] / max(1, n["characters"])
+            print(f"{label:12.12} {name:24.24} {n['tokens']:9,} {per[0]:10.3f} {per[1]:7.2f} {per[2]:7.3f} "
+                  f"{shares[0]:7.1%} {shares[1]:8.2%}")
+    first = next(iter(models.values()))
+    for name, tokenizer in list(models.items())[1:]:
+        new = [p.text for p in tokenizer.pieces if p.type == NORMAL and p.text not in first.ids]
+        idle = [t for t in new if t not in used[name]]
+        dead = unreachable(tokenizer) if tokenizer.is_bpe else []
+        print(f"\n{name}: {len(new):,} new pieces, {len(dead)} unreachable {' '.join(dead[:10])}")
+        print(f"  longest: {' '.join(sorted(new, key=len, reverse=True)[:8])}")
+        print(f"  never used in these texts: {len(idle):,} {' '.join(idle[:12])}")
+
+
+def show(tokenizer: Tokenizer, text: str) -> str:
+    """The pieces of a text, coloured on a terminal, between bars elsewhere."""
+    pieces = [tokenizer.piece(i) for i in tokenizer.encode(text)]
+    if not sys.stdout.isatty():
+        return f"{len(pieces):4} | " + " | ".join(pieces)
+    return f"{len(pieces):4}  " + "".join(f"\033[30;4{2 + i % 5}m{piece}\033[0m" for i, piece in enumerate(pieces))
+
+
+PEERS = {
+    "sentencepiece": """import sentencepiece; sentencepiece.SentencePieceTrainer.train(
+        input=file, model_prefix=out, vocab_size=size, model_type="bpe", character_coverage=0.9995, split_digits=True,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1)""",
+    "tokenizers": """from tokenizers import Tokenizer, models, pre_tokenizers as pre, trainers
+t = Tokenizer(models.BPE(byte_fallback=True))
+t.pre_tokenizer = pre.Sequence([pre.Metaspace(), pre.Digits(individual_digits=True)])
+t.train([file], trainers.BpeTrainer(vocab_size=size, max_token_length=16, show_progress=False))""",
+}
+
+
+def bench(file: str, vocab_size: int) -> None:
+    """Trains on the same text here and with the libraries that are installed, one thread each, one after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "bench")
+        commands = {"tokenizer.py": [__file__, "train", file, "--vocab-size", str(vocab_size), "-o", out]}
+        for name, code in PEERS.items():
+            commands[name] = ["-c", f"file, size, out = {file!r}, {vocab_size}, {out!r}\n{code}"]
+        for name, command in commands.items():
+            if name in PEERS and importlib.util.find_spec(name) is None:
+                print(f"{name:14} not installed, skipped")
+                continue
+            environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", RAYON_NUM_THREADS="1")
+            process = subprocess.Popen([sys.executable, *command], stdout=-3, stderr=-3, env=environment)
+            _, status, usage = os.wait4(process.pid, 0)
+            memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+            print(f"{name:14} {usage.ru_utime + usage.ru_stime:7.1f} CPU-seconds, {memory:6.0f} MB at most"
+                  + (f", FAILED ({status})" if status else ""))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -531,40 +623,92 @@ def read_lines(paths: Iterable[str]):
                     raise ValueError(f"{path}, line {n}: not UTF-8 ({error.reason} at byte {error.start + 1})") from None
 
 
+def run_train(args) -> None:
+    if not os.path.isdir(os.path.dirname(args.out) or "."):
+        raise ValueError(f"{args.out}: the folder does not exist")
+    tokenizer = train(read_lines(args.files), args.vocab_size, character_coverage=args.character_coverage,
+                      max_piece_length=args.max_piece_length, split_digits=args.split_digits,
+                      split_scripts=args.split_scripts, byte_fallback=args.byte_fallback, progress=sys.stderr.isatty())
+    tokenizer.save(args.out)
+    print(f"{args.out}: {tokenizer.vocab_size:,} pieces")
+
+
+def run_merge(args) -> None:
+    base = Tokenizer.load(args.base)
+    new = Tokenizer.load(args.new) if args.new.endswith(".model") else [
+        line.strip().replace(" ", SPACE) for line in read_lines([args.new])]
+    added, dead = select_pieces(base, new, dead=args.dead, foreign_only=args.foreign_only, same_normalizer=args.same_normalizer)
+    merged = merge(base, added, dead="keep", foreign_only=False, control=args.control)
+    merged.save(args.out)
+    control = merged.vocab_size - base.vocab_size - len(added)
+    print(f"{args.out}: {merged.vocab_size:,} pieces = {base.vocab_size:,} + {len(added):,} new + {control} control; "
+          f"{len(unreachable(merged))} unreachable")
+    if dead:
+        print(f"{len(dead)} dead, {'made reachable' if args.dead == 'repair' else 'left out'}: {' '.join(dead)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    flag = argparse.BooleanOptionalAction
+
     p = commands.add_parser("train", help="learn a vocabulary from text files, one document a line")
-    p.add_argument("files", nargs="+")
-    p.add_argument("--vocab-size", type=int, required=True)
+    p.add_argument("files", nargs="+", metavar="FILE")
+    p.add_argument("--vocab-size", type=int, required=True, help="all pieces: special ones, bytes, characters, merges")
     p.add_argument("-o", "--out", required=True)
-    p.add_argument("--character-coverage", type=float, default=0.9995)
-    p.add_argument("--max-piece-length", type=int, default=16, help="in characters; 2 keeps Chinese words apart")
-    p.add_argument("--split-digits", action=argparse.BooleanOptionalAction, default=True)
-    p.add_argument("--split-scripts", action=argparse.BooleanOptionalAction, default=True)
-    p.add_argument("--byte-fallback", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--character-coverage", type=float, default=0.9995, help="the rest of the text is left to the bytes")
+    p.add_argument("--max-piece-length", type=int, default=16, help="in characters, ▁ included; 2 keeps Chinese words apart")
+    p.add_argument("--split-digits", action=flag, default=True, help="each digit is a piece of its own")
+    p.add_argument("--split-scripts", action=flag, default=True, help="no piece mixes letters with signs, Hangul with Latin")
+    p.add_argument("--byte-fallback", action=flag, default=True, help="characters without a piece become their UTF-8 bytes")
+
     p = commands.add_parser("merge", help="append another model's pieces, or a list of words, one a line")
-    p.add_argument("base")
-    p.add_argument("new")
+    p.add_argument("base", metavar="BASE.model")
+    p.add_argument("new", metavar="NEW", help="a .model, or a text file; there a leading ▁ marks the beginning of a word")
     p.add_argument("-o", "--out", required=True)
-    p.add_argument("--dead", choices=("drop", "repair", "keep"), default="drop")
-    p.add_argument("--foreign-only", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--dead", choices=("drop", "repair", "keep"), default="drop", help="pieces that no merges lead to")
+    p.add_argument("--foreign-only", action=flag, default=True, help="no piece that plain English could contain")
+    p.add_argument("--same-normalizer", action=flag, default=True, help="refuse a model that normalises differently")
+    p.add_argument("--control", nargs="*", default=["<image>", "<pad>"], help="control pieces, appended last")
+
+    p = commands.add_parser("report", help="tokens per character, word and byte, models side by side")
+    p.add_argument("models", nargs="+", metavar="MODEL")
+    p.add_argument("--text", nargs="+", required=True, metavar="[LABEL=]FILE")
+
+    p = commands.add_parser("show", help="print the pieces of a text")
+    p.add_argument("models", nargs="+", metavar="MODEL")
+    p.add_argument("text")
+
+    p = commands.add_parser("bench", help="time and memory of training, against the libraries")
+    p.add_argument("file")
+    p.add_argument("--vocab-size", type=int, default=8000)
+
     args = parser.parse_args()
     try:
         if args.command == "train":
-            tokenizer = train(read_lines(args.files), args.vocab_size, character_coverage=args.character_coverage,
-                              max_piece_length=args.max_piece_length, split_digits=args.split_digits,
-                              split_scripts=args.split_scripts, byte_fallback=args.byte_fallback, progress=True)
+            run_train(args)
+        elif args.command == "merge":
+            run_merge(args)
+        elif args.command == "bench":
+            bench(args.file, args.vocab_size)
+        elif args.command == "show":
+            for path in args.models:
+                print(f"{os.path.basename(path):24} {show(Tokenizer.load(path), args.text)}")
         else:
-            new = Tokenizer.load(args.new) if args.new.endswith(".model") else [w.strip() for w in read_lines([args.new])]
-            tokenizer = merge(Tokenizer.load(args.base), new, dead=args.dead, foreign_only=args.foreign_only)
-        tokenizer.save(args.out)
-        print(f"{args.out}: {tokenizer.vocab_size} pieces")
-    except (OSError, ValueError) as error:
-        print(f"tokenizer.py: {error}", file=sys.stderr)
-        sys.exit(2)
+            texts = dict(t.split("=", 1) if "=" in t else (os.path.basename(t), t) for t in args.text)
+            report({os.path.basename(path): Tokenizer.load(path) for path in args.models}, texts)
+    except OSError as error:
+        sys.exit(fail(f"{error.filename}: {error.strerror}"))
+    except ValueError as error:
+        sys.exit(fail(str(error)))
     except KeyboardInterrupt:
-        sys.exit("tokenizer.py: interrupted, nothing written")
+        fail("interrupted, nothing written")
+        sys.exit(130)
+
+
+def fail(message: str) -> int:
+    print(f"tokenizer.py: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ import tempfile
 import unicodedata
 from collections import Counter
 from itertools import count, islice
-from typing import Iterable, NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -212,7 +212,7 @@ class Tokenizer:
         """Text never becomes a control piece: "<image>" in it is seven characters."""
         try:
             ids = self.package.encode(text)
-        except UnicodeEncodeError:  # half a surrogate pair, as broken JSON has it
+        except (UnicodeEncodeError, RuntimeError):  # half a surrogate pair, as broken JSON has it
             ids = self.package.encode(re.sub("[\ud800-\udfff]", "\ufffd", text))
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
@@ -225,6 +225,8 @@ class Tokenizer:
         if not text:
             return []
         text = (SPACE if self.dummy_prefix else "") + text.replace(" ", SPACE)
+        if self.trim:
+            text = text.rstrip(SPACE)
         whole = sorted((p.text for p in self.pieces if p.type == USER_DEFINED), key=len, reverse=True)
         ids = []
         # User-defined pieces are cut out first, the longest at each place; the captured group keeps them in the list.
@@ -262,9 +264,9 @@ class StreamDecoder:
         if piece.type == CONTROL:
             return out
         text = self.tokenizer.unk_surface if piece.type == UNKNOWN else piece.text
-        if not self.started and self.tokenizer.dummy_prefix and piece.type != UNKNOWN:
+        if not self.started and piece.type != UNKNOWN and (self.tokenizer.dummy_prefix or self.tokenizer.trim):
             text = text.removeprefix(SPACE)  # the space that encoding put before the text
-        self.started = True
+        self.started = bool(text) or not self.tokenizer.trim
         return out + text.replace(SPACE, " ")
 
     def complete(self, final: bool = False) -> str:
@@ -475,9 +477,8 @@ def select_pieces(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str 
                   same_normalizer: bool = True) -> tuple[list[str], list[str]]:
     """-> (pieces to append to `base`, in order; pieces of `new` that would be dead there). Options as in `merge`.
 
-    A piece with the lowest score of all can be reached if and only if the other pieces leave at most two symbols of it, and
-    what is appended after it, with lower scores, can't change that. Passes repeat as long as they add something, because
-    a piece may need another that comes later."""
+    A piece can be reached if and only if the other pieces leave at most two symbols of it, and what is appended later, with
+    lower scores, can't change that. Passes repeat as long as they add something, because a piece may need a later one."""
     if dead not in ("drop", "repair", "keep"):
         raise ValueError(f'dead is "drop", "repair" or "keep", not {dead!r}')
     if isinstance(new, Tokenizer):
@@ -493,11 +494,11 @@ def select_pieces(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str 
     whole = [p.text for p in base.pieces if p.type == USER_DEFINED]
     hopeless = [t for t in waiting if " " in t or any(w in t for w in whole)]
     waiting = [t for t in waiting if t not in set(hopeless)]
-    scores, rank, added = dict(base.scores), lowest(base), []
+    scores, falling, added = dict(base.scores), scores_below(base), []
 
     def append(text):
         added.append(text)
-        scores[text] = rank - len(added)
+        scores[text] = next(falling)
 
     n = -1
     while n != len(added):
@@ -512,8 +513,13 @@ def select_pieces(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str 
     return added, waiting + hopeless
 
 
-def lowest(tokenizer: Tokenizer) -> float:
-    return min(tokenizer.scores.values(), default=0.0)
+def scores_below(tokenizer: Tokenizer) -> Iterator[float]:
+    """Falling scores for new pieces, below those of all base pieces that merge anything but spaces: Llama-2 has its runs of
+    spaces at -1e9, so that "   cat" is "▁▁", "▁cat", and new words shall win over them too."""
+    score = np.float32(min((s for text, s in tokenizer.scores.items() if len(text) > 1 and text.strip(SPACE)), default=0.0))
+    while True:  # one less, or where float32 can't tell that apart, the next number
+        score = min(score - np.float32(1), np.nextafter(score, np.float32(-np.inf)))
+        yield float(score)
 
 
 def merge(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop", foreign_only: bool = True,
@@ -526,7 +532,7 @@ def merge(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop"
     if not base.is_bpe:
         raise ValueError("the base model is not a BPE")
     added, _ = select_pieces(base, new, dead=dead, foreign_only=foreign_only, same_normalizer=same_normalizer)
-    pieces = base.pieces + [Piece(text, lowest(base) - 1 - i) for i, text in enumerate(added)]
+    pieces = base.pieces + [Piece(text, score) for text, score in zip(added, scores_below(base))]
     pieces += [Piece(text, 0.0, CONTROL) for text in control if text not in base.ids]
     return Tokenizer(pieces, base.fields)
 
@@ -657,7 +663,7 @@ def main() -> None:
     p.add_argument("--vocab-size", type=int, required=True, help="all pieces: special ones, bytes, characters, merges")
     p.add_argument("-o", "--out", required=True)
     p.add_argument("--character-coverage", type=float, default=0.9995, help="the rest of the text is left to the bytes")
-    p.add_argument("--max-piece-length", type=int, default=16, help="in characters, ▁ included; 2 keeps Chinese words apart")
+    p.add_argument("--max-piece-length", type=int, default=16, help="in characters, ▁ included")
     p.add_argument("--split-digits", action=flag, default=True, help="each digit is a piece of its own")
     p.add_argument("--split-scripts", action=flag, default=True, help="no piece mixes letters with signs, Hangul with Latin")
     p.add_argument("--byte-fallback", action=flag, default=True, help="characters without a piece become their UTF-8 bytes")

@@ -1,28 +1,34 @@
-"""Tokenizer: train a BPE, open it to a new language, prove what that did. First file of the pipeline; imports none of ours.
+"""Tokenizer: train a BPE, open it to a new language, and prove what that did. The pipeline begins here.
 
-X-LLaVA's first step: an English tokenizer spends three or four tokens on one Korean syllable, because it falls back to
-UTF-8 bytes. Train pieces on Korean text, append them to the base vocabulary, and the same sentence is 3-4 times shorter.
+X-LLaVA's first step. To an English tokenizer a Korean syllable is three UTF-8 bytes, so three tokens. Train pieces on Korean
+text, append them to the English model, and the same sentence becomes three times shorter while English keeps its ids.
 
-    python tokenizer.py train ko.txt --vocab-size 8000 -o ko.model         # BPE from scratch, a SentencePiece .model
-    python tokenizer.py merge llama2.model ko.model -o merged.model        # + <image> and <pad>; base ids unchanged
+    python tokenizer.py train ko.txt --vocab-size 8000 -o ko.model       # BPE from scratch -> a SentencePiece .model
+    python tokenizer.py merge llama2.model ko.model -o both.model        # its pieces, then <image> and <pad>
+    python tokenizer.py merge llama2.model words.txt -o both.model --dead repair      # from a list of words, one a line
+    python tokenizer.py report llama2.model both.model --text ko=ko.txt en=en.txt     # tokens per character, word, byte
+    python tokenizer.py show llama2.model both.model "햄버거"             # the pieces, in colours
+    python tokenizer.py bench ko.txt --vocab-size 8000                   # time and memory, against the libraries
 
-TRAINING. Text is cut into words at spaces ("▁" stands for the space and begins the word that follows it); words are cut
-again where the script changes ("재밌다!!" -> "▁재밌다", "!!") and around digits. Only *distinct* words are kept, with
-their counts. Then, vocab_size times: find the pair of neighbours with the highest count, make it a piece, merge it
-everywhere. Ties go to the shorter piece, then to the one that sorts first by code points: same text, same model, on
-every machine. All words lie in one array, one slot a character. A pair's places are written down once, when it is born:
-after that its count can only fall, because new occurrences would need a new symbol. So the heap may hold outdated counts:
-they are upper bounds, checked when they come up. A merge touches only the places where it happens, N slots lose at most
-N symbols in all, and the whole training is O(N log N) for N characters of distinct words, in numpy.
+TRAINING. Text is cut into words at spaces ("▁" is the space, and begins the word after it); words are cut again around
+digits and where the script changes ("재밌다!!" -> "▁재밌다", "!!"). Only *distinct* words are kept, with their counts. Then,
+again and again: the pair of neighbours with the highest count becomes a piece and is merged wherever it stands. Among equal
+counts the shorter piece comes first, then the first by code points: same text, same model, on every machine. Languages
+that write no spaces go the same way: a "word" is what stands between signs, and a piece may span several real words.
 
-ENCODING is the same in small: of all neighbours that form a piece, merge the one with the best score, leftmost first.
-The `sentencepiece` package does it for speed; `encode_reference` below is the definition, and the tests keep both equal.
+How that is fast: all words lie in one array, one slot a character. A pair's places are noted once, when it is born. Later
+its count can only fall, as a new occurrence would need a new symbol; so an outdated count is an upper bound, and it is
+enough to recount the pair at the top of the heap. A merge touches only its own places, and N slots can lose at most N
+symbols: all merges together move and sort O(N) places, O(N log N) for N characters of distinct words, in numpy.
 
-MERGING. New pieces get scores below all base pieces, so that base merges always come first: text without the new
-language's characters cannot change. But a BPE only produces a piece if some chain of merges leads to it, and a foreign
-vocabulary's chain may be broken by ours. Exact test: a piece is reachable if and only if encoding its own characters
-alone gives back that one piece. (If it appears in a longer text, no merge crossed its borders, so inside them the merges
-ran as they do alone; the other way round, put it after a character that is in no piece.)
+ENCODING is the same in small: of all neighbours that form a piece, merge those with the best score, the leftmost first.
+The `sentencepiece` package does it for speed; `encode_reference` is the definition, and the tests hold the two together.
+
+MERGING TWO VOCABULARIES. New pieces rank below the base's, and a text without the new language's characters can't hold one,
+so it encodes as before. But a BPE only makes a piece that some chain of merges leads to, and base merges may break the
+chains of a foreign vocabulary. The exact test: a piece is reachable if and only if encoding its own characters alone gives
+that one piece. (Where it appears in a longer text no merge crossed its borders, so inside them the merges ran as they
+do alone. And what it becomes alone it also becomes behind a character that is in no piece.)
 """
 import argparse
 import heapq
@@ -78,14 +84,14 @@ def write_varint(value: int) -> bytes:
 
 
 def read_message(data: bytes) -> list[tuple[int, int, int | bytes]]:
-    """Bytes -> [(field number, wire type, value)], in the order of the file. IndexError or ValueError if damaged."""
+    """Bytes -> [(field number, wire type, value)], in the order of the file. LookupError or ValueError if damaged."""
     fields, i = [], 0
     while i < len(data):
         key, i = read_varint(data, i)
         if key & 7 == 0:
             value, i = read_varint(data, i)
         else:
-            size, i = {1: (8, i), 5: (4, i)}.get(key & 7) or (read_varint(data, i) if key & 7 == 2 else (len(data) + 1, i))
+            size, i = read_varint(data, i) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], i)
             value, i = data[i:i + size], i + size
         if i > len(data) or key < 8:
             raise ValueError("damaged protobuf")
@@ -139,9 +145,9 @@ def bpe(symbols: list[str], scores: dict[str, float]) -> list[str]:
 
 
 class Tokenizer:
-    """A SentencePiece BPE model. `encode` is str -> list of int in [0, vocab_size); ids are positions in `pieces`.
+    """A SentencePiece model. An id is a position in `pieces`; bos_id, eos_id, pad_id, image_id are None if it has none.
 
-    Ids of special pieces are None where the model has none. Pickles as its own file's bytes."""
+    Pickles as the bytes of its file. Models that are no BPE, or change characters, work too, but without the definition."""
 
     def __init__(self, pieces: list[Piece], fields=()):
         self.pieces, self.fields = list(pieces), list(fields)  # fields: all of the file but the pieces
@@ -152,9 +158,11 @@ class Tokenizer:
         self.unk_surface = trainer.get(44, " ⁇ ".encode()).decode()
         self.dummy_prefix, self.trim = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
         self.charsmap = normalizer.get(2, b"")  # compiled normalisation rules; empty: identity
-        self.unk_id = next((i for i, p in enumerate(self.pieces) if p.type == UNKNOWN), None)
+        self.unk_id = [p.type for p in self.pieces].index(UNKNOWN)
         self.bos_id, self.eos_id, self.pad_id, self.image_id = map(self.control_id, ("<s>", "</s>", "<pad>", "<image>"))
-        self.scores = {p.text: p.score for p in self.pieces if p.type in (NORMAL, USER_DEFINED, UNUSED)}
+        self.scores = {p.text: p.score for p in self.pieces if p.type in (NORMAL, USER_DEFINED, UNUSED)}  # what text can become
+        self.whole = sorted((p.text for p in self.pieces if p.type == USER_DEFINED), key=len, reverse=True)
+        self.defined = self.is_bpe and not self.charsmap and all(p.type != UNUSED for p in self.pieces)
         self.package = sentencepiece.SentencePieceProcessor(model_proto=self.to_bytes())
 
     def spec(self, number: int) -> dict[int, int | bytes]:
@@ -172,9 +180,8 @@ class Tokenizer:
         try:
             fields = read_message(data)
             pieces = [read_piece(value) for number, wire, value in fields if number == 1]
-            assert pieces and any(p.type == UNKNOWN for p in pieces)
             return cls(pieces, [f for f in fields if f[0] != 1])
-        except (ValueError, IndexError, KeyError, AttributeError, AssertionError, TypeError, RuntimeError, struct.error):
+        except (ValueError, LookupError, AttributeError, TypeError, RuntimeError, struct.error):
             raise ValueError(f"{name}: not a SentencePiece .model file, or a damaged one") from None
 
     @classmethod
@@ -218,7 +225,7 @@ class Tokenizer:
 
     def encode_reference(self, text: str) -> list[int]:
         """What `encode` computes, from scratch."""
-        if not self.is_bpe or self.charsmap or any(p.type == UNUSED for p in self.pieces):
+        if not self.defined:
             raise ValueError("only a BPE with the identity normaliser is defined here")
         if self.trim:
             text = re.sub(" +", " ", text.strip(" "))
@@ -227,12 +234,12 @@ class Tokenizer:
         text = (SPACE if self.dummy_prefix else "") + text.replace(" ", SPACE)
         if self.trim:
             text = text.rstrip(SPACE)
-        whole = sorted((p.text for p in self.pieces if p.type == USER_DEFINED), key=len, reverse=True)
+        # User-defined pieces are cut out first, the longest at each place; they are the parts at odd positions.
+        parts = re.split("(" + "|".join(map(re.escape, self.whole)) + ")", text) if self.whole else [text]
         ids = []
-        # User-defined pieces are cut out first, the longest at each place; the captured group keeps them in the list.
-        for n, part in enumerate(re.split("(" + "|".join(map(re.escape, whole)) + ")", text) if whole else [text]):
+        for n, part in enumerate(parts):
             for piece in [part] if n % 2 else bpe(list(part), self.scores):
-                if piece in self.ids and self.ids[piece] != self.unk_id:
+                if piece in self.scores:
                     ids.append(self.ids[piece])
                 elif self.byte_fallback:
                     ids += [self.ids[BYTES[b]] for b in piece.encode()]
@@ -247,13 +254,13 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Ids one at a time -> text as soon as it is certain. All that was pushed and flushed, joined, is `decode` of the ids."""
+    """Ids one at a time -> text as soon as it is certain. What push and flush return, joined, is `decode` of all the ids."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer, self.bytes, self.started, self.seen_space = tokenizer, b"", False, False
+        self.tokenizer, self.bytes, self.started = tokenizer, b"", False
 
     def push(self, id: int) -> str:
-        """Returns the text that this token makes certain, "" while a character is incomplete. IndexError for an unknown id."""
+        """The text that this token makes certain, "" while a character is incomplete. IndexError for an unknown id."""
         if not 0 <= id < self.tokenizer.vocab_size:
             raise IndexError(f"token id {id} is outside the vocabulary of {self.tokenizer.vocab_size}")
         piece = self.tokenizer.pieces[id]
@@ -311,11 +318,13 @@ def count_words(lines: Iterable[str]) -> Counter:
 
 
 def lay_out(words: Counter, character_coverage: float, split_digits: bool, split_scripts: bool):
-    """-> alphabet (str, most frequent first), symbols (N,) int32, weights (N,) int32. Empties `words`.
+    """-> alphabet (str, most frequent first), symbols (N,) int32, weights (N,) of their words. Empties `words`.
 
     All words in a row, one slot a character. Symbol 0 is a border that no piece crosses, symbol i + 1 is alphabet[i]."""
     codes = np.frombuffer((SPACE + SPACE.join(words)).encode("utf-32-le", "replace"), np.uint32)  # ▁ begins every word
-    word_counts = np.fromiter(words.values(), np.int32, len(words))
+    word_counts = np.fromiter(words.values(), np.int64, len(words))
+    if word_counts.max() < 2**31:
+        word_counts = word_counts.astype(np.int32)
     words.clear()
     starts_word = codes == ord(SPACE)
     weights = word_counts[np.cumsum(starts_word, dtype=np.int32) - 1]
@@ -341,7 +350,7 @@ def lay_out(words: Counter, character_coverage: float, split_digits: bool, split
     del codes, kind
     slots = np.ones(len(symbols) + np.count_nonzero(border) + 1, bool)  # False: a border
     slots[np.flatnonzero(border) + np.arange(len(slots) - 1 - len(symbols))] = slots[-1] = False
-    spread = [np.zeros(len(slots), np.int32) for _ in range(2)]
+    spread = [np.zeros(len(slots), array.dtype) for array in (symbols, weights)]
     spread[0][slots], spread[1][slots] = symbols, weights
     return alphabet, *spread
 
@@ -350,7 +359,7 @@ def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_piece
                  progress: bool = False) -> list[str]:
     """The first n_pieces merges in order, fewer if the text has no more pairs. Overwrites `starts`."""
     text = ["", *alphabet]  # of each symbol
-    size = np.ones(len(text) + n_pieces, np.int32)  # its characters = its slots
+    size = np.ones(len(text) + min(n_pieces, len(starts)), np.int32)  # its characters = its slots
     ends = starts.copy()  # starts[i]: the symbol that begins at slot i, -1 inside one; ends[i]: the symbol that ends there
     heap, taken, pieces, serial = [], set(text), [], count(1)
 
@@ -433,8 +442,7 @@ def train(lines: Iterable[str], vocab_size: int, *, character_coverage: float = 
     character_coverage: the share of the text whose characters become pieces; the rarest are left to the bytes.
     ValueError if the text is empty, has too few pairs, or its alphabet alone is more than vocab_size."""
     if not 0 < character_coverage <= 1 or max_piece_length < 1:
-        raise ValueError(f"character coverage {character_coverage} is not in (0, 1], or maximum piece length {max_piece_length} "
-                         "is below 1")
+        raise ValueError(f"character coverage {character_coverage} must be in (0, 1], piece length {max_piece_length} at least 1")
     words = count_words(lines)
     if not words:
         raise ValueError("no text to train on")
@@ -443,7 +451,7 @@ def train(lines: Iterable[str], vocab_size: int, *, character_coverage: float = 
     special = [Piece("<unk>", 0.0, UNKNOWN), Piece("<s>", 0.0, CONTROL), Piece("</s>", 0.0, CONTROL)]
     special += [Piece(b, 0.0, BYTE) for b in BYTES if byte_fallback]
     n_merges = vocab_size - len(special) - len(alphabet)
-    if n_merges < 0 or len(alphabet) > 60_000:
+    if n_merges < 0 or len(alphabet) > 60_000:  # two symbols of the alphabet fill one 32-bit key
         raise ValueError(f"a vocabulary of {vocab_size} is too small for {len(special)} special pieces and the "
                          f"{len(alphabet)} characters of the text: ask for more, or lower the character coverage")
     merges = learn_merges(alphabet, symbols, weights, n_merges, max_piece_length, progress)
@@ -468,9 +476,13 @@ def is_foreign(piece: str) -> bool:
 
 def unreachable(tokenizer: Tokenizer) -> list[str]:
     """The pieces that no text can produce: exactly those, see the top of the file."""
-    whole = [p.text for p in tokenizer.pieces if p.type == USER_DEFINED]  # cut out before any merge
     return [p.text for p in tokenizer.pieces if p.type == NORMAL and (
-        " " in p.text or any(w in p.text for w in whole) or len(bpe(list(p.text), tokenizer.scores)) > 1)]
+        blocked(p.text, tokenizer) or len(bpe(list(p.text), tokenizer.scores)) > 1)]
+
+
+def blocked(piece: str, tokenizer: Tokenizer) -> bool:
+    """No merges can make it: spaces become "▁" before, and user-defined pieces are cut out before."""
+    return " " in piece or any(w in piece for w in tokenizer.whole)
 
 
 def select_pieces(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop", foreign_only: bool = True,
@@ -484,16 +496,15 @@ def select_pieces(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str 
     if isinstance(new, Tokenizer):
         ours, theirs = [(t.charsmap, t.trim, t.dummy_prefix) for t in (base, new)]
         if same_normalizer and ours != theirs:
-            names = [t.spec(3).get(1, b"unnamed").decode() for t in (base, new)]
-            raise ValueError(f"the models normalise text differently ({names[0]}, {names[1]}): some new pieces may never match; "
-                             "--no-same-normalizer merges all the same")
+            names = " and ".join(t.spec(3).get(1, b"unnamed").decode() for t in (base, new))
+            raise ValueError(f"the models normalise text differently, {names}, so that some new pieces may never match; "
+                             "--no-same-normalizer merges them all the same")
         new = [p.text for p in new.pieces if p.type in (NORMAL, USER_DEFINED)]
     waiting = [t for t in dict.fromkeys(new) if t and t not in base.ids and (is_foreign(t) or not foreign_only)]
     if dead == "keep":
         return waiting, []
-    whole = [p.text for p in base.pieces if p.type == USER_DEFINED]
-    hopeless = [t for t in waiting if " " in t or any(w in t for w in whole)]
-    waiting = [t for t in waiting if t not in set(hopeless)]
+    hopeless = [t for t in waiting if blocked(t, base)]
+    waiting = [t for t in waiting if not blocked(t, base)]
     scores, falling, added = dict(base.scores), scores_below(base), []
 
     def append(text):
@@ -524,13 +535,15 @@ def scores_below(tokenizer: Tokenizer) -> Iterator[float]:
 
 def merge(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop", foreign_only: bool = True,
           same_normalizer: bool = True, control: Iterable[str] = ("<image>", "<pad>")) -> Tokenizer:
-    """Append the pieces of `new` (a model, or strings, "▁" for a space) to a BPE, then the control pieces. No base id changes.
+    """Append the pieces of `new` (a model, or strings, "▁" for a space) to a BPE, then control pieces. Base ids stay.
 
     dead: what becomes of pieces that no chain of merges leads to: "drop" leaves them out, "repair" adds the pieces on the
     way to them, "keep" appends them as they are. foreign_only: take only pieces that plain English can't contain, so that
     English keeps its ids. same_normalizer: ValueError if the two models normalise text differently."""
     if not base.is_bpe:
         raise ValueError("the base model is not a BPE")
+    if wrong := [t for t in control if t in base.scores]:
+        raise ValueError(f"{wrong[0]} is an ordinary piece of the base model: typed text would become it")
     added, _ = select_pieces(base, new, dead=dead, foreign_only=foreign_only, same_normalizer=same_normalizer)
     pieces = base.pieces + [Piece(text, score) for text, score in zip(added, scores_below(base))]
     pieces += [Piece(text, 0.0, CONTROL) for text in control if text not in base.ids]
@@ -548,7 +561,7 @@ def measure(tokenizer: Tokenizer, lines: Iterable[str]) -> dict:
         pieces.update(tokenizer.package.encode(line, out_type=str))
         n.update(characters=len(line), words=len(line.split()), bytes=len(line.encode(errors="replace")))
     for text, k in pieces.items():
-        type = tokenizer.pieces[tokenizer.ids[text]].type if text in tokenizer.ids else UNKNOWN  # its text is then the unknown
+        type = tokenizer.pieces[tokenizer.ids[text]].type if text in tokenizer.ids else UNKNOWN  # text: what was unknown
         n.update(tokens=k, byte_tokens=k * (type == BYTE))
         first_byte = type == BYTE and int(text[3:5], 16) & 0xC0 != 0x80
         n.update(unknown=k * (len(text) if type == UNKNOWN else first_byte))
@@ -643,7 +656,8 @@ def run_merge(args) -> None:
     base = Tokenizer.load(args.base)
     new = Tokenizer.load(args.new) if args.new.endswith(".model") else [
         line.strip().replace(" ", SPACE) for line in read_lines([args.new])]
-    added, dead = select_pieces(base, new, dead=args.dead, foreign_only=args.foreign_only, same_normalizer=args.same_normalizer)
+    added, dead = select_pieces(base, new, dead=args.dead, foreign_only=args.foreign_only,
+                                same_normalizer=args.same_normalizer)
     merged = merge(base, added, dead="keep", foreign_only=False, control=args.control)
     merged.save(args.out)
     control = merged.vocab_size - base.vocab_size - len(added)

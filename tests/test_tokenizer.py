@@ -174,6 +174,8 @@ def test_control_pieces_typed_as_text_stay_text(merged):
     for control in ("<image>", "<pad>", "<s>", "</s>"):
         ids = merged.encode(f"see {control} here")
         assert merged.id(control) not in ids and merged.decode(ids) == f"see {control} here"
+    snowman = T.merge(merged, [], control=["☃"])  # even one character
+    assert snowman.encode_reference("☃") == snowman.encode("☃") != [snowman.id("☃")] and snowman.vocab_size > merged.vocab_size
     assert merged.encode("a", bos=True, eos=True) == [merged.bos_id, *merged.encode("a"), merged.eos_id]
 
 
@@ -437,9 +439,14 @@ def test_a_piece_that_holds_a_user_defined_one_is_dead():
     assert T.select_pieces(base, ["해바", "해라"], dead="repair") == (["해라"], ["해바"])
 
 
+def test_a_control_piece_that_the_base_has_as_text_is_refused():
+    with pytest.raises(ValueError, match="<pad> is an ordinary piece of the base"):
+        T.merge(model([("<pad>", -1.0)]), [])
+
+
 def test_models_with_different_normalisers_are_refused(english, tmp_path):
     other = package_model(tmp_path, KOREAN, vocab_size=320, normalization_rule_name="nmt_nfkc")
-    with pytest.raises(ValueError, match=r"normalise text differently \(identity, nmt_nfkc\)"):
+    with pytest.raises(ValueError, match="normalise text differently, identity and nmt_nfkc"):
         T.merge(english, other)
     assert T.merge(english, other, same_normalizer=False).vocab_size > english.vocab_size
 
@@ -488,7 +495,7 @@ BAD = [
     (["train", "latin1.txt", "--vocab-size", "300", "-o", "x.model"], "latin1.txt, line 2: not UTF-8"),
     (["train", "ok.txt", "--vocab-size", "262", "-o", "x.model"], "a vocabulary of 262 is too small"),
     (["train", "ok.txt", "--vocab-size", "-5", "-o", "x.model"], "a vocabulary of -5 is too small"),
-    (["train", "ok.txt", "--vocab-size", "265", "--character-coverage", "0", "-o", "x.model"], "not in (0, 1]"),
+    (["train", "ok.txt", "--vocab-size", "265", "--character-coverage", "0", "-o", "x.model"], "must be in (0, 1]"),
     (["train", "missing.txt", "--vocab-size", "300", "-o", "x.model"], "missing.txt: No such file"),
     (["train", "ok.txt", "--vocab-size", "265", "-o", "nowhere/x.model"], "nowhere/x.model: the folder does not exist"),
     (["merge", "ok.txt", "ok.txt", "-o", "x.model"], "ok.txt: not a SentencePiece .model file"),

@@ -569,8 +569,8 @@ def measure(tokenizer: Tokenizer, lines: Iterable[str]) -> dict:
 
 
 def report(models: dict[str, Tokenizer], texts: dict[str, str]) -> None:
-    """Prints how many tokens each model spends on each text file, and what became of the pieces that the first has not."""
-    print(f"{'text':12} {'model':24} {'tokens':>9} {'/character':>10} {'/word':>7} {'/byte':>7} {'bytes':>7} {'unknown':>8}")
+    """Prints what each model spends on each text file, and what became of the pieces that the first model has not."""
+    print(f"{'text':12} {'model':28} {'tokens':>9} {'/character':>10} {'/word':>7} {'/byte':>7} {'bytes':>7} {'unknown':>8}")
     used = {name: set() for name in models}
     for label, path in texts.items():
         for name, tokenizer in models.items():
@@ -578,13 +578,13 @@ def report(models: dict[str, Tokenizer], texts: dict[str, str]) -> None:
             used[name].update(n["pieces"])
             per = [n["tokens"] / max(1, n[unit]) for unit in ("characters", "words", "bytes")]
             shares = n["byte_tokens"] / max(1, n["tokens"]), n["unknown"] / max(1, n["characters"])
-            print(f"{label:12.12} {name:24.24} {n['tokens']:9,} {per[0]:10.3f} {per[1]:7.2f} {per[2]:7.3f} "
+            print(f"{label[-12:]:12} {name[-28:]:28} {n['tokens']:9,} {per[0]:10.3f} {per[1]:7.2f} {per[2]:7.3f} "
                   f"{shares[0]:7.1%} {shares[1]:8.2%}")
-    first = next(iter(models.values()))
-    for name, tokenizer in list(models.items())[1:]:
-        new = [p.text for p in tokenizer.pieces if p.type == NORMAL and p.text not in first.ids]
+    first, *others = models
+    for name in others:
+        new = [p.text for p in models[name].pieces if p.type == NORMAL and p.text not in models[first].ids]
         idle = [t for t in new if t not in used[name]]
-        dead = unreachable(tokenizer) if tokenizer.is_bpe else []
+        dead = unreachable(models[name]) if models[name].is_bpe else []
         print(f"\n{name}: {len(new):,} new pieces, {len(dead)} unreachable {' '.join(dead[:10])}")
         print(f"  longest: {' '.join(sorted(new, key=len, reverse=True)[:8])}")
         print(f"  never used in these texts: {len(idle):,} {' '.join(idle[:12])}")
@@ -598,34 +598,32 @@ def show(tokenizer: Tokenizer, text: str) -> str:
     return f"{len(pieces):4}  " + "".join(f"\033[30;4{2 + i % 5}m{piece}\033[0m" for i, piece in enumerate(pieces))
 
 
-PEERS = {
-    "sentencepiece": """import sentencepiece; sentencepiece.SentencePieceTrainer.train(
-        input=file, model_prefix=out, vocab_size=size, model_type="bpe", character_coverage=0.9995, split_digits=True,
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1)""",
-    "tokenizers": """from tokenizers import Tokenizer, models, pre_tokenizers as pre, trainers
-t = Tokenizer(models.BPE(byte_fallback=True))
-t.pre_tokenizer = pre.Sequence([pre.Metaspace(), pre.Digits(individual_digits=True)])
-t.train([file], trainers.BpeTrainer(vocab_size=size, max_token_length=16, show_progress=False))""",
-}
+PEERS = {"sentencepiece": """import sentencepiece
+sentencepiece.SentencePieceTrainer.train(
+    input=file, model_prefix=out, vocab_size=size, model_type="bpe", character_coverage=0.9995, split_digits=True,
+    byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1)""",
+         "tokenizers": """from tokenizers import Tokenizer, models, pre_tokenizers as pre, trainers
+tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+tokenizer.pre_tokenizer = pre.Sequence([pre.Metaspace(), pre.Digits(individual_digits=True)])
+tokenizer.train([file], trainers.BpeTrainer(vocab_size=size, max_token_length=16, show_progress=False))"""}
 
 
 def bench(file: str, vocab_size: int) -> None:
-    """Trains on the same text here and with the libraries that are installed, one thread each, one after the other."""
+    """Trains on the same text here and with the libraries that are installed: one thread each, one after the other."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", RAYON_NUM_THREADS="1")
+    print(f"{os.path.getsize(file) / 1e6:.1f} MB of text, {vocab_size:,} pieces")
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "bench")
         commands = {"tokenizer.py": [__file__, "train", file, "--vocab-size", str(vocab_size), "-o", out]}
-        for name, code in PEERS.items():
-            commands[name] = ["-c", f"file, size, out = {file!r}, {vocab_size}, {out!r}\n{code}"]
+        commands |= {name: ["-c", f"file, size, out = {file!r}, {vocab_size}, {out!r}\n{code}"] for name, code in PEERS.items()}
         for name, command in commands.items():
             if name in PEERS and importlib.util.find_spec(name) is None:
                 print(f"{name:14} not installed, skipped")
                 continue
-            environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", RAYON_NUM_THREADS="1")
-            process = subprocess.Popen([sys.executable, *command], stdout=-3, stderr=-3, env=environment)
+            process = subprocess.Popen([sys.executable, *command], env=environment, stdout=-3, stderr=-3)
             _, status, usage = os.wait4(process.pid, 0)
-            memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-            print(f"{name:14} {usage.ru_utime + usage.ru_stime:7.1f} CPU-seconds, {memory:6.0f} MB at most"
-                  + (f", FAILED ({status})" if status else ""))
+            memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+            print(f"{name:14} {usage.ru_utime + usage.ru_stime:6.1f} CPU-seconds, {memory:5.0f} MB at most{' FAILED' * (status != 0)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -643,26 +641,23 @@ def read_lines(paths: Iterable[str]):
 
 
 def run_train(args) -> None:
-    if not os.path.isdir(os.path.dirname(args.out) or "."):
+    if not os.path.isdir(os.path.dirname(args.out) or "."):  # said now, not after an hour of training
         raise ValueError(f"{args.out}: the folder does not exist")
-    tokenizer = train(read_lines(args.files), args.vocab_size, character_coverage=args.character_coverage,
-                      max_piece_length=args.max_piece_length, split_digits=args.split_digits,
-                      split_scripts=args.split_scripts, byte_fallback=args.byte_fallback, progress=sys.stderr.isatty())
+    options = {k: v for k, v in vars(args).items() if k not in ("command", "files", "vocab_size", "out")}
+    tokenizer = train(read_lines(args.files), args.vocab_size, progress=sys.stderr.isatty(), **options)
     tokenizer.save(args.out)
     print(f"{args.out}: {tokenizer.vocab_size:,} pieces")
 
 
 def run_merge(args) -> None:
-    base = Tokenizer.load(args.base)
-    new = Tokenizer.load(args.new) if args.new.endswith(".model") else [
-        line.strip().replace(" ", SPACE) for line in read_lines([args.new])]
-    added, dead = select_pieces(base, new, dead=args.dead, foreign_only=args.foreign_only,
-                                same_normalizer=args.same_normalizer)
+    base, is_model = Tokenizer.load(args.base), args.new.endswith(".model")
+    new = Tokenizer.load(args.new) if is_model else [line.strip().replace(" ", SPACE) for line in read_lines([args.new])]
+    added, dead = select_pieces(base, new, dead=args.dead, foreign_only=args.foreign_only, same_normalizer=args.same_normalizer)
     merged = merge(base, added, dead="keep", foreign_only=False, control=args.control)
     merged.save(args.out)
-    control = merged.vocab_size - base.vocab_size - len(added)
-    print(f"{args.out}: {merged.vocab_size:,} pieces = {base.vocab_size:,} + {len(added):,} new + {control} control; "
-          f"{len(unreachable(merged))} unreachable")
+    never = unreachable(merged)
+    print(f"{args.out}: {merged.vocab_size:,} pieces = {base.vocab_size:,} + {len(added):,} new + "
+          f"{merged.vocab_size - base.vocab_size - len(added)} control; {len(never)} unreachable {' '.join(never)}")
     if dead:
         print(f"{len(dead)} dead, {'made reachable' if args.dead == 'repair' else 'left out'}: {' '.join(dead)}")
 
@@ -713,22 +708,17 @@ def main() -> None:
             bench(args.file, args.vocab_size)
         elif args.command == "show":
             for path in args.models:
-                print(f"{os.path.basename(path):24} {show(Tokenizer.load(path), args.text)}")
+                print(f"{path[-28:]:28} {show(Tokenizer.load(path), args.text)}")
         else:
             texts = dict(t.split("=", 1) if "=" in t else (os.path.basename(t), t) for t in args.text)
-            report({os.path.basename(path): Tokenizer.load(path) for path in args.models}, texts)
-    except OSError as error:
-        sys.exit(fail(f"{error.filename}: {error.strerror}"))
-    except ValueError as error:
-        sys.exit(fail(str(error)))
+            report({path: Tokenizer.load(path) for path in args.models}, texts)
     except KeyboardInterrupt:
-        fail("interrupted, nothing written")
+        print("tokenizer.py: interrupted, nothing written", file=sys.stderr)
         sys.exit(130)
-
-
-def fail(message: str) -> int:
-    print(f"tokenizer.py: {message}", file=sys.stderr)
-    return 2
+    except (OSError, ValueError) as error:
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        print(f"tokenizer.py: {message}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,48 @@
-"""Tokenizer: train a BPE, open it to a new language, prove what that did. First file of the pipeline; imports none of ours.
+"""Tokenizer: train a BPE, open it to a new language, and prove what that did. The pipeline begins here.
 
-X-LLaVA's first step: an English tokenizer spends three or four tokens on one Korean syllable, because it falls back to
-UTF-8 bytes. Train pieces on Korean text, append them to the base vocabulary, and the same sentence is 3-4 times shorter.
+X-LLaVA's first step. To an English tokenizer a Korean syllable is three UTF-8 bytes, so three tokens. Train pieces on Korean
+text, append them to the English model, and the same sentence becomes three times shorter while English keeps its ids.
 
-    python tokenizer.py train ko.txt --vocab-size 8000 -o ko.model         # BPE from scratch, a SentencePiece .model
-    python tokenizer.py merge llama2.model ko.model -o merged.model        # + <image> and <pad>; base ids unchanged
+    python tokenizer.py train ko.txt --vocab-size 8000 -o ko.model       # BPE from scratch -> a SentencePiece .model
+    python tokenizer.py merge llama2.model ko.model -o both.model        # its pieces, then <image> and <pad>
+    python tokenizer.py merge llama2.model words.txt -o both.model --dead repair      # from a list of words, one a line
+    python tokenizer.py report llama2.model both.model --text ko=ko.txt en=en.txt     # tokens per character, word, byte
+    python tokenizer.py show llama2.model both.model "햄버거"             # the pieces, in colours
+    python tokenizer.py bench ko.txt --vocab-size 8000                   # time and memory, against the libraries
 
-TRAINING. Text is cut into words at spaces ("▁" stands for the space and begins the word that follows it); words are cut
-again where the script changes ("재밌다!!" -> "▁재밌다", "!!") and around digits. Only *distinct* words are kept, with
-their counts. Then, vocab_size times: find the pair of neighbours with the highest count, make it a piece, merge it
-everywhere. Ties go to the shorter piece, then to the one that sorts first by code points: same text, same model, on
-every machine. All words lie in one array, one slot a character. A pair's places are written down once, when it is born:
-after that its count can only fall, because new occurrences would need a new symbol. So the heap may hold outdated counts:
-they are upper bounds, checked when they come up. A merge touches only the places where it happens, N slots lose at most
-N symbols in all, and the whole training is O(N log N) for N characters of distinct words, in numpy.
+TRAINING. Text is cut into words at spaces ("▁" is the space, and begins the word after it); words are cut again around
+digits and where the script changes ("재밌다!!" -> "▁재밌다", "!!"). Only *distinct* words are kept, with their counts. Then,
+again and again: the pair of neighbours with the highest count becomes a piece and is merged wherever it stands. Among equal
+counts the shorter piece comes first, then the first by code points: same text, same model, on every machine. Languages
+that write no spaces go the same way: a "word" is what stands between signs, and a piece may span several real words.
 
-ENCODING is the same in small: of all neighbours that form a piece, merge the one with the best score, leftmost first.
-The `sentencepiece` package does it for speed; `encode_reference` below is the definition, and the tests keep both equal.
+How that is fast: all words lie in one array, one slot a character. A pair's places are noted once, when it is born. Later
+its count can only fall, as a new occurrence would need a new symbol; so an outdated count is an upper bound, and it is
+enough to recount the pair at the top of the heap. A merge touches only its own places, and N slots can lose at most N
+symbols: all merges together move and sort O(N) places, O(N log N) for N characters of distinct words, in numpy.
 
-MERGING. New pieces get scores below all base pieces, so that base merges always come first: text without the new
-language's characters cannot change. But a BPE only produces a piece if some chain of merges leads to it, and a foreign
-vocabulary's chain may be broken by ours. Exact test: a piece is reachable if and only if encoding its own characters
-alone gives back that one piece. (If it appears in a longer text, no merge crossed its borders, so inside them the merges
-ran as they do alone; the other way round, put it after a character that is in no piece.)
+ENCODING is the same in small: of all neighbours that form a piece, merge those with the best score, the leftmost first.
+The `sentencepiece` package does it for speed; `encode_reference` is the definition, and the tests hold the two together.
+
+MERGING TWO VOCABULARIES. New pieces rank below the base's, and a text without the new language's characters can't hold one,
+so it encodes as before. But a BPE only makes a piece that some chain of merges leads to, and base merges may break the
+chains of a foreign vocabulary. The exact test: a piece is reachable if and only if encoding its own characters alone gives
+that one piece. (Where it appears in a longer text no merge crossed its borders, so inside them the merges ran as they
+do alone. And what it becomes alone it also becomes behind a character that is in no piece.)
 """
 import argparse
 import heapq
+import importlib.util
 import os
 import re
 import struct
+import subprocess
 import sys
+import tempfile
 import unicodedata
 from collections import Counter
 from itertools import count, islice
-from typing import Iterable, NamedTuple
+from typing import Iterable, Iterator, NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -75,14 +84,14 @@ def write_varint(value: int) -> bytes:
 
 
 def read_message(data: bytes) -> list[tuple[int, int, int | bytes]]:
-    """Bytes -> [(field number, wire type, value)], in the order of the file. IndexError or ValueError if damaged."""
+    """Bytes -> [(field number, wire type, value)], in the order of the file. LookupError or ValueError if damaged."""
     fields, i = [], 0
     while i < len(data):
         key, i = read_varint(data, i)
         if key & 7 == 0:
             value, i = read_varint(data, i)
         else:
-            size, i = {1: (8, i), 5: (4, i)}.get(key & 7) or (read_varint(data, i) if key & 7 == 2 else (len(data) + 1, i))
+            size, i = read_varint(data, i) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], i)
             value, i = data[i:i + size], i + size
         if i > len(data) or key < 8:
             raise ValueError("damaged protobuf")
@@ -136,9 +145,9 @@ def bpe(symbols: list[str], scores: dict[str, float]) -> list[str]:
 
 
 class Tokenizer:
-    """A SentencePiece BPE model. `encode` is str -> list of int in [0, vocab_size); ids are positions in `pieces`.
+    """A SentencePiece model. An id is a position in `pieces`; bos_id, eos_id, pad_id, image_id are None if it has none.
 
-    Ids of special pieces are None where the model has none. Pickles as its own file's bytes."""
+    Pickles as the bytes of its file. Models that are no BPE, or change characters, work too, but without the definition."""
 
     def __init__(self, pieces: list[Piece], fields=()):
         self.pieces, self.fields = list(pieces), list(fields)  # fields: all of the file but the pieces
@@ -149,9 +158,11 @@ class Tokenizer:
         self.unk_surface = trainer.get(44, " ⁇ ".encode()).decode()
         self.dummy_prefix, self.trim = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
         self.charsmap = normalizer.get(2, b"")  # compiled normalisation rules; empty: identity
-        self.unk_id = next((i for i, p in enumerate(self.pieces) if p.type == UNKNOWN), None)
+        self.unk_id = [p.type for p in self.pieces].index(UNKNOWN)
         self.bos_id, self.eos_id, self.pad_id, self.image_id = map(self.control_id, ("<s>", "</s>", "<pad>", "<image>"))
-        self.scores = {p.text: p.score for p in self.pieces if p.type in (NORMAL, USER_DEFINED, UNUSED)}
+        self.scores = {p.text: p.score for p in self.pieces if p.type in (NORMAL, USER_DEFINED, UNUSED)}  # what text can become
+        self.whole = sorted((p.text for p in self.pieces if p.type == USER_DEFINED), key=len, reverse=True)
+        self.defined = self.is_bpe and not self.charsmap and all(p.type != UNUSED for p in self.pieces)
         self.package = sentencepiece.SentencePieceProcessor(model_proto=self.to_bytes())
 
     def spec(self, number: int) -> dict[int, int | bytes]:
@@ -169,9 +180,8 @@ class Tokenizer:
         try:
             fields = read_message(data)
             pieces = [read_piece(value) for number, wire, value in fields if number == 1]
-            assert pieces and any(p.type == UNKNOWN for p in pieces)
             return cls(pieces, [f for f in fields if f[0] != 1])
-        except (ValueError, IndexError, KeyError, AttributeError, AssertionError, TypeError, RuntimeError, struct.error):
+        except (ValueError, LookupError, AttributeError, TypeError, RuntimeError, struct.error):
             raise ValueError(f"{name}: not a SentencePiece .model file, or a damaged one") from None
 
     @classmethod
@@ -209,25 +219,27 @@ class Tokenizer:
         """Text never becomes a control piece: "<image>" in it is seven characters."""
         try:
             ids = self.package.encode(text)
-        except UnicodeEncodeError:  # half a surrogate pair, as broken JSON has it
+        except (UnicodeEncodeError, RuntimeError):  # half a surrogate pair, as broken JSON has it
             ids = self.package.encode(re.sub("[\ud800-\udfff]", "\ufffd", text))
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
     def encode_reference(self, text: str) -> list[int]:
         """What `encode` computes, from scratch."""
-        if not self.is_bpe or self.charsmap or any(p.type == UNUSED for p in self.pieces):
+        if not self.defined:
             raise ValueError("only a BPE with the identity normaliser is defined here")
         if self.trim:
             text = re.sub(" +", " ", text.strip(" "))
         if not text:
             return []
         text = (SPACE if self.dummy_prefix else "") + text.replace(" ", SPACE)
-        whole = sorted((p.text for p in self.pieces if p.type == USER_DEFINED), key=len, reverse=True)
+        if self.trim:
+            text = text.rstrip(SPACE)
+        # User-defined pieces are cut out first, the longest at each place; they are the parts at odd positions.
+        parts = re.split("(" + "|".join(map(re.escape, self.whole)) + ")", text) if self.whole else [text]
         ids = []
-        # User-defined pieces are cut out first, the longest at each place; the captured group keeps them in the list.
-        for n, part in enumerate(re.split("(" + "|".join(map(re.escape, whole)) + ")", text) if whole else [text]):
+        for n, part in enumerate(parts):
             for piece in [part] if n % 2 else bpe(list(part), self.scores):
-                if piece in self.ids and self.ids[piece] != self.unk_id:
+                if piece in self.scores:
                     ids.append(self.ids[piece])
                 elif self.byte_fallback:
                     ids += [self.ids[BYTES[b]] for b in piece.encode()]
@@ -242,13 +254,13 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Ids one at a time -> text as soon as it is certain. All that was pushed and flushed, joined, is `decode` of the ids."""
+    """Ids one at a time -> text as soon as it is certain. What push and flush return, joined, is `decode` of all the ids."""
 
     def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer, self.bytes, self.started, self.seen_space = tokenizer, b"", False, False
+        self.tokenizer, self.bytes, self.started = tokenizer, b"", False
 
     def push(self, id: int) -> str:
-        """Returns the text that this token makes certain, "" while a character is incomplete. IndexError for an unknown id."""
+        """The text that this token makes certain, "" while a character is incomplete. IndexError for an unknown id."""
         if not 0 <= id < self.tokenizer.vocab_size:
             raise IndexError(f"token id {id} is outside the vocabulary of {self.tokenizer.vocab_size}")
         piece = self.tokenizer.pieces[id]
@@ -259,9 +271,9 @@ class StreamDecoder:
         if piece.type == CONTROL:
             return out
         text = self.tokenizer.unk_surface if piece.type == UNKNOWN else piece.text
-        if not self.started and self.tokenizer.dummy_prefix and piece.type != UNKNOWN:
+        if not self.started and piece.type != UNKNOWN and (self.tokenizer.dummy_prefix or self.tokenizer.trim):
             text = text.removeprefix(SPACE)  # the space that encoding put before the text
-        self.started = True
+        self.started = bool(text) or not self.tokenizer.trim
         return out + text.replace(SPACE, " ")
 
     def complete(self, final: bool = False) -> str:
@@ -306,39 +318,48 @@ def count_words(lines: Iterable[str]) -> Counter:
 
 
 def lay_out(words: Counter, character_coverage: float, split_digits: bool, split_scripts: bool):
-    """-> alphabet (str, most frequent first), symbols (N,) int32, weights (N,) int64.
+    """-> alphabet (str, most frequent first), symbols (N,) int32, weights (N,) of their words. Empties `words`.
 
-    All words in a row, one slot a character; symbol 0 is a border that no piece crosses, i + 1 is alphabet[i]."""
-    codes = np.frombuffer((SPACE + SPACE.join(words)).encode("utf-32-le", "replace"), np.uint32)  # every word begins with ▁
+    All words in a row, one slot a character. Symbol 0 is a border that no piece crosses, symbol i + 1 is alphabet[i]."""
+    codes = np.frombuffer((SPACE + SPACE.join(words)).encode("utf-32-le", "replace"), np.uint32)  # ▁ begins every word
+    word_counts = np.fromiter(words.values(), np.int64, len(words))
+    if word_counts.max() < 2**31:
+        word_counts = word_counts.astype(np.int32)
+    words.clear()
     starts_word = codes == ord(SPACE)
-    weights = np.fromiter(words.values(), np.int64, len(words))[np.cumsum(starts_word, dtype=np.int32) - 1]
-    counts = np.bincount(codes, weights, minlength=0x110000).astype(np.int64)
+    weights = word_counts[np.cumsum(starts_word, dtype=np.int32) - 1]
+    counts = np.zeros(0x110000)
+    for i in range(0, len(codes), 1 << 20):
+        counts += np.bincount(codes[i:i + (1 << 20)], weights[i:i + (1 << 20)], len(counts))
     found = np.flatnonzero(counts)
     found = found[np.lexsort((found, -counts[found]))]
-    covered = np.cumsum(counts[found]) - counts[found]  # before each character
-    found = found[(covered < character_coverage * counts.sum()) & (found != 0)]
+    before = np.cumsum(counts[found]) - counts[found]
+    found = found[(before < character_coverage * counts.sum()) & (found != 0)]
     alphabet = "".join(map(chr, found))
-    symbol_of = np.zeros(0x110000, np.int32)
+    symbol_of = np.zeros(len(counts), np.int32)
     symbol_of[found] = np.arange(1, len(found) + 1)
     symbols = symbol_of[codes]
     # Borders: before a word, where the script changes, around a digit.
     names = {name: i for i, name in enumerate(sorted({script(c) for c in alphabet}))}
-    kind = np.zeros(len(alphabet) + 1, np.int32)
-    kind[1:] = [1000 if split_digits and c.isdecimal() else names[script(c)] if split_scripts else 0 for c in alphabet]
-    kind = kind[symbols]
+    digit = len(names)
+    kind_of = np.array([digit] + [digit if split_digits and c.isdecimal() else names[script(c)] if split_scripts else 0
+                                  for c in alphabet], np.int16)
+    kind = kind_of[symbols]
     border = starts_word.copy()
-    border[1:] |= (kind[1:] != kind[:-1]) & ~starts_word[:-1] | (kind[1:] == 1000)
-    slot = np.arange(len(codes)) + np.cumsum(border)
-    out = np.zeros(len(codes) + int(border.sum()) + 1, np.int32), np.zeros(len(codes) + int(border.sum()) + 1, np.int64)
-    out[0][slot], out[1][slot] = symbols, weights
-    return alphabet, *out
+    border[1:] |= (kind[1:] != kind[:-1]) & ~starts_word[:-1] | (kind[1:] == digit)
+    del codes, kind
+    slots = np.ones(len(symbols) + np.count_nonzero(border) + 1, bool)  # False: a border
+    slots[np.flatnonzero(border) + np.arange(len(slots) - 1 - len(symbols))] = slots[-1] = False
+    spread = [np.zeros(len(slots), array.dtype) for array in (symbols, weights)]
+    spread[0][slots], spread[1][slots] = symbols, weights
+    return alphabet, *spread
 
 
 def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_pieces: int, max_piece_length: int,
                  progress: bool = False) -> list[str]:
     """The first n_pieces merges in order, fewer if the text has no more pairs. Overwrites `starts`."""
     text = ["", *alphabet]  # of each symbol
-    size = np.ones(len(text) + n_pieces, np.int32)  # its characters = its slots
+    size = np.ones(len(text) + min(n_pieces, len(starts)), np.int32)  # its characters = its slots
     ends = starts.copy()  # starts[i]: the symbol that begins at slot i, -1 inside one; ends[i]: the symbol that ends there
     heap, taken, pieces, serial = [], set(text), [], count(1)
 
@@ -347,22 +368,27 @@ def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_piece
         frequent first, because most pairs never come up."""
         if len(at) == 0:
             return
-        keys = np.sort(keys.astype(np.uint64) << np.uint64(32) | at.astype(np.uint64))
-        at = (keys & np.uint64(0xFFFFFFFF)).astype(np.int32)
+        keys = keys.astype(np.uint64)  # key and slot in one number, so that one sort groups the pairs, slots ascending
+        keys <<= np.uint64(32)
+        keys |= at.astype(np.uint64)
+        keys.sort()
+        at = keys.astype(np.uint32).astype(np.int32)
         keys >>= np.uint64(32)
-        first = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1))
+        first = np.append(0, np.flatnonzero(keys[1:] != keys[:-1]) + 1)
         last = np.append(first[1:], len(at))
-        counts = np.add.reduceat(weights[at], first)
+        counts = np.add.reduceat(weights[at], first, dtype=np.int64)
         order = np.argsort(-counts, kind="stable")
         first, last, counts = first[order], last[order], counts[order]
         a = starts[at[first]]
         b = starts[at[first] + size[a]]
         heapq.heappush(heap, (-int(counts[0]), 0, "", next(serial), (at, first, last, counts, a, b)))
 
-    left, right = starts[:-1].astype(np.uint64), starts[1:].astype(np.uint64)
-    at = np.flatnonzero((left > 0) & (right > 0)) if max_piece_length > 1 else np.zeros(0, np.int64)
-    add_pairs(left[at] * np.uint64(len(text)) + right[at], at)
-    del left, right, at
+    at = np.flatnonzero((starts[:-1] > 0) & (starts[1:] > 0)).astype(np.int32)
+    keys = starts[at].astype(np.uint64) * np.uint64(len(text))
+    keys += starts[at + 1].astype(np.uint64)
+    if max_piece_length > 1:
+        add_pairs(keys, at)
+    del at, keys
 
     bar = tqdm(total=n_pieces, desc="merges", unit="", disable=not progress)
     while heap and len(pieces) < n_pieces:
@@ -382,7 +408,7 @@ def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_piece
         size_a = int(size[a])
         at = at[(starts[at] == a) & (starts[at + size_a] == b)]
         places = leftmost(at, size_a) if a == b else at
-        now = int(weights[places].sum())
+        now = int(weights[places].sum(dtype=np.int64))
         if now < -n:  # the count had been an upper bound
             if now:
                 heapq.heappush(heap, (-now, length, piece, next(serial), (at, a, b)))
@@ -415,6 +441,8 @@ def train(lines: Iterable[str], vocab_size: int, *, character_coverage: float = 
 
     character_coverage: the share of the text whose characters become pieces; the rarest are left to the bytes.
     ValueError if the text is empty, has too few pairs, or its alphabet alone is more than vocab_size."""
+    if not 0 < character_coverage <= 1 or max_piece_length < 1:
+        raise ValueError(f"character coverage {character_coverage} must be in (0, 1], piece length {max_piece_length} at least 1")
     words = count_words(lines)
     if not words:
         raise ValueError("no text to train on")
@@ -423,7 +451,7 @@ def train(lines: Iterable[str], vocab_size: int, *, character_coverage: float = 
     special = [Piece("<unk>", 0.0, UNKNOWN), Piece("<s>", 0.0, CONTROL), Piece("</s>", 0.0, CONTROL)]
     special += [Piece(b, 0.0, BYTE) for b in BYTES if byte_fallback]
     n_merges = vocab_size - len(special) - len(alphabet)
-    if n_merges < 0 or len(alphabet) > 60_000:
+    if n_merges < 0 or len(alphabet) > 60_000:  # two symbols of the alphabet fill one 32-bit key
         raise ValueError(f"a vocabulary of {vocab_size} is too small for {len(special)} special pieces and the "
                          f"{len(alphabet)} characters of the text: ask for more, or lower the character coverage")
     merges = learn_merges(alphabet, symbols, weights, n_merges, max_piece_length, progress)
@@ -441,68 +469,161 @@ def train(lines: Iterable[str], vocab_size: int, *, character_coverage: float = 
 # Merging
 
 def is_foreign(piece: str) -> bool:
-    """Has a letter, mark or emoji outside ASCII, so that it can't occur in plain English."""
+    """Has a letter, mark or emoji outside ASCII, so that plain English can't contain it."""
     return any(c > "\x7f" and c != SPACE and (unicodedata.category(c)[0] in "LM" or unicodedata.category(c) == "So")
                for c in piece)
 
 
 def unreachable(tokenizer: Tokenizer) -> list[str]:
-    """The pieces that no text can produce, exactly."""
-    whole = {p.text for p in tokenizer.pieces if p.type == USER_DEFINED}
+    """The pieces that no text can produce: exactly those, see the top of the file."""
     return [p.text for p in tokenizer.pieces if p.type == NORMAL and (
-        " " in p.text or any(w in p.text for w in whole) or bpe(list(p.text), tokenizer.scores) != [p.text])]
+        blocked(p.text, tokenizer) or len(bpe(list(p.text), tokenizer.scores)) > 1)]
 
 
-def select_pieces(base: Tokenizer, new: Iterable[str], dead: str = "drop", foreign_only: bool = True):
-    """-> (pieces to append to base, in order; pieces of `new` that are dead on their own account).
+def blocked(piece: str, tokenizer: Tokenizer) -> bool:
+    """No merges can make it: spaces become "▁" before, and user-defined pieces are cut out before."""
+    return " " in piece or any(w in piece for w in tokenizer.whole)
 
-    A piece appended with the lowest score can be reached if and only if the pieces before it leave exactly two symbols of
-    it, and nothing appended later can change that. So one pass decides; passes repeat while they add something, because a
-    piece may need another that comes later. dead: "drop" leaves dead pieces out, "repair" adds the pieces that they need,
-    "keep" appends everything, dead or not."""
-    waiting = [t for t in dict.fromkeys(new) if t not in base.ids and t and " " not in t and (is_foreign(t) or not foreign_only)]
+
+def select_pieces(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop", foreign_only: bool = True,
+                  same_normalizer: bool = True) -> tuple[list[str], list[str]]:
+    """-> (pieces to append to `base`, in order; pieces of `new` that would be dead there). Options as in `merge`.
+
+    A piece can be reached if and only if the other pieces leave at most two symbols of it, and what is appended later, with
+    lower scores, can't change that. Passes repeat as long as they add something, because a piece may need a later one."""
+    if dead not in ("drop", "repair", "keep"):
+        raise ValueError(f'dead is "drop", "repair" or "keep", not {dead!r}')
+    if isinstance(new, Tokenizer):
+        ours, theirs = [(t.charsmap, t.trim, t.dummy_prefix) for t in (base, new)]
+        if same_normalizer and ours != theirs:
+            names = " and ".join(t.spec(3).get(1, b"unnamed").decode() for t in (base, new))
+            raise ValueError(f"the models normalise text differently, {names}, so that some new pieces may never match; "
+                             "--no-same-normalizer merges them all the same")
+        new = [p.text for p in new.pieces if p.type in (NORMAL, USER_DEFINED)]
+    waiting = [t for t in dict.fromkeys(new) if t and t not in base.ids and (is_foreign(t) or not foreign_only)]
     if dead == "keep":
         return waiting, []
-    scores, rank, added = dict(base.scores), min(base.scores.values(), default=0.0), []
+    hopeless = [t for t in waiting if blocked(t, base)]
+    waiting = [t for t in waiting if not blocked(t, base)]
+    scores, falling, added = dict(base.scores), scores_below(base), []
 
     def append(text):
-        nonlocal rank
-        rank -= 1.0
-        scores[text] = rank
         added.append(text)
+        scores[text] = next(falling)
 
-    while True:
-        left = []
+    n = -1
+    while n != len(added):
+        n, retry = len(added), []
         for text in waiting:
-            if text in scores or len(bpe(list(text), scores)) <= 2:
-                text in scores or append(text)
-            else:
-                left.append(text)
-        if len(left) == len(waiting) or not left:
-            break
-        waiting = left
-    for text in left if dead == "repair" else []:
-        while len(symbols := bpe(list(text), scores)) > 2:
+            (append if len(bpe(list(text), scores)) <= 2 else retry.append)(text)
+        waiting = retry
+    for text in waiting if dead == "repair" else []:
+        while text not in scores:  # join its first two symbols until one is left, which is the piece
+            symbols = bpe(list(text), scores)
             append(symbols[0] + symbols[1])
-        text in scores or append(text)
-    return added, left
+    return added, waiting + hopeless
+
+
+def scores_below(tokenizer: Tokenizer) -> Iterator[float]:
+    """Falling scores for new pieces, below those of all base pieces that merge anything but spaces: Llama-2 has its runs of
+    spaces at -1e9, so that "   cat" is "▁▁", "▁cat", and new words shall win over them too."""
+    score = np.float32(min((s for text, s in tokenizer.scores.items() if len(text) > 1 and text.strip(SPACE)), default=0.0))
+    while True:  # one less, or where float32 can't tell that apart, the next number
+        score = min(score - np.float32(1), np.nextafter(score, np.float32(-np.inf)))
+        yield float(score)
 
 
 def merge(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop", foreign_only: bool = True,
-          control: Iterable[str] = ("<image>", "<pad>")) -> Tokenizer:
-    """Append the pieces of `new` (a model, or plain strings) to `base`, then the control pieces. No base id changes.
+          same_normalizer: bool = True, control: Iterable[str] = ("<image>", "<pad>")) -> Tokenizer:
+    """Append the pieces of `new` (a model, or strings, "▁" for a space) to a BPE, then control pieces. Base ids stay.
 
-    foreign_only: only pieces that plain English can't contain, so that English keeps its ids. ValueError if the two
-    models normalise text differently."""
-    if isinstance(new, Tokenizer):
-        if (base.charsmap, base.trim, base.dummy_prefix) != (new.charsmap, new.trim, new.dummy_prefix):
-            raise ValueError("the two models normalise text differently")
-        new = [p.text for p in new.pieces if p.type == NORMAL]
-    added, _ = select_pieces(base, new, dead, foreign_only)
-    rank = min(base.scores.values(), default=0.0)
-    pieces = base.pieces + [Piece(text, rank - 1 - i) for i, text in enumerate(added)]
+    dead: what becomes of pieces that no chain of merges leads to: "drop" leaves them out, "repair" adds the pieces on the
+    way to them, "keep" appends them as they are. foreign_only: take only pieces that plain English can't contain, so that
+    English keeps its ids. same_normalizer: ValueError if the two models normalise text differently."""
+    if not base.is_bpe:
+        raise ValueError("the base model is not a BPE")
+    if wrong := [t for t in control if t in base.scores]:
+        raise ValueError(f"{wrong[0]} is an ordinary piece of the base model: typed text would become it")
+    added, _ = select_pieces(base, new, dead=dead, foreign_only=foreign_only, same_normalizer=same_normalizer)
+    pieces = base.pieces + [Piece(text, score) for text, score in zip(added, scores_below(base))]
     pieces += [Piece(text, 0.0, CONTROL) for text in control if text not in base.ids]
     return Tokenizer(pieces, base.fields)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Looking at it
+
+def measure(tokenizer: Tokenizer, lines: Iterable[str]) -> dict:
+    """Counts over a text: tokens, characters, words, bytes, byte_tokens, unknown (characters without a piece), pieces."""
+    pieces, n = Counter(), Counter()
+    for line in lines:
+        line = line.rstrip("\r\n")
+        pieces.update(tokenizer.package.encode(line, out_type=str))
+        n.update(characters=len(line), words=len(line.split()), bytes=len(line.encode(errors="replace")))
+    for text, k in pieces.items():
+        type = tokenizer.pieces[tokenizer.ids[text]].type if text in tokenizer.ids else UNKNOWN  # text: what was unknown
+        n.update(tokens=k, byte_tokens=k * (type == BYTE))
+        first_byte = type == BYTE and int(text[3:5], 16) & 0xC0 != 0x80
+        n.update(unknown=k * (len(text) if type == UNKNOWN else first_byte))
+    return dict(n, pieces=pieces)
+
+
+def report(models: dict[str, Tokenizer], texts: dict[str, str]) -> None:
+    """Prints what each model spends on each text file, and what became of the pieces that the first model has not."""
+    print(f"{'text':12} {'model':28} {'tokens':>9} {'/character':>10} {'/word':>7} {'/byte':>7} {'bytes':>7} {'unknown':>8}")
+    used = {name: set() for name in models}
+    for label, path in texts.items():
+        for name, tokenizer in models.items():
+            n = Counter(measure(tokenizer, read_lines([path])))
+            used[name].update(n["pieces"])
+            per = [n["tokens"] / max(1, n[unit]) for unit in ("characters", "words", "bytes")]
+            shares = n["byte_tokens"] / max(1, n["tokens"]), n["unknown"] / max(1, n["characters"])
+            print(f"{label[-12:]:12} {name[-28:]:28} {n['tokens']:9,} {per[0]:10.3f} {per[1]:7.2f} {per[2]:7.3f} "
+                  f"{shares[0]:7.1%} {shares[1]:8.2%}")
+    first, *others = models
+    for name in others:
+        new = [p.text for p in models[name].pieces if p.type == NORMAL and p.text not in models[first].ids]
+        idle = [t for t in new if t not in used[name]]
+        dead = unreachable(models[name]) if models[name].is_bpe else []
+        print(f"\n{name}: {len(new):,} new pieces, {len(dead)} unreachable {' '.join(dead[:10])}")
+        print(f"  longest: {' '.join(sorted(new, key=len, reverse=True)[:8])}")
+        print(f"  never used in these texts: {len(idle):,} {' '.join(idle[:12])}")
+
+
+def show(tokenizer: Tokenizer, text: str) -> str:
+    """The pieces of a text, coloured on a terminal, between bars elsewhere."""
+    pieces = [tokenizer.piece(i) for i in tokenizer.encode(text)]
+    if not sys.stdout.isatty():
+        return f"{len(pieces):4} | " + " | ".join(pieces)
+    return f"{len(pieces):4}  " + "".join(f"\033[30;4{2 + i % 5}m{piece}\033[0m" for i, piece in enumerate(pieces))
+
+
+PEERS = {"sentencepiece": """import sentencepiece
+sentencepiece.SentencePieceTrainer.train(
+    input=file, model_prefix=out, vocab_size=size, model_type="bpe", character_coverage=0.9995, split_digits=True,
+    byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1)""",
+         "tokenizers": """from tokenizers import Tokenizer, models, pre_tokenizers as pre, trainers
+tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+tokenizer.pre_tokenizer = pre.Sequence([pre.Metaspace(), pre.Digits(individual_digits=True)])
+tokenizer.train([file], trainers.BpeTrainer(vocab_size=size, max_token_length=16, show_progress=False))"""}
+
+
+def bench(file: str, vocab_size: int) -> None:
+    """Trains on the same text here and with the libraries that are installed: one thread each, one after the other."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", RAYON_NUM_THREADS="1")
+    print(f"{os.path.getsize(file) / 1e6:.1f} MB of text, {vocab_size:,} pieces")
+    with tempfile.TemporaryDirectory() as folder:
+        out = os.path.join(folder, "bench")
+        commands = {"tokenizer.py": [__file__, "train", file, "--vocab-size", str(vocab_size), "-o", out]}
+        commands |= {name: ["-c", f"file, size, out = {file!r}, {vocab_size}, {out!r}\n{code}"] for name, code in PEERS.items()}
+        for name, command in commands.items():
+            if name in PEERS and importlib.util.find_spec(name) is None:
+                print(f"{name:14} not installed, skipped")
+                continue
+            process = subprocess.Popen([sys.executable, *command], env=environment, stdout=-3, stderr=-3)
+            _, status, usage = os.wait4(process.pid, 0)
+            memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+            print(f"{name:14} {usage.ru_utime + usage.ru_stime:6.1f} CPU-seconds, {memory:5.0f} MB at most{' FAILED' * (status != 0)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -519,40 +640,85 @@ def read_lines(paths: Iterable[str]):
                     raise ValueError(f"{path}, line {n}: not UTF-8 ({error.reason} at byte {error.start + 1})") from None
 
 
+def run_train(args) -> None:
+    if not os.path.isdir(os.path.dirname(args.out) or "."):  # said now, not after an hour of training
+        raise ValueError(f"{args.out}: the folder does not exist")
+    options = {k: v for k, v in vars(args).items() if k not in ("command", "files", "vocab_size", "out")}
+    tokenizer = train(read_lines(args.files), args.vocab_size, progress=sys.stderr.isatty(), **options)
+    tokenizer.save(args.out)
+    print(f"{args.out}: {tokenizer.vocab_size:,} pieces")
+
+
+def run_merge(args) -> None:
+    base, is_model = Tokenizer.load(args.base), args.new.endswith(".model")
+    new = Tokenizer.load(args.new) if is_model else [line.strip().replace(" ", SPACE) for line in read_lines([args.new])]
+    added, dead = select_pieces(base, new, dead=args.dead, foreign_only=args.foreign_only, same_normalizer=args.same_normalizer)
+    merged = merge(base, added, dead="keep", foreign_only=False, control=args.control)
+    merged.save(args.out)
+    never = unreachable(merged)
+    print(f"{args.out}: {merged.vocab_size:,} pieces = {base.vocab_size:,} + {len(added):,} new + "
+          f"{merged.vocab_size - base.vocab_size - len(added)} control; {len(never)} unreachable {' '.join(never)}")
+    if dead:
+        print(f"{len(dead)} dead, {'made reachable' if args.dead == 'repair' else 'left out'}: {' '.join(dead)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    flag = argparse.BooleanOptionalAction
+
     p = commands.add_parser("train", help="learn a vocabulary from text files, one document a line")
-    p.add_argument("files", nargs="+")
-    p.add_argument("--vocab-size", type=int, required=True)
+    p.add_argument("files", nargs="+", metavar="FILE")
+    p.add_argument("--vocab-size", type=int, required=True, help="all pieces: special ones, bytes, characters, merges")
     p.add_argument("-o", "--out", required=True)
-    p.add_argument("--character-coverage", type=float, default=0.9995)
-    p.add_argument("--max-piece-length", type=int, default=16, help="in characters; 2 keeps Chinese words apart")
-    p.add_argument("--split-digits", action=argparse.BooleanOptionalAction, default=True)
-    p.add_argument("--split-scripts", action=argparse.BooleanOptionalAction, default=True)
-    p.add_argument("--byte-fallback", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--character-coverage", type=float, default=0.9995, help="the rest of the text is left to the bytes")
+    p.add_argument("--max-piece-length", type=int, default=16, help="in characters, ▁ included")
+    p.add_argument("--split-digits", action=flag, default=True, help="each digit is a piece of its own")
+    p.add_argument("--split-scripts", action=flag, default=True, help="no piece mixes letters with signs, Hangul with Latin")
+    p.add_argument("--byte-fallback", action=flag, default=True, help="characters without a piece become their UTF-8 bytes")
+
     p = commands.add_parser("merge", help="append another model's pieces, or a list of words, one a line")
-    p.add_argument("base")
-    p.add_argument("new")
+    p.add_argument("base", metavar="BASE.model")
+    p.add_argument("new", metavar="NEW", help="a .model, or a text file; there a leading ▁ marks the beginning of a word")
     p.add_argument("-o", "--out", required=True)
-    p.add_argument("--dead", choices=("drop", "repair", "keep"), default="drop")
-    p.add_argument("--foreign-only", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--dead", choices=("drop", "repair", "keep"), default="drop", help="pieces that no merges lead to")
+    p.add_argument("--foreign-only", action=flag, default=True, help="no piece that plain English could contain")
+    p.add_argument("--same-normalizer", action=flag, default=True, help="refuse a model that normalises differently")
+    p.add_argument("--control", nargs="*", default=["<image>", "<pad>"], help="control pieces, appended last")
+
+    p = commands.add_parser("report", help="tokens per character, word and byte, models side by side")
+    p.add_argument("models", nargs="+", metavar="MODEL")
+    p.add_argument("--text", nargs="+", required=True, metavar="[LABEL=]FILE")
+
+    p = commands.add_parser("show", help="print the pieces of a text")
+    p.add_argument("models", nargs="+", metavar="MODEL")
+    p.add_argument("text")
+
+    p = commands.add_parser("bench", help="time and memory of training, against the libraries")
+    p.add_argument("file")
+    p.add_argument("--vocab-size", type=int, default=8000)
+
     args = parser.parse_args()
     try:
         if args.command == "train":
-            tokenizer = train(read_lines(args.files), args.vocab_size, character_coverage=args.character_coverage,
-                              max_piece_length=args.max_piece_length, split_digits=args.split_digits,
-                              split_scripts=args.split_scripts, byte_fallback=args.byte_fallback, progress=True)
+            run_train(args)
+        elif args.command == "merge":
+            run_merge(args)
+        elif args.command == "bench":
+            bench(args.file, args.vocab_size)
+        elif args.command == "show":
+            for path in args.models:
+                print(f"{path[-28:]:28} {show(Tokenizer.load(path), args.text)}")
         else:
-            new = Tokenizer.load(args.new) if args.new.endswith(".model") else [w.strip() for w in read_lines([args.new])]
-            tokenizer = merge(Tokenizer.load(args.base), new, dead=args.dead, foreign_only=args.foreign_only)
-        tokenizer.save(args.out)
-        print(f"{args.out}: {tokenizer.vocab_size} pieces")
-    except (OSError, ValueError) as error:
-        print(f"tokenizer.py: {error}", file=sys.stderr)
-        sys.exit(2)
+            texts = dict(t.split("=", 1) if "=" in t else (os.path.basename(t), t) for t in args.text)
+            report({path: Tokenizer.load(path) for path in args.models}, texts)
     except KeyboardInterrupt:
-        sys.exit("tokenizer.py: interrupted, nothing written")
+        print("tokenizer.py: interrupted, nothing written", file=sys.stderr)
+        sys.exit(130)
+    except (OSError, ValueError) as error:
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        print(f"tokenizer.py: {message}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -202,10 +202,11 @@ class Phrases:
     """Pictures with all the phrases that are said of them, for the contrast of the `vision` stage.
 
     A picture's phrases are its captions' parts between commas, in every language; what several records say of one picture
-    is put together, so that a phrase which two pictures of a batch share counts as true of both."""
+    is put together, so that a phrase which two pictures of a batch share counts as true of both. A picture that nobody described in
+    a language says nothing about that language's phrases: they are neither true nor false of it."""
 
     def __init__(self, paths, tokenizer, config):
-        self.tokenizer, self.names, self.phrases, self.bad = tokenizer, [], [], []
+        self.tokenizer, self.names, self.phrases, self.languages = tokenizer, [], [], []
         where = {}
         for path in paths:
             pictures = Pictures(Path(path).parent, config.vision.image_size, config.picture_mode)
@@ -222,33 +223,41 @@ class Phrases:
                     where[key] = len(self.names)
                     self.names.append((pictures, name))
                     self.phrases.append({})
-                self.phrases[where[key]].update(dict.fromkeys(filter(None, said)))  # a dict keeps the order: same phrases every run
+                    self.languages.append(set())
+                language = record.get("language", "?")
+                self.languages[where[key]].add(language)
+                self.phrases[where[key]].update(dict.fromkeys((language, phrase) for phrase in said if phrase))  # a dict keeps the order: same phrases every run
         self.ids = {}
 
     def __len__(self):
         return len(self.names)
 
-    def batch(self, indices, rng, per_picture=6):
-        """indices of B pictures -> pixels (B, 3, S, S), ids and offsets of F phrases as EmbeddingBag takes them, is_true bool (F, B)."""
-        chosen = {}
-        for i in indices:
+    def batch(self, step, rank=0, world=1, seed=0, per_picture=6):
+        """`step`: the indices of a global batch, of which this rank has every world-th. Its pixels (B, 3, S, S); ids and offsets, as EmbeddingBag
+        takes them, of F phrases, drawn from what is said of its pictures; is_true and is_known bool (F, pictures of rank 0, of rank 1, …);
+        pictures: their numbers."""
+        chosen = []
+        for i in step[rank::world]:
             said = list(self.phrases[i])
-            chosen.update(dict.fromkeys(rng.sample(said, min(per_picture, len(said)))))
+            chosen += random.Random(f"{seed} {i}").sample(said, min(per_picture, len(said)))
         ids, offsets = [], []
-        for phrase in chosen:
+        for language, phrase in chosen:
             if phrase not in self.ids:
                 self.ids[phrase] = self.tokenizer.encode(phrase)
             offsets.append(len(ids))
             ids += self.ids[phrase]
         pixels = []
-        for i in indices:
+        for i in step[rank::world]:
             pictures, name = self.names[i]
             try:
                 pixels.append(pictures(name))
             except ValueError as error:
                 raise BadSample(str(error)) from None
-        is_true = torch.tensor([[phrase in self.phrases[i] for i in indices] for phrase in chosen])
-        return {"pixels": torch.stack(pixels), "ids": torch.tensor(ids), "offsets": torch.tensor(offsets), "is_true": is_true}
+        everyone = [step[r::world] for r in range(world)]
+        columns = [i for theirs in everyone for i in theirs]
+        is_true = torch.tensor([[phrase in self.phrases[i] for i in columns] for phrase in chosen])
+        is_known = torch.tensor([[language in self.languages[i] for i in columns] for language, _ in chosen])
+        return {"pixels": torch.stack(pixels), "ids": torch.tensor(ids), "offsets": torch.tensor(offsets), "is_true": is_true, "is_known": is_known, "pictures": list(map(len, everyone))}
 
 
 class BadSample(ValueError):
@@ -315,9 +324,9 @@ class Batches(Dataset):
 
     def __getitem__(self, n):
         step, micro = divmod(self.start * self.accumulate + n, self.accumulate)
-        mine = self.plan[step][self.rank :: self.world][micro :: self.accumulate]
         if isinstance(self.data, Phrases):
-            return self.data.batch(mine, random.Random(f"{self.seed} {step} {self.rank} {micro}")) | {"bad": []}
+            return self.data.batch(self.plan[step], self.rank, self.world, f"{self.seed} {step}") | {"bad": []}
+        mine = self.plan[step][self.rank :: self.world][micro :: self.accumulate]
         samples, bad = [], []
         for i in mine:
             try:

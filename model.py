@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 depth = (2 * len(self.layers)) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
-                nn.init.normal_(p, std=0.02 if "embed" in name or "lm_head" in name else depth * p.shape[1] ** -0.5)
+                nn.init.normal_(p, std=0.02 if "lm_head" in name else depth * p.shape[1] ** -0.5)
 
     def rope_table(self, length, device):
         """cos and sin, each float32 (length, D/2): position t turns pair i by t · theta^(−2i/D) (RoFormer, arXiv 2104.09864, eq. 15)."""

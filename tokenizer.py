@@ -469,9 +469,9 @@ def train(lines: Iterable[str], vocab_size: int, *, character_coverage: float = 
 # Merging
 
 def is_foreign(piece: str) -> bool:
-    """Has a letter, mark or emoji outside ASCII, so that plain English can't contain it."""
-    return any(c > "\x7f" and c != SPACE and (unicodedata.category(c)[0] in "LM" or unicodedata.category(c) == "So")
-               for c in piece)
+    """Has a letter, mark, emoji or full-width sign outside ASCII, so that plain English can't contain it."""
+    return any(c > "\x7f" and c != SPACE and (unicodedata.category(c)[0] in "LM" or unicodedata.category(c) == "So"
+                                              or unicodedata.east_asian_width(c) in "WF") for c in piece)
 
 
 def unreachable(tokenizer: Tokenizer) -> list[str]:

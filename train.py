@@ -3,7 +3,8 @@
 Where it stands: last, beside evaluate. Each stage reads a model folder and writes another:
 
     stage      trains               on                         loss                                   stands for
-    vision     ViT                  pictures and phrases       fine-grained contrast (vision.py)      CLIP
+    vision     ViT, projector,      pictures and phrases       fine-grained contrast (vision.py)      CLIP
+               word rows
     text       decoder              bilingual text             next token                             X-LLaVA's bilingual pretraining
     align      projector            captions                   next token of the caption              LLaVA's first stage
     instruct   projector, decoder   conversations              next token of the answers              LLaVA's second stage
@@ -38,7 +39,7 @@ import checkpoint
 import data
 from model import IGNORE, PRESETS
 from tokenizer import Tokenizer
-from vision import PhraseTower, phrase_loss
+from vision import PhraseScore, phrase_loss
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ class Recipe:
     beta2: float = 0.999
     clip: float = 1.0  # largest norm of the gradient
     max_length: int = 2048  # tokens
+    muon_lr: float = 0.0  # above 0: the blocks' matrices take Muon at this rate, all else AdamW at lr. For training from random weights
 
 
 RECIPES = {
-    "vision": Recipe(("vision",), lr=1e-3, batch=1024, epochs=32, weight_decay=0.1, beta2=0.98),
+    "vision": Recipe(("vision", "projector", "decoder.embed_tokens"), lr=1e-3, batch=1024, epochs=32, weight_decay=0.1, beta2=0.98),
     "text": Recipe(("decoder",), lr=1e-4, batch=256, beta2=0.95),
     "align": Recipe(("projector",), lr=1e-3, batch=256),
     "instruct": Recipe(("projector", "decoder"), lr=2e-5, batch=128),
@@ -77,17 +79,36 @@ class Speaker(nn.Module):
 
 
 class Seer(nn.Module):
-    """The ViT as the vision stage trains it, against its phrase tower: a batch -> (sum of phrase losses, number of phrases)."""
+    """ViT, projector and word rows as the vision stage trains them: a batch -> (sum of phrase losses, number of phrases)."""
 
     def __init__(self, model):
         super().__init__()
-        self.vision, self.layer = model.vision, model.config.feature_layer
-        self.tower = PhraseTower(model.config.text.vocab_size, model.config.vision.hidden_size)
+        self.model, self.score = model, PhraseScore()
 
     def forward(self, batch):
-        patches = self.vision(batch["pixels"], self.layer)[:, 1:]
-        F = len(batch["is_true"])
-        return phrase_loss(self.tower(patches, batch["ids"], batch["offsets"]), batch["is_true"]) * F, torch.tensor(F)
+        gather = lambda image: AllPictures.apply(image, batch["pictures"])
+        patches, rows = self.model.see(batch["pixels"]), self.model.decoder.embed_tokens.weight
+        logits = self.score(patches, rows, batch["ids"], batch["offsets"], gather if len(batch["pictures"]) > 1 else lambda image: image)
+        return phrase_loss(logits, batch["is_true"], batch["is_known"]), torch.tensor(len(logits), device=logits.device)
+
+
+class AllPictures(torch.autograd.Function):
+    """The pictures of all processes, (B, N, W) -> (B of all, N, W): a phrase's negatives are the whole global batch, however it is spread.
+    Backward, each process gets back the sum of what all of them found out about its own."""
+
+    @staticmethod
+    def forward(ctx, image, counts):
+        ctx.counts, most = counts, max(counts)
+        padded = torch.cat([image, image.new_zeros(most - len(image), *image.shape[1:])])  # all_gather wants equal shapes
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, counts)])
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.split(ctx.counts)[dist.get_rank()], None
 
 
 # ---------------------------------------------------------------------------------------------- processes and numbers
@@ -113,12 +134,25 @@ def pick_precision(wanted, device):
     return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
 
 
-def learning_rate(step, steps, recipe):
-    """Linear warm-up, then a cosine down to 0; step counts from 0."""
-    warmup = max(1, round(recipe.warmup * steps))
-    if step < warmup:
-        return recipe.lr * (step + 1) / warmup
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def schedule(step, steps, warmup):
+    """Share of the full learning rate at `step` (from 0): a linear rise over the share `warmup` of the steps, then a cosine down to 0."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def make_optimizers(learner, recipe):
+    """AdamW; with muon_lr, Muon (Jordan 2024: momentum, made orthogonal) for the matrices inside blocks and AdamW for the rest."""
+    named = [(name, p) for name, p in learner.named_parameters() if p.requires_grad]
+    muon = [p for name, p in named if recipe.muon_lr and ".layers." in name and p.dim() == 2]
+    rest = [p for name, p in named if not any(p is q for q in muon)]
+    optimizers = [torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay, fused=True)]
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, lr=recipe.muon_lr, weight_decay=recipe.weight_decay))
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["full_lr"] = group["lr"]
+    return optimizers
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints
@@ -147,6 +181,8 @@ def train(args, recipe):
     out, vision_stage = Path(args.out), args.stage == "vision"
     if recipe.batch % (world * args.accumulate):
         raise ValueError(f"--batch {recipe.batch} is not a multiple of {world} processes × --accumulate {args.accumulate}")
+    if vision_stage and args.accumulate > 1:
+        raise ValueError("--accumulate: the vision stage contrasts the whole batch at once, take a smaller --batch")
     settings = {"stage": args.stage, "seed": args.seed, "data": [str(d) for d in args.data], **vars(recipe), "parts": list(recipe.parts)}
     if (out / "config.json").exists() and args.resume:
         return say(f"{out}: finished before, nothing to do")
@@ -158,10 +194,10 @@ def train(args, recipe):
     model = checkpoint.load_model(args.model) if args.model else checkpoint.fresh_model(PRESETS[args.preset], tokenizer)
     model.requires_grad_(False)
     for part in recipe.parts:
-        getattr(model, part).requires_grad_(True)
+        model.get_submodule(part).requires_grad_(True)
     learner = (Seer if vision_stage else Speaker)(model).to(device)
     params = [p for p in learner.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=recipe.lr, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay, fused=True)
+    optimizers = make_optimizers(learner, recipe)
     dtype = pick_precision(args.precision, device)
 
     # 2. the data, a function of the step number alone
@@ -184,7 +220,8 @@ def train(args, recipe):
             raise ValueError(f"{folder}: the checkpoint is of other settings ({'; '.join(changed)}); give those, or another -o")
         start = state["step"]
         learner.load_state_dict(state["learner"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
         del state
     elif folder.exists() and not args.resume:
         raise ValueError(f"{folder}: there is a run already; --resume goes on with it, or give another -o")
@@ -201,8 +238,8 @@ def train(args, recipe):
     source, bad, began, mark = iter(data.loader(batches, args.workers)), 0, time.time(), time.time()
     learner.train()
     for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, recipe)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["full_lr"] * schedule(step, steps, recipe.warmup)
         sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, targets, tokens
         for micro in range(args.accumulate):
             batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in next(source).items()}
@@ -222,17 +259,19 @@ def train(args, recipe):
         total, count, tokens = sums.tolist()
         torch._foreach_mul_([p.grad for p in params if p.grad is not None], world / max(count, 1))
         norm = nn.utils.clip_grad_norm_(params, recipe.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         now = time.time()
-        row = {"step": step + 1, "loss": total / max(count, 1), "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm.item(), "tokens": int(tokens), "seconds": round(now - mark, 4)}
+        row = {"step": step + 1, "loss": total / max(count, 1), "lr": optimizers[0].param_groups[0]["lr"], "grad_norm": norm.item(), "tokens": int(tokens), "seconds": round(now - mark, 4)}
         mark = now
         print(json.dumps(row), file=log, flush=True)
         bar.set_postfix_str(f"loss {row['loss']:.3f}, lr {row['lr']:.1e}, {tokens / row['seconds']:,.0f} tokens/s", refresh=False)
         bar.update()
         if args.save_every and (step + 1) % args.save_every == 0 and step + 1 < steps and rank == 0:
-            learnt = {k: v for k, v in learner.state_dict().items() if not k.startswith("model.") or k.split(".")[1] in recipe.parts}
-            save_state(folder, step + 1, {"step": step + 1, "settings": settings, "learner": learnt, "optimizer": optimizer.state_dict()})
+            names = {name for name, p in learner.named_parameters() if p.requires_grad}
+            learnt = {name: tensor for name, tensor in learner.state_dict().items() if name in names}
+            save_state(folder, step + 1, {"step": step + 1, "settings": settings, "learner": learnt, "optimizers": [o.state_dict() for o in optimizers]})
     bar.close()
     if rank == 0:
         checkpoint.save_model(model, tokenizer_file, out)
@@ -250,9 +289,9 @@ def main():
     parser.add_argument("--preset", choices=PRESETS, help="start from random weights of this shape instead")
     parser.add_argument("--tokenizer", help="a SentencePiece .model (default: the model folder's)")
     parser.add_argument("-o", "--out", required=True, help="the folder of this run, and of the model that comes out of it")
-    for name, kind in (("lr", float), ("batch", int), ("epochs", float), ("warmup", float), ("weight_decay", float), ("beta2", float), ("clip", float), ("max_length", int)):
+    for name, kind in (("lr", float), ("batch", int), ("epochs", float), ("warmup", float), ("weight_decay", float), ("beta2", float), ("clip", float), ("max_length", int), ("muon_lr", float)):
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="default: the stage's recipe")
-    parser.add_argument("--parts", nargs="+", choices=["vision", "projector", "decoder"], help="what learns (default: the stage's recipe)")
+    parser.add_argument("--parts", nargs="+", help="what learns, of vision, projector, decoder and parts of them (default: the stage's recipe)")
     parser.add_argument("--steps", type=int, help="instead of --epochs")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")

@@ -203,36 +203,37 @@ class ViT(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------- learning to see
-class PhraseTower(nn.Module):
-    """The throw-away half of the `vision` stage: puts phrases and patches into one space, and is not saved with the model.
+class PhraseScore(nn.Module):
+    """Says how well phrases fit pictures, from the patches as the projector gives them and the words' rows of the embedding table.
 
-    A phrase is a *bag* of tokens: the sum of their embeddings. Word order adds nothing to "a big red cat", and a sum makes the
-    score linear in the words, so that a patch has to carry kind, colour, size and place side by side: just what a decoder can read later.
+    CLIP has a text tower of its own and throws it away. Here patches are compared with the very rows that the decoder reads words
+    from: what the stage learns stays, and a patch that shows a big red cat ends up near "big" + "red" + "cat". A decoder that has learnt
+    from text to find the word that a question names then finds the patch in the same way.
+
+    A phrase is a *bag* of tokens, the sum of their rows. Word order adds nothing to "a big red cat", and a sum makes the score linear
+    in the words, so that a patch has to carry kind, colour, size and place side by side.
     """
 
-    def __init__(self, vocab_size, vision_width, width=128):
+    def __init__(self):
         super().__init__()
-        self.embed = nn.EmbeddingBag(vocab_size, width, mode="sum")
-        self.project = nn.Linear(vision_width, width, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(2.3))  # exp(2.3) ≈ 10 and −10 are SigLIP's start: every pair looks like a miss
         self.bias = nn.Parameter(torch.tensor(-10.0))
-        nn.init.normal_(self.embed.weight, std=width**-0.5)
-        nn.init.normal_(self.project.weight, std=vision_width**-0.5)
 
-    def forward(self, patches, ids, offsets):
-        """patches (B, N, C), phrases as flat ids with the offset where each starts -> logits (F, B) that a phrase is true of a picture."""
-        text = F.normalize(self.embed(ids, offsets).float(), dim=-1)  # (F, W)
-        image = F.normalize(self.project(patches).float(), dim=-1)  # (B, N, W)
-        B, N, W = image.shape
-        best = (text @ image.view(B * N, W).T).view(-1, B, N).amax(dim=2)  # (F, B·N) -> (F, B): the best patch of each picture
+    def forward(self, patches, rows, ids, offsets, gather=lambda image: image):
+        """patches (B, N, C), rows (V, C), phrases as flat ids with the offset where each starts -> logits (F, B) that a phrase is true of a picture.
+        gather: adds the other processes' pictures, (B, N, C) -> (B of all, N, C)."""
+        text = F.normalize(F.embedding_bag(ids, rows, offsets, mode="sum").float(), dim=-1)  # (F, C)
+        image = gather(F.normalize(patches.float(), dim=-1))
+        B, N, C = image.shape
+        best = (text @ image.view(B * N, C).T).view(-1, B, N).amax(dim=2)  # (F, B·N) -> (F, B): the best patch of each picture
         return best * self.log_scale.exp() + self.bias
 
 
-def phrase_loss(logits, is_true):
-    """Sigmoid loss over every phrase × every picture (SigLIP eq. 1), with as many positives as there are.
+def phrase_loss(logits, is_true, is_known):
+    """Sigmoid loss over every phrase × every picture (SigLIP eq. 1), with as many positives as there are, and only where the truth is known.
 
-    logits, is_true (bool): (F, B). Sum over pictures, mean over phrases; a scalar."""
-    return F.binary_cross_entropy_with_logits(logits, is_true.to(logits.dtype), reduction="sum") / max(1, len(logits))
+    logits, is_true and is_known (bool): (F, B). The sum over all of them; a scalar."""
+    return F.binary_cross_entropy_with_logits(logits, is_true.to(logits.dtype), is_known.to(logits.dtype), reduction="sum")
 
 
 # ---------------------------------------------------------------------------------------------- command line

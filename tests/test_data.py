@@ -124,13 +124,13 @@ def test_every_sample_comes_once_an_epoch_on_any_number_of_ranks():
 
 
 def test_phrases_shared_by_two_pictures_are_true_of_both(tokenizer, config, world):
-    import random
-
     phrases = data.Phrases([world / "captions.json"], tokenizer, config)
-    batch = phrases.batch([0, 1, 2], random.Random(0))  # red, blue, red
+    batch = phrases.batch([0, 1, 2])  # red, blue, red
     ends = batch["offsets"].tolist()[1:] + [len(batch["ids"])]
     texts = [tokenizer.package.decode(batch["ids"][a:b].tolist()) for a, b in zip(batch["offsets"].tolist(), ends)]
     truth = dict(zip(texts, batch["is_true"].tolist()))
+    halves = [phrases.batch([0, 1, 2], rank, 2) for rank in range(2)]  # pictures 0 and 2, and 1: the same phrases, the columns by rank
+    assert halves[0]["pictures"] == [2, 1] and sorted(map(tuple, batch["is_true"][:, [0, 2, 1]].tolist())) == sorted(map(tuple, torch.cat([h["is_true"] for h in halves]).tolist()))
     assert truth["red"] == truth["a red cat"] == [True, False, True]
     assert truth["blue"] == [False, True, False] and truth["number 2"] == [False, False, True]
 

@@ -1,0 +1,154 @@
+"""Training: the global loss and its gradients, resuming, and what a user sees. Runs train.py as a user does, in small."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import data
+import train
+from model import IGNORE, Model
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, config, tokenizer_file):
+    """A model folder with random weights."""
+    folder = tmp_path_factory.mktemp("start") / "model"
+    torch.manual_seed(0)
+    checkpoint.save_model(Model(config).init_weights(), tokenizer_file, folder)
+    return folder
+
+
+def command(stage, start, data_file, out, *more, processes=1):
+    run = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*run, ROOT / "train.py", stage, "--model", start, "--data", data_file, "-o", out, "--precision", "fp32", *map(str, more)]
+
+
+def run(*args, processes=1, **kwargs):
+    return subprocess.run(command(*args, processes=processes, **kwargs), capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def losses(out):
+    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def weights(out):
+    return checkpoint.load_safetensors(out / "model.safetensors")
+
+
+def test_the_schedule_rises_then_falls_to_zero():
+    rates = [train.schedule(step, 100, 0.1) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1 and rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0, abs=1e-12)
+
+
+def test_gradients_do_not_depend_on_how_a_batch_is_cut(config, tokenizer, world):
+    """The sum of token losses over the global number of targets: hand-written here as one mean over all targets of all samples."""
+    torch.manual_seed(0)
+    model = Model(config).init_weights().double()
+    samples = data.Chats([world / "chats.json"], tokenizer, config, 256)
+    whole = data.collate([samples.sample(i) for i in range(8)], tokenizer.pad_id)  # texts among the pictures, all lengths
+    hidden = model(whole["ids"], whole["pixels"])
+    torch.nn.functional.cross_entropy(model.decoder.lm_head(hidden).flatten(0, 1), whole["targets"].flatten(), ignore_index=IGNORE).backward()
+    want = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    for accumulate, ranks in ((1, 1), (4, 1), (2, 2)):
+        model.zero_grad()
+        total = 0
+        for rank in range(ranks):
+            for micro in range(accumulate):
+                part = data.collate([samples.sample(i) for i in range(8)[rank::ranks][micro::accumulate]], tokenizer.pad_id)
+                train.Speaker(model)(part)[0].backward()
+                total += (part["targets"] != IGNORE).sum()
+        for name, grad in want.items():
+            got = dict(model.named_parameters())[name].grad / total
+            assert (got - grad).norm() <= 1e-6 * grad.norm() + 1e-12, (accumulate, ranks, name)
+
+
+@pytest.mark.parametrize("stage, file", [("vision", "captions.json"), ("text", "text.txt"), ("align", "captions.json"), ("instruct", "chats.json")])
+def test_each_stage_changes_its_own_parts_and_no_other(stage, file, start, world, tmp_path):
+    done = run(stage, start, world / file, tmp_path / "out", "--batch", 4, "--steps", 3)
+    assert done.returncode == 0, done.stderr
+    before, after = weights(start), weights(tmp_path / "out")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    if stage == "vision":  # of the language model the words' rows alone
+        assert [n for n in before if n.startswith("language_model") and not torch.equal(before[n], after[n])] == ["language_model.model.embed_tokens.weight"]
+    assert changed == {"vision": {"vision_tower", "multi_modal_projector", "language_model"}, "text": {"language_model"}, "align": {"multi_modal_projector"}, "instruct": {"multi_modal_projector", "language_model"}}[stage]
+
+
+def test_two_processes_reach_the_losses_and_weights_of_one(start, world, tmp_path):
+    for n in (1, 2):
+        done = run("instruct", start, world / "chats.json", tmp_path / str(n), "--batch", 4, "--steps", 4, "--lr", 1e-3, processes=n)
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-6)
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert all(torch.allclose(one[n], two[n], atol=1e-5) for n in one)
+
+
+def test_two_processes_see_the_whole_batch_in_the_vision_stage(start, world, tmp_path):
+    """Contrast needs every picture of the global batch as a negative of every phrase, whichever process holds it."""
+    for n in (1, 2):
+        done = run("vision", start, world / "captions.json", tmp_path / str(n), "--batch", 4, "--steps", 3, processes=n)
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(start, world, tmp_path):
+    args = ("instruct", start, world / "chats.json")
+    more = ("--batch", 4, "--steps", 30, "--save-every", 5, "--muon-lr", 0.01, "--resume")
+    assert run(*args, tmp_path / "whole", *more).returncode == 0
+    process = subprocess.Popen(command(*args, tmp_path / "cut", *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not list((tmp_path / "cut").glob("checkpoints/step-*.pt")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    newest = max((tmp_path / "cut" / "checkpoints").glob("step-*.pt"))
+    (newest.parent / "step-00000999.pt").write_bytes(newest.read_bytes()[:1000])  # a torn one, newer than the last good one
+    again = run(*args, tmp_path / "cut", *more)
+    assert again.returncode == 0, again.stderr
+    assert "step-00000999.pt: damaged, passed over" in again.stderr
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    finished = run(*args, tmp_path / "cut", *more)
+    assert finished.returncode == 0 and "finished before, nothing to do" in finished.stderr
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--batch", "5", "--accumulate", "2"], "--batch 5 is not a multiple of 1 processes × --accumulate 2"),
+    (["--data", "nowhere.json"], "nowhere.json: no such file"),
+    (["--model", "nowhere"], "nowhere: not a model folder: it has no"),
+])  # fmt: skip
+def test_a_users_mistake_gets_one_clear_line(start, world, tmp_path, args, message):
+    done = subprocess.run([*map(str, command("instruct", start, world / "chats.json", tmp_path / "out")), *args], capture_output=True, text=True)
+    assert done.returncode == 1 and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(start, world, tmp_path):
+    args = ("align", start, world / "captions.json", tmp_path / "out", "--batch", 4, "--save-every", 2)
+    assert run(*args, "--steps", 4).returncode == 0
+    (tmp_path / "out" / "config.json").unlink()
+    done = run(*args, "--steps", 6, "--resume")
+    assert done.returncode == 1 and "steps: 4 → 6" in done.stderr
+    done = run(*args, "--steps", 4)
+    assert done.returncode == 1 and "there is a run already; --resume goes on with it" in done.stderr
+
+
+def test_a_sample_left_out_is_counted_and_named(start, world, tmp_path):
+    records = json.loads((world / "captions.json").read_text())
+    for r in records:
+        r["image"] = str(world / r["image"])
+    records[3]["image"] = "lost.png"
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    done = run("align", start, tmp_path / "set.json", tmp_path / "out", "--batch", 4, "--steps", 3, "--bad-samples", "skip")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"left out: .*set.json: record 3 \(id 'c3'\): .*lost.png: no such picture", done.stderr) and "1 bad samples left out" in done.stderr
+    assert run("align", start, tmp_path / "set.json", tmp_path / "out2", "--batch", 4, "--steps", 3).returncode == 1

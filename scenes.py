@@ -287,12 +287,13 @@ def make_atlas(font_path, path=ATLAS):
 
 
 @cache
-def sprites():
-    """{kind: (shade, alpha)}, each TILE × TILE with a margin for turning."""
+def sprites(size):
+    """{kind: (shade, alpha)} at twice the size of drawing or the atlas's own, with a margin of an eighth for turning."""
     with Image.open(ATLAS) as image:
         atlas = image.convert("LA")
     tiles = [atlas.crop((i % 4 * TILE, i // 4 * TILE, i % 4 * TILE + TILE, i // 4 * TILE + TILE)) for i in range(len(KINDS))]
-    return {kind: ImageOps.expand(tile, TILE // 8, (0, 0)).split() for kind, tile in zip(KINDS, tiles)}
+    side = round(1.25 * min(TILE, 2 * SIZES[size]))
+    return {kind: [s.resize((side, side), Image.Resampling.LANCZOS) for s in ImageOps.expand(tile, TILE // 8, (0, 0)).split()] for kind, tile in zip(KINDS, tiles)}
 
 
 def gradient(stops, side):
@@ -386,7 +387,7 @@ def draw_thing(image, thing, rng):
     edge = 3 - full // 10  # the halo stays inside the picture
     corner = [max(edge, min(SIDE - full - edge, round(c - full / 2))) for c in centre]
     angle = rng.uniform(-10, 10)
-    shade, alpha = (s.rotate(angle, Image.Resampling.BILINEAR).resize((full, full), Image.Resampling.LANCZOS) for s in sprites()[thing.kind])
+    shade, alpha = (s.rotate(angle, Image.Resampling.BILINEAR).resize((full, full), Image.Resampling.LANCZOS) for s in sprites(thing.size)[thing.kind])
     light = rng.uniform(0.94, 1.06)
     base = [max(0, min(255, c * light + rng.uniform(-7, 7))) for c in COLOURS[thing.colour]]
     if thing.colour in ("white", "black"):

@@ -559,7 +559,7 @@ KIND_OF = {"what": "object", "colour": "object", "count": "object", "size": "obj
            "mood": "atmosphere", "yes_no": "yes_no"}  # fmt: skip
 
 
-def test_records(split, scenes, seed):
+def split_records(split, scenes, seed):
     """A question of each skill for each scene, languages taking turns; in `cross_lingual`, Korean and Chinese questions that need the kind's name."""
     made, yes_next = [], Counter()
     for index, scene in enumerate(scenes):
@@ -582,7 +582,7 @@ def test_records(split, scenes, seed):
                     type = types[(index // 6 + index) % len(types)]
                     yes = yes_next[language, type] % 2 == 0
                     yes_next[language, type] += 1
-                    turn = test_yes_no(scene, type, yes, language, rng, thing, cross, held)
+                    turn = split_yes_no(scene, type, yes, language, rng, thing, cross, held)
                 elif skill == "relation":
                     turns = [ask(scene, skill, language, rng, t, "kind" if thing else None) for t in rng.sample(scene.things, len(scene.things))]
                     name = WORDS[language]["kind"][thing.kind] if thing else ""
@@ -594,7 +594,7 @@ def test_records(split, scenes, seed):
     return made
 
 
-def test_yes_no(scene, type, yes, language, rng, thing, cross, held):
+def split_yes_no(scene, type, yes, language, rng, thing, cross, held):
     """As `ask_yes_no`; where held-out pairs or English-only kinds are the subject, they are also what is denied."""
     shown = {(t.kind, t.colour) for t in scene.things}
     if held and type == "pair" and not yes:
@@ -766,7 +766,7 @@ def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=prin
                 file.write(text)
     lines["instruct"] += [json.dumps(text_record(i, seed), ensure_ascii=False) for i in range(len(lines["instruct"]) * 3 // 20)]
     for split in list(splits)[1:]:
-        lines[split] = [json.dumps(r, ensure_ascii=False) for r in test_records(split, splits[split], seed)]
+        lines[split] = [json.dumps(r, ensure_ascii=False) for r in split_records(split, splits[split], seed)]
     lines["scenes"] = [json.dumps({"image": f"pictures/{split}/{i:05}.png"} | asdict(scene)) for split, scenes in splits.items() for i, scene in enumerate(scenes)]
     counts = {f"{name}.json": write_json(folder / f"{name}.json", said) for name, said in lines.items()}
     counts |= {f"text/{kind}.txt": documents for kind in LANGUAGES + ("parallel",)} | {f"pictures/{split}": len(scenes) for split, scenes in splits.items()}

@@ -5,10 +5,11 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -98,14 +99,20 @@ def texts(record):
     return [turn["value"] for turn in record["conversations"]]
 
 
+@cache
+def leaks_in(part):
+    """Whether a text names a kind and the colour held out of it."""
+    for language in KIND:
+        colours = found(COLOUR[language], part, language)
+        if colours and any(list(scenes.COLOURS).index(scenes.HELD_OUT[scenes.KINDS[kind]]) in colours for kind in found(KIND[language], part, language)):
+            return True
+    return False
+
+
 def leaks(text):
     """Held-out pairs said together: within one phrase, sentence or question, or in one line of notes."""
     parts = re.split(r"USER:|ASSISTANT:|[.,;?!，。；？！\n=/]", text) + re.findall(r"[:：]([^:：;；]*)[;；]", text)
-    for part in parts:
-        for language in KIND:
-            for kind in found(KIND[language], part, language):
-                if list(scenes.COLOURS).index(scenes.HELD_OUT[scenes.KINDS[kind]]) in found(COLOUR[language], part, language):
-                    yield part
+    return [part for part in parts if leaks_in(part.strip())]
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +126,13 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def said():
     """What is said of a larger world, without drawing it: {file: records}, {split: scenes}."""
-    splits = scenes.make_scenes(5, 1600)
+    splits = scenes.make_scenes(5, 1000)
     files = {"captions": [], "phrases": [], "instruct": []}
     for index, scene in enumerate(splits["train"]):
         for name, records in scenes.train_records(scene, 5, index).items():
             files[name] += records
-    files["instruct"] += [scenes.text_record(i, 5) for i in range(1500)]
-    return files | {split: scenes.test_records(split, splits[split], 5) for split in list(splits)[1:]}, splits
+    files["instruct"] += [scenes.text_record(i, 5) for i in range(900)]
+    return files | {split: scenes.split_records(split, splits[split], 5) for split in list(splits)[1:]}, splits
 
 
 def load(path):
@@ -182,7 +189,7 @@ def test_held_out_pairs_are_in_no_training_file(world, said):
     assert [leak for text in spoken for leak in leaks(text)] == []
     # the search does find what it is to find
     for text in ("Is the cat blue?", "a big blue cat at the top left", "큰 파란색 고양이가 있어요", "左上角有一只蓝色的大猫", "at the top left: blue, big, cat; night."):
-        assert list(leaks(text)), text
+        assert leaks(text), text
     assert any(leaks(text) for r in files["unseen_combinations"] for text in texts(r))
 
 
@@ -221,7 +228,7 @@ def test_yes_and_no_are_balanced_for_every_language_and_type(said):
             for type in {t for t, _ in count}:
                 n = count[type, True] + count[type, False]
                 assert abs(count[type, True] - n / 2) <= max(1.5 if type != "all" else 4, slack * n), (name, language, type, count)
-    denied = Counter(answer in YES for r in files["unseen_combinations"] if r["kind"] == "yes_no" for question, answer in [texts(r)] if any(leaks(question)) and not found(PLACE["en"], question, "en"))
+    denied = Counter(answer in YES for r in files["unseen_combinations"] if r["kind"] == "yes_no" for question, answer in [texts(r)] if leaks(question) and not found(PLACE["en"], question, "en"))
     assert denied[True] and abs(denied[True] - denied[False]) <= 3
 
 
@@ -230,7 +237,7 @@ def test_languages_and_skills_are_balanced_in_the_test_splits(said):
     for split in SPLITS:
         count = Counter(record["language"] for record in files[split])
         assert max(count.values()) - min(count.values()) <= 0.04 * sum(count.values()), (split, count)
-        assert set(r["skill"] for r in files[split]) == set(scenes.SKILLS) | {"conversation"} - set() if split != "cross_lingual" else True
+        assert set(r["skill"] for r in files[split]) == ({*scenes.SKILLS, "conversation"} if split != "cross_lingual" else {*scenes.SKILLS, "conversation"} - {"count", "background", "mood"})
         assert sum(len(texts(r)) // 2 for r in files[split]) >= 1500
         assert all(len(r["conversations"]) == (6 if r["kind"] == "conversation" else 2) for r in files[split])
 
@@ -296,7 +303,7 @@ def test_big_and_small_stay_apart_and_things_stay_in_their_cell():
                 plain = Image.new("RGB", (192, 192), (0, 255, 255))
                 drawn = plain.copy()
                 scenes.draw_thing(drawn, scenes.Thing(kind, "red", size, 4), scenes.random_for(kind, size, n))
-                left, top, right, bottom = Image.eval(drawn, lambda v: v).getbbox() and scenes.ImageChops.difference(plain, drawn).getbbox()
+                left, top, right, bottom = ImageChops.difference(plain, drawn).getbbox()
                 extent[size].append(max(right - left, bottom - top))
                 assert abs((left + right) / 2 - 96) < 14 and abs((top + bottom) / 2 - 96) < 14
         assert max(extent["small"]) + 6 < min(extent["big"]), (kind, extent)

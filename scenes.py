@@ -511,8 +511,8 @@ def conversations(scene, language, rng, index):
     pick = lambda n: things[n % len(things)]
     talk = {
         "object": [ask(scene, s, language, rng, pick(n)) for n, s in enumerate(("what", "colour", "count", "size"))],
-        "location": [ask(scene, "where", language, rng, pick(0)), ask(scene, "at", language, rng, pick(1)), ask(scene, "relation", language, rng, pick(0)), ask(scene, "relation", language, rng, pick(1)),
-                     ask(scene, "where", language, rng, pick(1), "colour") if len(things) > 1 else None],  # fmt: skip
+        "location": [ask(scene, "where", language, rng, pick(0), "kind"), ask(scene, "at", language, rng, pick(1)), ask(scene, "relation", language, rng, pick(0)), ask(scene, "relation", language, rng, pick(1)),
+                     ask(scene, "where", language, rng, pick(1), "colour")],  # fmt: skip
         "atmosphere": [ask(scene, s, language, rng) for s in ("background", "mood")],
         "conversation": chat(scene, language, rng, rng.randint(4, 6)),
     }

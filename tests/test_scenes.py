@@ -244,7 +244,7 @@ def test_languages_and_skills_are_balanced_in_the_test_splits(said):
 
 def test_training_conversations_have_the_asked_shape(said):
     files, _ = said
-    turns = {"object": {3, 4}, "location": {2, 3, 4}, "atmosphere": {2}, "conversation": {4, 5, 6}, "yes_no": {4}}
+    turns = {"object": {3, 4}, "location": {3, 4}, "atmosphere": {2}, "conversation": {4, 5, 6}, "yes_no": {4}}
     for record in files["instruct"]:
         if "image" in record:
             assert len(record["conversations"]) // 2 in turns[record["kind"]], record

@@ -37,7 +37,7 @@ KINDS = ("fish", "cat", "duck", "butterfly", "car", "sailboat", "tree", "apple",
 EMOJI = "🐟🐈🦆🦋🚗⛵🌳🍎🏠🔑☂🚀"  # the same order
 COLOURS = {"red": (222, 38, 42), "orange": (250, 134, 16), "yellow": (252, 222, 40), "green": (38, 164, 62), "blue": (36, 92, 224),
            "purple": (142, 50, 184), "white": (246, 246, 246), "black": (40, 40, 46)}  # fmt: skip
-SIZES = {"big": 58, "small": 35}  # pixels of the longer side, ± 5%
+SIZES = {"big": 56, "small": 34}  # pixels of the longer side, ± 5%
 PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right"))  # a 3 × 3 grid, row by row
 BACKGROUNDS = ("day", "night", "sunset", "snow", "rain")
 DIRECTIONS = ("left", "right", "above", "below")
@@ -131,7 +131,7 @@ WORDS = {
             "where": ["{it}은/는 어디에 있나요?", "{it}은/는 어디 있어요?", "{it}이/가 어디에 보이나요?", "{it}이/가 어디에 있는지 말해 주세요."],
             "at": ["{place}에는 무엇이 있나요?", "{place}에 뭐가 있어요?", "{place}에 무엇이 보이나요?", "{place}에 어떤 물체가 있나요?"],
             "relation": ["{it}의 {direction}에는 무엇이 있나요?", "{it}의 {direction}에 뭐가 있어요?", "{it}의 {direction}에 무엇이 보이나요?"],
-            "background": ["배경은 무엇인가요?", "어떤 때나 날씨인가요?", "배경은 어떤 때나 날씨인가요?", "언제 또는 어떤 날씨의 모습인가요?"],
+            "background": ["배경은 무엇인가요?", "시간이나 날씨는 어떤가요?", "어떤 시간이나 날씨의 풍경인가요?", "배경의 시간이나 날씨는 어떤가요?"],
             "mood": ["분위기가 어떤가요? 이유는요?", "어떤 분위기인가요? 왜 그런가요?", "분위기와 그 이유를 말해 주세요.", "분위기가 어때요? 왜 그래요?"],
         },
         "answer": {"what": "{kind}이에요/예요", "colour": "{colour}이에요/예요", "count": "{number}예요", "size": "{size_end}", "where": "{place}에 있어요", "at": "{colour} {kind}이/가 있어요",
@@ -144,7 +144,7 @@ WORDS = {
             "size": (["{kind}은/는 {size}가요?", "{size} {kind}인가요?", "{kind}의 크기가 {size}가요?"], "네", "아니요"),
         },
         "name": {"en": "영어", "ko": "한국어", "zh": "중국어"},
-        "translate": ["{name}로 '{word}'라는 말을 어떻게 하나요?", "'{word}'의 {name} 표현은 무엇인가요?", "'{word}', {name}로 뭐라고 하나요?", "다음 말을 {name}로 옮겨 주세요: '{word}'"],
+        "translate": ["{name}로 '{word}', 어떻게 말하나요?", "'{word}'의 {name} 표현은 무엇인가요?", "'{word}', {name}로 뭐라고 하나요?", "다음 말을 {name}로 옮겨 주세요: '{word}'"],
     },
     "zh": {
         "kind": dict(zip(KINDS, "鱼 猫 鸭子 蝴蝶 汽车 帆船 树 苹果 房子 钥匙 雨伞 火箭".split())),
@@ -194,15 +194,15 @@ WORDS = {
 }  # fmt: skip
 
 # Korean particles, "after a final consonant/after a vowel", as the templates write them.
-PARTICLE = re.compile(r"([가-힣])('?)(이에요/예요|은/는|이/가|을/를|과/와)")
+PARTICLE = re.compile(r"([가-힣])(이에요/예요|은/는|이/가|을/를|과/와)")
 
 
 def say(template, **words):
     """A template with its words filled in, and what depends on the neighbouring word put right: 은/는 after a final consonant, an before a vowel."""
 
     def particle(match):
-        after_consonant, after_vowel = match[3].split("/")
-        return match[1] + match[2] + (after_consonant if (ord(match[1]) - 0xAC00) % 28 else after_vowel)  # syllables come 28 to a vowel, the first without a final
+        after_consonant, after_vowel = match[2].split("/")
+        return match[1] + (after_consonant if (ord(match[1]) - 0xAC00) % 28 else after_vowel)  # syllables come 28 to a vowel, the first without a final
 
     text = PARTICLE.sub(particle, template.format_map(words))
     return re.sub(r"([aA])/an (\w)", lambda m: f"{m[1]}{'n' if m[2] in 'aeiou' else ''} {m[2]}", text)
@@ -239,19 +239,19 @@ class Scene:
         return LANGUAGES[:1] if any(t.kind in ENGLISH_ONLY for t in self.things) else LANGUAGES
 
 
-def random_scene(rng, english_only=None, held_out=False, others=True):
+def random_scene(rng, english_only=None, held_out=False):
     """A scene of 1 to 3 things. english_only: must (True) or must not (False) show such a kind, None: a quarter of the scenes does.
     held_out: the first thing is a held-out pair; without it no thing is."""
     english_only = rng.random() < 0.25 if english_only is None else english_only
     number = rng.choices((1, 2, 3), (2, 4, 4))[0]
     ordinary = [k for k in KINDS if k not in ENGLISH_ONLY]
     while True:
-        kinds = ([rng.choice(ENGLISH_ONLY)] if english_only else []) + ordinary * 0
+        kinds = [rng.choice(ENGLISH_ONLY)] if english_only else []
         kinds += rng.sample(ordinary, number - len(kinds))
         colours = rng.sample(list(COLOURS), number)
         if held_out:
             colours = [HELD_OUT[kinds[0]]] + [c for c in colours if c != HELD_OUT[kinds[0]]][: number - 1]
-        if any(HELD_OUT[k] == c for k, c in list(zip(kinds, colours))[1 if held_out else 0 :]) or len(colours) < number:
+        if any(HELD_OUT[k] == c for k, c in list(zip(kinds, colours))[held_out:]):
             continue
         places = rng.sample(range(9), number)
         things = [Thing(k, c, rng.choice(list(SIZES)), p) for k, c, p in zip(kinds, colours, places)]
@@ -287,12 +287,13 @@ def make_atlas(font_path, path=ATLAS):
 
 
 @cache
-def sprites():
-    """{kind: (shade, alpha)}, each TILE × TILE with a margin for turning."""
+def sprites(size):
+    """{kind: (shade, alpha)} at twice the size of drawing or the atlas's own, with a margin of an eighth for turning."""
     with Image.open(ATLAS) as image:
         atlas = image.convert("LA")
     tiles = [atlas.crop((i % 4 * TILE, i // 4 * TILE, i % 4 * TILE + TILE, i // 4 * TILE + TILE)) for i in range(len(KINDS))]
-    return {kind: ImageOps.expand(tile, TILE // 8, (0, 0)).split() for kind, tile in zip(KINDS, tiles)}
+    side = round(1.25 * min(TILE, 2 * SIZES[size]))
+    return {kind: [s.resize((side, side), Image.Resampling.LANCZOS) for s in ImageOps.expand(tile, TILE // 8, (0, 0)).split()] for kind, tile in zip(KINDS, tiles)}
 
 
 def gradient(stops, side):
@@ -383,9 +384,10 @@ def draw_thing(image, thing, rng):
     room = 3 if thing.size == "big" else 9
     row, column = divmod(thing.place, 3)
     centre = [(n + 0.5) * CELL + rng.uniform(-room, room) for n in (column, row)]
-    corner = [max(-full // 10, min(SIDE - full + full // 10, round(c - full / 2))) for c in centre]
+    edge = 3 - full // 10  # the halo stays inside the picture
+    corner = [max(edge, min(SIDE - full - edge, round(c - full / 2))) for c in centre]
     angle = rng.uniform(-10, 10)
-    shade, alpha = (s.rotate(angle, Image.Resampling.BILINEAR).resize((full, full), Image.Resampling.LANCZOS) for s in sprites()[thing.kind])
+    shade, alpha = (s.rotate(angle, Image.Resampling.BILINEAR).resize((full, full), Image.Resampling.LANCZOS) for s in sprites(thing.size)[thing.kind])
     light = rng.uniform(0.94, 1.06)
     base = [max(0, min(255, c * light + rng.uniform(-7, 7))) for c in COLOURS[thing.colour]]
     if thing.colour in ("white", "black"):
@@ -432,15 +434,15 @@ def comma(language):
     return "，" if language == "zh" else ", "
 
 
-def ask(scene, skill, language, rng, thing=None, by=None):
+def ask(scene, skill, language, rng, thing=None, by=None, text_only=False):
     """One question about `thing` (any thing, if None) and its answer, or None where the scene has no such question.
     by: how the question names the thing: "kind", "colour" or "pronoun"."""
     w = WORDS[language]
     thing = thing or rng.choice(scene.things)
     words = thing.words(language) | {"number": w["number"][len(scene.things) - 1], "background": w["background"][scene.background], "mood": w["mood"][scene.background]}
     if skill == "yes_no":
-        return ask_yes_no(scene, rng.choice(list(w["yes_no"])), rng.random() < 0.5, language, rng, thing)
-    if skill == "relation":  # `thing` is the one named, or, if nothing lies alone on any side of it, the answer
+        return ask_yes_no(scene, rng.choice(list(w["yes_no"])), rng.random() < 0.5, language, rng, thing, text_only)
+    if skill == "relation":  # asked only where one thing lies alone on a side of `thing`
         found = [(d, o) for d in DIRECTIONS for o in scene.beside(thing, d) if len(scene.beside(thing, d)) == 1]
         if not found:
             return None
@@ -489,17 +491,17 @@ def chat(scene, language, rng, turns, thing=None, by="pronoun"):
     """A conversation: one thing is brought up, follow-ups call it "it"; then another thing, or the scene as a whole."""
     talk, rest = [], [thing] if thing else rng.sample(scene.things, len(scene.things))
     whole = ["count", "background", "mood", "yes_no"]
+    told = {"what": {"colour"}, "at": {"where", "colour"}}  # what the opening question gives away
     while len(talk) < turns and (rest or whole):
         if rest:
-            thing = rest.pop()
-            first = rng.choice(("what", "where", "at", "colour"))
-            talk.append(ask(scene, first, language, rng, thing, None if first in ("what", "at") else "kind"))
-            follow = [s for s in ("where", "colour", "size", "relation") if s != first and not (first == "at" and s in ("where", "colour")) and not (first == "what" and s == "colour")]
-            rng.shuffle(follow)
-            talk += [ask(scene, s, language, rng, thing, by) for s in follow[: rng.randint(1, 2) if turns > 3 else 2]]
+            one = rest.pop()
+            first = rng.choice(("what", "where", "colour") if thing else ("what", "where", "colour", "at"))
+            talk.append(ask(scene, first, language, rng, one, "kind" if first in ("where", "colour") else None))
+            follow = [s for s in ("where", "colour", "size", "relation") if s != first and s not in told.get(first, ())]
+            follow = [ask(scene, s, language, rng, one, by) for s in rng.sample(follow, len(follow))]
+            talk += [t for t in follow if t][: turns - 1 if thing else rng.randint(1, 2)]
         else:
             talk.append(ask(scene, whole.pop(rng.randrange(len(whole))), language, rng))
-        talk = [t for t in talk if t]
     return talk[:turns]
 
 
@@ -509,8 +511,8 @@ def conversations(scene, language, rng, index):
     pick = lambda n: things[n % len(things)]
     talk = {
         "object": [ask(scene, s, language, rng, pick(n)) for n, s in enumerate(("what", "colour", "count", "size"))],
-        "location": [ask(scene, "where", language, rng, pick(0)), ask(scene, "at", language, rng, pick(1)), ask(scene, "relation", language, rng, pick(0)), ask(scene, "relation", language, rng, pick(1)),
-                     ask(scene, "where", language, rng, pick(1), "colour") if len(things) > 1 else None],  # fmt: skip
+        "location": [ask(scene, "where", language, rng, pick(0), "kind"), ask(scene, "at", language, rng, pick(1)), ask(scene, "relation", language, rng, pick(0)), ask(scene, "relation", language, rng, pick(1)),
+                     ask(scene, "where", language, rng, pick(1), "colour")],  # fmt: skip
         "atmosphere": [ask(scene, s, language, rng) for s in ("background", "mood")],
         "conversation": chat(scene, language, rng, rng.randint(4, 6)),
     }
@@ -557,7 +559,7 @@ KIND_OF = {"what": "object", "colour": "object", "count": "object", "size": "obj
            "mood": "atmosphere", "yes_no": "yes_no"}  # fmt: skip
 
 
-def test_records(split, scenes, seed):
+def split_records(split, scenes, seed):
     """A question of each skill for each scene, languages taking turns; in `cross_lingual`, Korean and Chinese questions that need the kind's name."""
     made, yes_next = [], Counter()
     for index, scene in enumerate(scenes):
@@ -576,14 +578,15 @@ def test_records(split, scenes, seed):
                     made.append(record(id, language, skill, chat(scene, language, rng, 3, thing, by="kind" if cross else "pronoun"), image, **extra))
                     continue
                 if skill == "yes_no":
-                    types = ["pair", "kind", "place", "size"] if held or cross else list(WORDS[language]["yes_no"])
-                    type = types[(index // 6 + index) % len(types)] if not held else rng.choice(types)
+                    types = ("pair", "pair", "place", "size") if held else ("pair", "kind", "place", "size") if cross else tuple(WORDS[language]["yes_no"])
+                    type = types[(index // 6 + index) % len(types)]
                     yes = yes_next[language, type] % 2 == 0
                     yes_next[language, type] += 1
-                    turn = test_yes_no(scene, type, yes, language, rng, thing, cross, held)
+                    turn = split_yes_no(scene, type, yes, language, rng, thing, cross, held)
                 elif skill == "relation":
-                    turn = ask(scene, skill, language, rng, thing, "kind" if thing else None)
-                    turn = turn or next(filter(None, (ask(scene, skill, language, rng, t) for t in scene.things)), None)
+                    turns = [ask(scene, skill, language, rng, t, "kind" if thing else None) for t in rng.sample(scene.things, len(scene.things))]
+                    name = WORDS[language]["kind"][thing.kind] if thing else ""
+                    turn = next((t for t in turns if t and name in " ".join(t)), None)
                 else:
                     turn = ask(scene, skill, language, rng, thing, "kind" if cross else None)
                 if turn:
@@ -591,7 +594,7 @@ def test_records(split, scenes, seed):
     return made
 
 
-def test_yes_no(scene, type, yes, language, rng, thing, cross, held):
+def split_yes_no(scene, type, yes, language, rng, thing, cross, held):
     """As `ask_yes_no`; where held-out pairs or English-only kinds are the subject, they are also what is denied."""
     shown = {(t.kind, t.colour) for t in scene.things}
     if held and type == "pair" and not yes:
@@ -633,14 +636,8 @@ def description(scene, language, rng, plain=False):
 
 def reading(scene, language, rng, turns):
     """Questions on a described scene."""
-    talk = [ask_text(scene, rng.choice(SKILLS), language, rng) for _ in range(2 * turns)]
-    return list(dict.fromkeys(filter(None, talk)))[:turns]
-
-
-def ask_text(scene, skill, language, rng):
-    if skill == "yes_no":
-        return ask_yes_no(scene, rng.choice(list(WORDS[language]["yes_no"])), rng.random() < 0.5, language, rng, text_only=True)
-    return ask(scene, skill, language, rng)
+    talk = [ask(scene, skill, language, rng, text_only=True) for skill in rng.sample(SKILLS, turns + 1)]
+    return [t for t in talk if t][:turns]
 
 
 def glossary(rng):
@@ -769,7 +766,7 @@ def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=prin
                 file.write(text)
     lines["instruct"] += [json.dumps(text_record(i, seed), ensure_ascii=False) for i in range(len(lines["instruct"]) * 3 // 20)]
     for split in list(splits)[1:]:
-        lines[split] = [json.dumps(r, ensure_ascii=False) for r in test_records(split, splits[split], seed)]
+        lines[split] = [json.dumps(r, ensure_ascii=False) for r in split_records(split, splits[split], seed)]
     lines["scenes"] = [json.dumps({"image": f"pictures/{split}/{i:05}.png"} | asdict(scene)) for split, scenes in splits.items() for i, scene in enumerate(scenes)]
     counts = {f"{name}.json": write_json(folder / f"{name}.json", said) for name, said in lines.items()}
     counts |= {f"text/{kind}.txt": documents for kind in LANGUAGES + ("parallel",)} | {f"pictures/{split}": len(scenes) for split, scenes in splits.items()}
@@ -783,7 +780,7 @@ def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=prin
 
 def contact_sheet(path, seed=0, columns=6, rows=4):
     """Pictures with their English captions, to look at."""
-    font, line = ImageFont.load_default(13), 17
+    font, line = ImageFont.load_default(11), 15
     sheet = Image.new("RGB", (columns * (SIDE + 16) + 16, rows * (SIDE + 16 + 4 * line + 6) + 16), "white")
     for i in range(columns * rows):
         scene = random_scene(random_for(seed, "sheet", i), held_out=False)

@@ -654,17 +654,21 @@ def run_train(args) -> None:
 
 
 def run_merge(args) -> None:
-    base, is_model = Tokenizer.load(args.base), args.new.endswith(".model")
-    new = Tokenizer.load(args.new) if is_model else [line.strip().replace(" ", SPACE) for line in read_lines([args.new])]
-    added, dead = select_pieces(base, new, dead=args.dead, foreign_only=args.foreign_only,
-                                same_normalizer=args.same_normalizer)
-    merged = merge(base, added, dead="keep", foreign_only=False, control=args.control)
+    base = merged = Tokenizer.load(args.base)
+    for path in args.new:
+        new = Tokenizer.load(path) if path.endswith(".model") else [
+            line.strip().replace(" ", SPACE) for line in read_lines([path])]
+        added, dead = select_pieces(merged, new, dead=args.dead, foreign_only=args.foreign_only,
+                                    same_normalizer=args.same_normalizer)
+        merged = merge(merged, added, dead="keep", foreign_only=False, control=())
+        print(f"{path}: {len(added):,} new pieces, {len(dead)} dead ones "
+              f"{'made reachable' if args.dead == 'repair' else 'left out'} {' '.join(dead)}")
+    added = merged.vocab_size - base.vocab_size
+    merged = merge(merged, [], control=args.control)
     merged.save(args.out)
     never = unreachable(merged)
-    print(f"{args.out}: {merged.vocab_size:,} pieces = {base.vocab_size:,} + {len(added):,} new + "
-          f"{merged.vocab_size - base.vocab_size - len(added)} control; {len(never)} unreachable {' '.join(never)}")
-    if dead:
-        print(f"{len(dead)} dead, {'made reachable' if args.dead == 'repair' else 'left out'}: {' '.join(dead)}")
+    print(f"{args.out}: {merged.vocab_size:,} pieces = {base.vocab_size:,} + {added:,} new + "
+          f"{merged.vocab_size - base.vocab_size - added} control; {len(never)} unreachable {' '.join(never)}")
 
 
 def main() -> None:
@@ -682,9 +686,9 @@ def main() -> None:
     p.add_argument("--split-scripts", action=flag, default=True, help="no piece mixes letters with signs, Hangul with Latin")
     p.add_argument("--byte-fallback", action=flag, default=True, help="characters without a piece become their UTF-8 bytes")
 
-    p = commands.add_parser("merge", help="append another model's pieces, or a list of words, one a line")
+    p = commands.add_parser("merge", help="append other models' pieces, or lists of words, one a line")
     p.add_argument("base", metavar="BASE.model")
-    p.add_argument("new", metavar="NEW", help="a .model, or a text file; there a leading ▁ marks the beginning of a word")
+    p.add_argument("new", nargs="+", metavar="NEW", help="a .model, or a text file; there ▁ marks the beginning of a word")
     p.add_argument("-o", "--out", required=True)
     p.add_argument("--dead", choices=("drop", "repair", "keep"), default="drop", help="pieces that no merges lead to")
     p.add_argument("--foreign-only", action=flag, default=True, help="no piece that plain English could contain")

@@ -469,7 +469,7 @@ def run(monkeypatch, capsys, *args):
 
 
 def test_train_merge_report_and_show_run_as_the_docstring_says(monkeypatch, capsys, tmp_path):
-    for name, lines in {"en.txt": ENGLISH, "ko.txt": KOREAN, "words.txt": ["▁빨간", "고양이", "", "파란 강아지"]}.items():
+    for name, lines in {"en.txt": ENGLISH, "ko.txt": KOREAN, "words.txt": ["▁빨간", "고양이", "", "파란 강아지"], "zh.txt": CHINESE}.items():
         (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, capsys, "train", "en.txt", "--vocab-size", 300, "-o", "en.model")[0] == 0
@@ -477,14 +477,18 @@ def test_train_merge_report_and_show_run_as_the_docstring_says(monkeypatch, caps
     status, out, _ = run(monkeypatch, capsys, "merge", "en.model", "ko.model", "-o", "both.model")
     both = Tokenizer.load("both.model")
     assert status == 0 and f"{both.vocab_size} pieces = 300 + {both.vocab_size - 302} new + 2 control; 0 unreachable" in out
+    assert run(monkeypatch, capsys, "train", "zh.txt", "--vocab-size", 290, "-o", "zh.model")[0] == 0
+    assert run(monkeypatch, capsys, "merge", "en.model", "ko.model", "zh.model", "-o", "three.model")[0] == 0
+    three = Tokenizer.load("three.model")
+    assert three.pieces[:both.vocab_size - 2] == both.pieces[:-2] and three.pad_id == three.vocab_size - 1 and "猫" in three.ids
     status, out, _ = run(monkeypatch, capsys, "merge", "en.model", "words.txt", "-o", "w.model", "--dead", "repair")
-    assert "3 dead, made reachable: ▁빨간 고양이 파란▁강아지" in out
+    assert "3 dead ones made reachable ▁빨간 고양이 파란▁강아지" in out
     assert {"▁빨간", "고양이", "파란▁강아지"} <= set(Tokenizer.load("w.model").package.encode("x빨간 빨간고양이파란 강아지", out_type=str))
     status, out, _ = run(monkeypatch, capsys, "report", "en.model", "both.model", "--text", "ko=ko.txt", "en.txt")
     assert status == 0 and out.count("\nko ") == 2 and out.count("\nen.txt ") == 2 and "0 unreachable" in out
     status, out, _ = run(monkeypatch, capsys, "show", "en.model", "both.model", "the 고양이")
     assert "| ▁the | ▁ | <0xEA> | <0xB3> | <0xA0>" in out and "| ▁the | ▁고양이" in out
-    assert sorted(os.listdir()) == sorted(["en.txt", "ko.txt", "words.txt", "en.model", "ko.model", "both.model", "w.model"])
+    assert len(os.listdir()) == 4 + 6 and not [name for name in os.listdir() if name.endswith(".tmp")]
 
 
 def test_the_report_counts_what_one_counts_by_hand(english):

@@ -54,10 +54,12 @@ BYTES = [f"<0x{b:02X}>" for b in range(256)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The .model file: protobuf, of which we need five facts. A message is a run of fields. A field begins with a varint,
-# number * 8 + wire type; wire type 0 is a varint, 1 is 8 bytes, 5 is 4 bytes, 2 is a length and that many bytes.
-#   ModelProto:     1 piece*   2 trainer_spec   3 normalizer_spec
-#   SentencePiece:  1 text   2 score (float)   3 type (absent: NORMAL)
+# The .model file is a protobuf message: a run of fields, each a varint (number * 8 + wire type) and a value. Wire type 0 is
+# a varint, 1 is 8 bytes, 5 is 4 bytes, 2 is a length and that many bytes, which may be a message again. The fields we use:
+#   ModelProto      1 piece, repeated   2 TrainerSpec   3 NormalizerSpec
+#   SentencePiece   1 text   2 score, a float   3 type (absent: NORMAL)
+#   TrainerSpec     3 model_type (2: BPE)   35 byte_fallback   44 unk_surface
+#   NormalizerSpec  1 name   2 precompiled_charsmap   3 add_dummy_prefix   4 remove_extra_whitespaces
 
 class Piece(NamedTuple):
     text: str
@@ -160,7 +162,7 @@ class Tokenizer:
         self.charsmap = normalizer.get(2, b"")  # compiled normalisation rules; empty: identity
         self.unk_id = [p.type for p in self.pieces].index(UNKNOWN)
         self.bos_id, self.eos_id, self.pad_id, self.image_id = map(self.control_id, ("<s>", "</s>", "<pad>", "<image>"))
-        self.scores = {p.text: p.score for p in self.pieces if p.type in (NORMAL, USER_DEFINED, UNUSED)}  # what text can become
+        self.scores = {p.text: p.score for p in self.pieces if p.type in (NORMAL, USER_DEFINED, UNUSED)}  # text can become
         self.whole = sorted((p.text for p in self.pieces if p.type == USER_DEFINED), key=len, reverse=True)
         self.defined = self.is_bpe and not self.charsmap and all(p.type != UNUSED for p in self.pieces)
         self.package = sentencepiece.SentencePieceProcessor(model_proto=self.to_bytes())
@@ -309,11 +311,10 @@ def script(char: str) -> str:
 
 
 def count_words(lines: Iterable[str]) -> Counter:
-    """How often each word occurs, in batches of lines: memory grows with the number of distinct words."""
-    counts, lines = Counter(), iter(lines)
+    """How often each word occurs; "" is a space that no word follows. In batches, so that memory grows with the words."""
+    counts, lines = Counter(), filter(None, (line.rstrip("\r\n") for line in lines))
     while batch := list(islice(lines, 10_000)):
-        counts.update(re.sub(f"[\n\r{SPACE}]", " ", " ".join(batch)).split(" "))
-    del counts[""]
+        counts.update(re.sub(f"[\r\n{SPACE}]", " ", " ".join(batch)).split(" "))
     return counts
 
 
@@ -442,9 +443,10 @@ def train(lines: Iterable[str], vocab_size: int, *, character_coverage: float = 
     character_coverage: the share of the text whose characters become pieces; the rarest are left to the bytes.
     ValueError if the text is empty, has too few pairs, or its alphabet alone is more than vocab_size."""
     if not 0 < character_coverage <= 1 or max_piece_length < 1:
-        raise ValueError(f"character coverage {character_coverage} must be in (0, 1], piece length {max_piece_length} at least 1")
+        raise ValueError(f"character coverage {character_coverage} must be in (0, 1], "
+                         f"maximum piece length {max_piece_length} at least 1")
     words = count_words(lines)
-    if not words:
+    if not any(words):
         raise ValueError("no text to train on")
     alphabet, symbols, weights = lay_out(words, character_coverage, split_digits, split_scripts)
     del words
@@ -469,9 +471,9 @@ def train(lines: Iterable[str], vocab_size: int, *, character_coverage: float = 
 # Merging
 
 def is_foreign(piece: str) -> bool:
-    """Has a letter, mark, emoji or full-width sign outside ASCII, so that plain English can't contain it."""
-    return any(c > "\x7f" and c != SPACE and (unicodedata.category(c)[0] in "LM" or unicodedata.category(c) == "So"
-                                              or unicodedata.east_asian_width(c) in "WF") for c in piece)
+    """Has a letter or mark outside ASCII, an emoji or a full-width sign, so that plain English can't contain it ("“", "©" and "…" it can)."""
+    return any(c > "\x7f" and unicodedata.category(c)[0] in "LM" or c >= "\u2600" and unicodedata.category(c) == "So"
+               or unicodedata.east_asian_width(c) in "WF" for c in piece)
 
 
 def unreachable(tokenizer: Tokenizer) -> list[str]:
@@ -615,7 +617,8 @@ def bench(file: str, vocab_size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "bench")
         commands = {"tokenizer.py": [__file__, "train", file, "--vocab-size", str(vocab_size), "-o", out]}
-        commands |= {name: ["-c", f"file, size, out = {file!r}, {vocab_size}, {out!r}\n{code}"] for name, code in PEERS.items()}
+        settings = f"file, size, out = {file!r}, {vocab_size}, {out!r}\n"
+        commands |= {name: ["-c", settings + code] for name, code in PEERS.items()}
         for name, command in commands.items():
             if name in PEERS and importlib.util.find_spec(name) is None:
                 print(f"{name:14} not installed, skipped")
@@ -623,7 +626,8 @@ def bench(file: str, vocab_size: int) -> None:
             process = subprocess.Popen([sys.executable, *command], env=environment, stdout=-3, stderr=-3)
             _, status, usage = os.wait4(process.pid, 0)
             memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-            print(f"{name:14} {usage.ru_utime + usage.ru_stime:6.1f} CPU-seconds, {memory:5.0f} MB at most{' FAILED' * (status != 0)}")
+            print(f"{name:14} {usage.ru_utime + usage.ru_stime:6.1f} CPU-seconds, {memory:5.0f} MB at most"
+                  + ", FAILED" * (status != 0))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -650,16 +654,21 @@ def run_train(args) -> None:
 
 
 def run_merge(args) -> None:
-    base, is_model = Tokenizer.load(args.base), args.new.endswith(".model")
-    new = Tokenizer.load(args.new) if is_model else [line.strip().replace(" ", SPACE) for line in read_lines([args.new])]
-    added, dead = select_pieces(base, new, dead=args.dead, foreign_only=args.foreign_only, same_normalizer=args.same_normalizer)
-    merged = merge(base, added, dead="keep", foreign_only=False, control=args.control)
+    base = merged = Tokenizer.load(args.base)
+    for path in args.new:
+        new = Tokenizer.load(path) if path.endswith(".model") else [
+            line.strip().replace(" ", SPACE) for line in read_lines([path])]
+        added, dead = select_pieces(merged, new, dead=args.dead, foreign_only=args.foreign_only,
+                                    same_normalizer=args.same_normalizer)
+        merged = merge(merged, added, dead="keep", foreign_only=False, control=())
+        print(f"{path}: {len(added):,} new pieces, {len(dead)} dead ones "
+              f"{'made reachable' if args.dead == 'repair' else 'left out'} {' '.join(dead)}")
+    added = merged.vocab_size - base.vocab_size
+    merged = merge(merged, [], control=args.control)
     merged.save(args.out)
     never = unreachable(merged)
-    print(f"{args.out}: {merged.vocab_size:,} pieces = {base.vocab_size:,} + {len(added):,} new + "
-          f"{merged.vocab_size - base.vocab_size - len(added)} control; {len(never)} unreachable {' '.join(never)}")
-    if dead:
-        print(f"{len(dead)} dead, {'made reachable' if args.dead == 'repair' else 'left out'}: {' '.join(dead)}")
+    print(f"{args.out}: {merged.vocab_size:,} pieces = {base.vocab_size:,} + {added:,} new + "
+          f"{merged.vocab_size - base.vocab_size - added} control; {len(never)} unreachable {' '.join(never)}")
 
 
 def main() -> None:
@@ -677,9 +686,9 @@ def main() -> None:
     p.add_argument("--split-scripts", action=flag, default=True, help="no piece mixes letters with signs, Hangul with Latin")
     p.add_argument("--byte-fallback", action=flag, default=True, help="characters without a piece become their UTF-8 bytes")
 
-    p = commands.add_parser("merge", help="append another model's pieces, or a list of words, one a line")
+    p = commands.add_parser("merge", help="append other models' pieces, or lists of words, one a line")
     p.add_argument("base", metavar="BASE.model")
-    p.add_argument("new", metavar="NEW", help="a .model, or a text file; there a leading ▁ marks the beginning of a word")
+    p.add_argument("new", nargs="+", metavar="NEW", help="a .model, or a text file; there ▁ marks the beginning of a word")
     p.add_argument("-o", "--out", required=True)
     p.add_argument("--dead", choices=("drop", "repair", "keep"), default="drop", help="pieces that no merges lead to")
     p.add_argument("--foreign-only", action=flag, default=True, help="no piece that plain English could contain")

@@ -404,7 +404,7 @@ def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_piece
                 heapq.heappush(heap, (-int(counts[k]), 0, "", next(serial), (at, *(x[k:] for x in pair[1:]))))
             continue
         if piece in taken:
-            continue  # another way to spell a piece: when encoding, that piece's own rank merges it
+            continue  # (c, c) is born twice below. No piece has two spellings: inside it, merges always run the same way
         at, a, b = pair
         size_a = int(size[a])
         at = at[(starts[at] == a) & (starts[at + size_a] == b)]
@@ -421,7 +421,7 @@ def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_piece
         before, after = ends[places - 1], starts[places + length]
         fits = (before > 0) & (size[before] + length <= max_piece_length)
         add_pairs(before[fits], places[fits] - size[before[fits]])
-        fits = (after > 0) & (after != c) & (size[after] + length <= max_piece_length)  # (c, c) is among those before
+        fits = (after > 0) & (size[after] + length <= max_piece_length)
         add_pairs(after[fits], places[fits])
         bar.update()
     bar.close()
@@ -725,7 +725,7 @@ def main() -> None:
         print("tokenizer.py: interrupted, nothing written", file=sys.stderr)
         sys.exit(130)
     except (OSError, ValueError) as error:
-        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        message = f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else error
         print(f"tokenizer.py: {message}", file=sys.stderr)
         sys.exit(2)
 

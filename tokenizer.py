@@ -358,7 +358,10 @@ def lay_out(words: Counter, character_coverage: float, split_digits: bool, split
 
 def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_pieces: int, max_piece_length: int,
                  progress: bool = False) -> list[str]:
-    """The first n_pieces merges in order, fewer if the text has no more pairs. Overwrites `starts`."""
+    """The first n_pieces merges in order, fewer if the text has no more pairs. Overwrites `starts`.
+
+    The heap holds (-count, length, piece, serial, (slots, a, b)) for a pair of symbols a, b, and, with length 0, many pairs
+    at once. It yields the highest count first, then the shorter piece, then the first by code points."""
     text = ["", *alphabet]  # of each symbol
     size = np.ones(len(text) + min(n_pieces, len(starts)), np.int32)  # its characters = its slots
     ends = starts.copy()  # starts[i]: the symbol that begins at slot i, -1 inside one; ends[i]: the symbol that ends there
@@ -393,24 +396,25 @@ def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_piece
 
     bar = tqdm(total=n_pieces, desc="merges", unit="", disable=not progress)
     while heap and len(pieces) < n_pieces:
-        n, length, piece, _, pair = heapq.heappop(heap)
+        minus, length, piece, _, pair = heapq.heappop(heap)
         if length == 0:  # many pairs in one entry: those with the highest count become entries of their own
             at, first, last, counts, a, b = pair
-            k = int(np.searchsorted(-counts, n, "right"))
+            k = int(np.searchsorted(-counts, minus, "right"))
             for i in range(k):
                 piece = text[a[i]] + text[b[i]]
-                heapq.heappush(heap, (n, len(piece), piece, next(serial), (at[first[i]:last[i]], int(a[i]), int(b[i]))))
+                entry = at[first[i]:last[i]], int(a[i]), int(b[i])
+                heapq.heappush(heap, (minus, len(piece), piece, next(serial), entry))
             if k < len(counts):
                 heapq.heappush(heap, (-int(counts[k]), 0, "", next(serial), (at, *(x[k:] for x in pair[1:]))))
             continue
         if piece in taken:
-            continue  # another way to spell a piece: when encoding, that piece's own rank merges it
+            continue  # (c, c) is born twice below. No piece has two spellings: inside it, merges always run the same way
         at, a, b = pair
         size_a = int(size[a])
         at = at[(starts[at] == a) & (starts[at + size_a] == b)]
         places = leftmost(at, size_a) if a == b else at
         now = int(weights[places].sum(dtype=np.int64))
-        if now < -n:  # the count had been an upper bound
+        if now < -minus:  # outdated; back with the true count
             if now:
                 heapq.heappush(heap, (-now, length, piece, next(serial), (at, a, b)))
             continue
@@ -421,7 +425,7 @@ def learn_merges(alphabet: str, starts: np.ndarray, weights: np.ndarray, n_piece
         before, after = ends[places - 1], starts[places + length]
         fits = (before > 0) & (size[before] + length <= max_piece_length)
         add_pairs(before[fits], places[fits] - size[before[fits]])
-        fits = (after > 0) & (after != c) & (size[after] + length <= max_piece_length)  # (c, c) is among those before
+        fits = (after > 0) & (size[after] + length <= max_piece_length)
         add_pairs(after[fits], places[fits])
         bar.update()
     bar.close()
@@ -725,7 +729,7 @@ def main() -> None:
         print("tokenizer.py: interrupted, nothing written", file=sys.stderr)
         sys.exit(130)
     except (OSError, ValueError) as error:
-        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        message = f"{error.filename}: {error.strerror}" if getattr(error, "filename", None) else error
         print(f"tokenizer.py: {message}", file=sys.stderr)
         sys.exit(2)
 

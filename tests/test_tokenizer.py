@@ -251,7 +251,7 @@ def textbook_merges(lines, n, max_piece_length):
 @pytest.mark.parametrize("seed", range(40))
 def test_training_finds_the_merges_of_the_textbook_algorithm(seed):
     rng = random.Random(seed)
-    letters = ["ab", "abc", "abcdefgh"][seed % 3]  # two letters: overlaps such as aaa, ties and second spellings everywhere
+    letters = ["ab", "abc", "abcdefgh"][seed % 3]  # two letters: overlaps such as aaa, and ties, everywhere
     lines = [" ".join("".join(rng.choices(letters, k=rng.randrange(1, 12))) for _ in range(8)) for _ in range(4)]
     limit = rng.choice([2, 3, 5, 16])
     expected = textbook_merges(lines, 60, limit)

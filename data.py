@@ -93,12 +93,19 @@ def picture_names(record):
     return names
 
 
-def encode_record(record, tokenizer, num_patches, max_length):
-    """(ids, mask, names of the pictures) of a conversation. Raises ValueError with the reason why it can't be trained on."""
-    turns, names = read_turns(record), picture_names(record)
-    markers = sum(len(parts) - 1 for parts, _ in turns)
-    if markers != len(names):
-        raise ValueError(f"{markers} {MARKER} marker(s) for {len(names)} picture(s)")
+def encode_records(records, tokenizer, num_patches, max_length):
+    """(ids, mask, names of the pictures) of a conversation, or of several about the same picture, one after the other.
+
+    Raises ValueError with the reason why it can't be trained on."""
+    turns, names = [], picture_names(records[0])
+    for n, record in enumerate(records):
+        more = read_turns(record)
+        markers = sum(len(parts) - 1 for parts, _ in more)
+        if markers != len(names):
+            raise ValueError(f"{markers} {MARKER} marker(s) for {len(names)} picture(s)")
+        if n:  # the picture stands there already
+            more = [["".join(parts).strip(), answer] for parts, answer in more]
+        turns += more
     ids, mask = encode_chat(turns, tokenizer, num_patches)
     if len(ids) > max_length:
         raise ValueError(f"{len(ids)} tokens, the limit is {max_length}")
@@ -139,34 +146,49 @@ class Pictures:
 
 
 class Chats:
-    """Conversations of LLaVA files: sample(i) -> (ids, mask, pixels). Bad samples are found when they are due, and named."""
+    """Conversations of LLaVA files: sample(i) -> (ids, mask, pixels). Bad samples are found when they are due, and named.
 
-    def __init__(self, paths, tokenizer, config, max_length):
+    merge: up to so many records about one picture in one language, in random order, make one sample, as LLaVA-1.5 does with its question sets:
+    the picture's tokens are paid for once, and each of them is asked more often."""
+
+    def __init__(self, paths, tokenizer, config, max_length, merge=1):
         self.files = [(path, read_records(path)) for path in paths]
-        self.samples = [(f, i) for f, (_, records) in enumerate(self.files) for i in range(len(records))]
+        self.samples, together = [], {}
+        for f, (_, records) in enumerate(self.files):
+            for i, record in enumerate(records):
+                alone = merge == 1 or not isinstance(record.get("image"), str)
+                group = together.setdefault((f, i) if alone else (f, record["image"], record.get("language")), [])
+                group.append(i)
+        for key, group in together.items():
+            random.Random(repr(key)).shuffle(group)
+            self.samples += [(key[0], group[at : at + merge]) for at in range(0, len(group), merge)]
         self.pictures = [Pictures(Path(path).parent, config.vision.image_size, config.picture_mode) for path, _ in self.files]
         self.tokenizer, self.num_patches, self.max_length = tokenizer, config.vision.num_patches, max_length
 
     def __len__(self):
         return len(self.samples)
 
-    def length(self, i):
-        """A cheap stand-in for the number of tokens, to batch like with like."""
-        record = self.record(i)
-        return sum(len(m["value"].encode()) for m in record.get("conversations") or () if isinstance(m, dict) and isinstance(m.get("value"), str)) + 1000 * ("image" in record)
+    def records(self, i):
+        f, indices = self.samples[i]
+        return [self.files[f][1][index] for index in indices]
 
     def record(self, i):
-        f, index = self.samples[i]
-        return self.files[f][1][index]
+        return self.records(i)[0]
+
+    def length(self, i):
+        """A cheap stand-in for the number of tokens, to batch like with like: bytes of text, and a picture as a thousand."""
+        records = self.records(i)
+        messages = [m for record in records for m in record.get("conversations") or () if isinstance(m, dict)]
+        return sum(len(str(m.get("value")).encode()) for m in messages) + 1000 * ("image" in records[0])
 
     def sample(self, i):
-        f, index = self.samples[i]
-        record = self.record(i)
+        f, indices = self.samples[i]
+        records = self.records(i)
         try:
-            ids, mask, names = encode_record(record, self.tokenizer, self.num_patches, self.max_length)
+            ids, mask, names = encode_records(records, self.tokenizer, self.num_patches, self.max_length)
             return ids, mask, [self.pictures[f](name) for name in names]
         except ValueError as error:
-            raise BadSample(f"{self.files[f][0]}: record {index} (id {record.get('id')!r}): {error}") from None
+            raise BadSample(f"{self.files[f][0]}: record {', '.join(map(str, indices))} (id {records[0].get('id')!r}): {error}") from None
 
 
 class Texts:

@@ -55,6 +55,7 @@ class Recipe:
     beta2: float = 0.999
     clip: float = 1.0  # largest norm of the gradient
     max_length: int = 2048  # tokens
+    merge: int = 1  # records about the same picture that make one sample
     muon_lr: float = 0.0  # above 0: the blocks' matrices take Muon at this rate, all else AdamW at lr. For training from random weights
 
 
@@ -206,7 +207,7 @@ def train(args, recipe):
     elif args.stage == "text":
         samples = data.Texts(args.data, tokenizer, recipe.max_length)
     else:
-        samples = data.Chats(args.data, tokenizer, model.config, recipe.max_length)
+        samples = data.Chats(args.data, tokenizer, model.config, recipe.max_length, recipe.merge)
     if not len(samples):
         raise ValueError(f"{', '.join(args.data)}: nothing to train on")
     steps = args.steps or math.ceil(recipe.epochs * math.ceil(len(samples) / recipe.batch))
@@ -289,7 +290,7 @@ def main():
     parser.add_argument("--preset", choices=PRESETS, help="start from random weights of this shape instead")
     parser.add_argument("--tokenizer", help="a SentencePiece .model (default: the model folder's)")
     parser.add_argument("-o", "--out", required=True, help="the folder of this run, and of the model that comes out of it")
-    for name, kind in (("lr", float), ("batch", int), ("epochs", float), ("warmup", float), ("weight_decay", float), ("beta2", float), ("clip", float), ("max_length", int), ("muon_lr", float)):
+    for name, kind in (("lr", float), ("batch", int), ("epochs", float), ("warmup", float), ("weight_decay", float), ("beta2", float), ("clip", float), ("max_length", int), ("merge", int), ("muon_lr", float)):
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="default: the stage's recipe")
     parser.add_argument("--parts", nargs="+", help="what learns, of vision, projector, decoder and parts of them (default: the stage's recipe)")
     parser.add_argument("--steps", type=int, help="instead of --epochs")

@@ -103,6 +103,27 @@ def test_a_long_document_goes_on_in_the_next_sample_and_every_token_is_learnt_on
     assert learnt == whole and max(texts.length(i) for i in range(len(texts))) <= 16
 
 
+def test_merged_records_hold_the_picture_once_and_every_turn_once(tokenizer, config, world, tmp_path):
+    def about(image, language, n):
+        return {"id": n, "image": image, "language": language, "conversations": [human(f"<image>\nquestion {n}?"), gpt(f"answer {n}")]}
+
+    records = [about("0.png", "en", n) for n in range(5)] + [about("1.png", "en", 5), about("0.png", "ko", 6), {"id": 7, "conversations": [human("question 7?"), gpt("answer 7")]}]
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).write_bytes((world / name).read_bytes())
+    samples = data.Chats([tmp_path / "set.json"], tokenizer, config, 256, merge=3)
+    assert len(samples) == 5  # 3 + 2 in English about picture 0, then three alone
+    seen = []
+    for i in range(len(samples)):
+        ids, mask, pixels = samples.sample(i)
+        assert len(pixels) == ids.count(tokenizer.image_id) / config.vision.num_patches == (0 if samples.record(i)["id"] == 7 else 1)
+        text = tokenizer.package.decode([id for id, on in zip(ids, mask) if on])
+        numbers = [int(c) for c in text if c.isdigit()]
+        assert len({records[n].get("image") for n in numbers}) == len({records[n].get("language") for n in numbers}) == 1
+        seen += numbers
+    assert sorted(seen) == list(range(8))
+
+
 def test_targets_are_the_next_ids_where_they_are_learnt():
     batch = data.collate([([1, 5, 6, 7], [0, 0, 1, 1], []), ([1, 8], [0, 1], [])], pad_id=0)
     assert batch["ids"].tolist() == [[1, 5, 6], [1, 0, 0]]

@@ -51,7 +51,7 @@ def _backward(x, weight, dy, dtotal, dx, dw_partials, x_stride, dy_stride, dtota
     w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
     dw = tl.zeros((BLOCK,), tl.float32)
     for i in range(program, rows, programs):
-        row = i.to(tl.int64)
+        row = tl.cast(i, tl.int64)
         xs = tl.load(x + row * x_stride + c, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(dy + row * dy_stride + c, mask=inside, other=0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(xs * xs, 0) / C + eps)

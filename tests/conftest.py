@@ -1,8 +1,13 @@
-"""What several tests share: a throw-away tokenizer, a tiny model shape and a tiny data set, all made on the spot."""
+"""What several tests share: a throw-away tokenizer, a tiny model shape and a tiny data set, all made on the spot.
+
+Without a GPU the Triton kernels are tested inside Triton's interpreter, which has to be asked for before triton is imported."""
 
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the interpreter multiplies with numpy: threads on small tiles cost 5–13×
 
 import numpy as np
 import pytest
@@ -10,6 +15,8 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 
 import tokenizer as tokenizer_module  # noqa: E402

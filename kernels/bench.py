@@ -1,0 +1,193 @@
+"""
+How fast are the kernels, and against what? One command: correctness first, then tables to paste into a document.
+
+    python kernels/bench.py                 # on a GPU: all tests, then all tables (under ten minutes)
+    python kernels/bench.py --no-tests --only attention
+
+Without a GPU it says what it would measure and prints what the compiler makes of every kernel (tests/compile_kernels.py).
+The ceilings, a large copy and a large bf16 matrix product, are measured in the same run, and % is of those. Times are medians of
+GPU events over rotating random inputs, with the L2 cache flushed in between: zeros run faster than data, and caches flatter.
+"""
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # not this folder: `import kernels` must find the package
+os.environ.pop("TRITON_INTERPRET", None)
+import torch
+import torch.nn.functional as F
+
+import kernels
+from kernels.attention import attention_reference
+from kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
+from kernels.rope import rope_reference
+from kernels.swiglu import swiglu_reference
+
+PLAN = """no GPU here. On one, this measures: attention forward and backward (1k … 16k tokens, head dims 64 and 128, causal, full, packed
+documents, grouped heads, a vision transformer's 577) against torch's flash and cuDNN attention and flex_attention; RMSNorm, RoPE, SwiGLU against
+eager and torch.compile; linear cross-entropy against F.cross_entropy; decoding against the copy bandwidth. Here, the compiler's view:"""
+
+
+def milliseconds(fn, sets, repeats=20):
+    """Median time of fn(*inputs) over rotating input sets."""
+    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    times = []
+    for n in range(repeats + 3):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        flush.zero_()
+        start.record()
+        fn(*sets[n % len(sets)])
+        end.record()
+        times.append((start, end))
+    torch.cuda.synchronize()
+    return sorted(a.elapsed_time(b) for a, b in times[3:])[repeats // 2]
+
+
+def both(fn, sets):
+    """-> (forward ms, backward ms); None where the rival does not take these inputs."""
+    try:
+        with torch.no_grad():
+            forward = milliseconds(fn, sets)
+        prepared = []
+        for inputs in sets:
+            inputs = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+            out = fn(*inputs)
+            out = out if isinstance(out, tuple) else (out,)
+            prepared.append((out, [x for x in inputs if x.requires_grad], [torch.randn_like(o) for o in out]))
+        return forward, milliseconds(lambda o, i, g: torch.autograd.grad(o, i, g, retain_graph=True), prepared)
+    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+        print(f"<!-- left out: {str(error).splitlines()[0][:120]} -->")
+        return None, None
+
+
+def show(header, rows):
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        print("| " + " | ".join("–" if c is None else f"{c:.3g}" if isinstance(c, float) and c < 100 else f"{c:.0f}" if isinstance(c, float) else str(c) for c in row) + " |")
+    print(flush=True)
+
+
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.bfloat16, device="cuda")
+
+
+def ceilings():
+    x = [(torch.empty(1 << 30, dtype=torch.int8, device="cuda").random_(), torch.empty(1 << 30, dtype=torch.int8, device="cuda")) for _ in range(2)]
+    copy = 2 * (1 << 30) / milliseconds(lambda a, b: b.copy_(a), x) / 1e6
+    matmul = 2 * 8192 ** 3 / milliseconds(torch.mm, [(randn(8192, 8192), randn(8192, 8192)) for _ in range(3)]) / 1e9
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {kernels.triton.__version__}: copy {copy:.0f} GB/s, bf16 matmul {matmul:.0f} TFLOP/s\n")
+    return copy, matmul
+
+
+def rivals(causal, G):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def sdpa(backend):
+        def fn(q, k, v):
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal, enable_gqa=G > 1)
+        return fn
+    flexed = torch.compile(flex_attention, dynamic=False)
+
+    def flex(q, k, v):
+        T = q.shape[1]
+        mask = flex.masks.setdefault(T, create_block_mask(lambda b, h, i, j: i >= j, None, None, T, T)) if causal else None
+        return flexed(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask, enable_gqa=G > 1)
+    flex.masks = {}
+    return {"flash": sdpa(SDPBackend.FLASH_ATTENTION), "cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION), "flex": flex}
+
+
+def attention_table(copy, matmul):
+    print("### Attention: TFLOP/s forward / backward (4·B·H·T²·D, half if causal; backward ×2.5)\n")
+    shapes = [(f"{T // 1024}k D{D} {'causal' if c else 'full'}", 16384 // T, T, 2048 // D, 2048 // D, D, c) for D in (128, 64) for c in (False, True) for T in (1024, 4096, 8192, 16384)]
+    shapes += [("ViT 577 B32", 32, 577, 16, 16, 64, False), ("4k GQA 32/8 causal", 4, 4096, 32, 8, 128, True)]
+    rows = []
+    for name, B, T, H, K, D, causal in shapes:
+        flops = 4 * B * H * T * T * D * (0.5 if causal else 1) / 1e9
+        sets = [(randn(B, T, H, D), randn(B, T, K, D), randn(B, T, K, D)) for _ in range(3)]
+        row = [name]
+        for rival in (lambda q, k, v: kernels.attention(q, k, v, causal=causal), *rivals(causal, H // K).values()):
+            forward, backward = both(rival, sets)
+            row.append(None if forward is None else f"{flops / forward:.0f} / {2.5 * flops / backward:.0f}")
+            if len(row) == 2:
+                row.append(f"{100 * flops / forward / matmul:.0f}% / {250 * flops / backward / matmul:.0f}%")
+        rows.append(row)
+    show(["shape", "ours", "of matmul", "flash", "cuDNN", "flex"], rows)
+    sets = [(randn(2, 8192, 16, 128), randn(2, 8192, 16, 128), randn(2, 8192, 16, 128)) for _ in range(3)]
+    docs = kernels.rows_from_docs((torch.arange(8192, device="cuda") // 512).expand(2, -1))
+    causal, packed = both(kernels.attention, sets), both(lambda q, k, v: kernels.attention(q, k, v, rows=docs), sets)
+    print(f"Packed documents of 512 in 8k: {packed[0] / causal[0]:.2f}× of causal forward, {packed[1] / causal[1]:.2f}× backward\n")
+
+
+def memory_table(copy, matmul):
+    print("### Norm, RoPE, SwiGLU: GB/s forward / backward, bytes each tensor moves once\n")
+    x, N = 16384 * 5120 * 2, 16384
+    angles = torch.rand(N, 64, device="cuda")
+    gain = randn(5120)
+    cases = [("rms_norm 5120", lambda a: kernels.rms_norm(a, gain), lambda a: rms_norm_reference(a, gain), lambda: (randn(N, 5120),), 2 * x, 3 * x),
+             ("add_rms_norm 5120", lambda a, b: kernels.add_rms_norm(a, b, gain), lambda a, b: add_rms_norm_reference(a, b, gain), lambda: (randn(N, 5120), randn(N, 5120)), 4 * x, 5 * x),
+             ("rope 40×128", lambda q, k: kernels.rope(q, k, angles, angles), lambda q, k: rope_reference(q, k, angles, angles), lambda: (randn(1, N, 40, 128), randn(1, N, 40, 128)), 4 * x, 4 * x),
+             ("swiglu 13824", kernels.swiglu, swiglu_reference, lambda: (randn(N, 13824), randn(N, 13824)), 3 * x * 2.7, 5 * x * 2.7)]
+    rows = []
+    for name, ours, reference, make, moved, moved_back in cases:
+        sets, row = [make() for _ in range(3)], [name]
+        for fn in (ours, reference, torch.compile(reference, mode="max-autotune-no-cudagraphs", dynamic=False)):
+            forward, backward = both(fn, sets)
+            row.append(None if forward is None else f"{moved / forward / 1e6:.0f} / {moved_back / backward / 1e6:.0f}")
+            if len(row) == 2:
+                row.append(f"{100 * moved / forward / 1e6 / copy:.0f}% / {100 * moved_back / backward / 1e6 / copy:.0f}%")
+        rows.append(row)
+    show(["", "ours", "of copy", "eager", "compiled"], rows)
+
+
+def loss_table(copy, matmul):
+    print("### Linear cross-entropy, forward + backward, C 5120, V 39,478\n")
+    plain = lambda x, w, t: F.cross_entropy((x @ w.T).float(), t)  # noqa: E731
+    rows = []
+    for N in (8192, 16384):
+        for name, fn in (("ours", kernels.linear_cross_entropy), ("plain", plain), ("compiled", torch.compile(plain, dynamic=False))):
+            sets = [(randn(N, 5120).requires_grad_(), (randn(39478, 5120) * 0.02).requires_grad_(), torch.randint(39478, (N,), device="cuda")) for _ in range(2)]
+            step = lambda x, w, t, fn=fn: torch.autograd.grad(fn(x, w, t), (x, w))  # noqa: E731
+            step(*sets[0])
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            step(*sets[0])
+            peak = (torch.cuda.max_memory_allocated() - before) / 1e9
+            ms = milliseconds(step, sets)
+            rows.append([N, name, ms, 6 * N * 5120 * 39478 / ms / 1e9, peak])
+    show(["tokens", "", "ms", "TFLOP/s (6·N·C·V)", "extra peak GB"], rows)
+
+
+def decode_table(copy, matmul):
+    print("### Decoding: one query a sequence against its cache, 40 heads of 128\n")
+    rows = []
+    for B, S in ((1, 4096), (8, 4096), (32, 4096), (8, 16384)):
+        sets = [(randn(B, 40, 128), randn(B, S, 40, 128), randn(B, S, 40, 128), torch.full((B,), S, device="cuda")) for _ in range(2)]
+        ms = milliseconds(kernels.attend_cache, sets)
+        speed = 4 * B * S * 5120 / ms / 1e6
+        rows.append([B, S, ms, speed, f"{100 * speed / copy:.0f}%"])
+    show(["batch", "cache", "ms", "GB/s", "of copy"], rows)
+
+
+TABLES = {"attention": attention_table, "memory": memory_table, "loss": loss_table, "decode": decode_table}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES), help="which tables")
+    parser.add_argument("--tests", action=argparse.BooleanOptionalAction, default=True, help="run the kernels' tests first")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print(PLAN, flush=True)
+        if not kernels.HAVE_TRITON:
+            sys.exit("triton is not installed: nothing to compile")
+        sys.exit(subprocess.run([sys.executable, ROOT / "tests/compile_kernels.py"]).returncode)
+    if args.tests and subprocess.run([sys.executable, "-m", "pytest", "-q", *map(str, ROOT.glob("tests/test_kernels_*.py"))]).returncode:
+        sys.exit("the kernels are wrong on this machine: no timings (--no-tests measures all the same)")
+    measured = ceilings()
+    for name in args.only:
+        TABLES[name](*measured)

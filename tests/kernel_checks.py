@@ -1,0 +1,61 @@
+"""What the kernel tests share: where they run, inputs between guard bands, and the yardstick."""
+import numpy
+import pytest
+import torch
+
+import kernels
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if not kernels.HAVE_TRITON:
+    pytest.skip("triton is not installed", allow_module_level=True)
+if kernels.INTERPRET and kernels.triton.__version__.startswith("3.6") and tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 4):
+    pytest.skip("Triton 3.6 cannot interpret loops with numpy 2.4 or newer: pip install 'numpy<2.4'", allow_module_level=True)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def triton_kernels():
+    torch.manual_seed(0)
+    kernels.set_kernels("triton")
+    yield
+    kernels.set_kernels("auto")
+
+
+def guarded(*shape, dtype=torch.float32, scale=1.0):
+    """Random numbers that lie between NaNs: whoever reads past either end brings one back."""
+    size = torch.Size(shape).numel()
+    memory = torch.full((size + 4096,), float("nan"), dtype=dtype, device=DEVICE)
+    memory[2048:2048 + size] = (torch.randn(size) * scale).to(dtype)
+    return memory[2048:2048 + size].view(shape)
+
+
+def run(choice, fn, inputs, double=False):
+    """-> outputs and input gradients of fn under set_kernels(choice); upstream gradients are the same every time."""
+    kernels.set_kernels(choice)
+    inputs = [(x.double() if double else x).detach().requires_grad_() for x in inputs]
+    out = fn(*inputs)
+    out = out if isinstance(out, tuple) else (out,)
+    g = torch.Generator().manual_seed(5)
+    ups = [torch.randn(o.shape, generator=g).to(o.device, o.dtype) for o in out]
+    grads = torch.autograd.grad(out, inputs, ups)
+    kernels.set_kernels("triton")
+    return [t.detach() for t in (*out, *grads)]
+
+
+def agree(fn, inputs, fp32=2e-6, factor=None):
+    """The Triton kernel's distance from float64 is at most twice that of plain torch in the same dtype (4× for bf16 in the
+    interpreter, which cuts bits off instead of rounding), or `fp32` relative for fp32; in norm and at the worst element."""
+    exact, plain, ours = run("torch", fn, inputs, double=True), run("torch", fn, inputs), run("triton", fn, inputs)
+    dtype = inputs[0].dtype
+    factor = factor or (4.0 if dtype == torch.bfloat16 and kernels.INTERPRET else 2.0 if dtype != torch.bfloat16 else 3.0)
+    floor = {torch.float32: fp32, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    sizes = torch.linalg.vector_norm, lambda t: t.abs().max() if t.numel() else t.sum()
+    for n, (e, p, o) in enumerate(zip(exact, plain, ours)):
+        assert o.dtype == p.dtype and o.shape == p.shape, (n, o.dtype, p.dtype, o.shape, p.shape)
+        assert o.isfinite().all(), f"result {n} is not finite"
+        for size in sizes:
+            scale = max(size(e).item(), 0.1 * max(size(t).item() for t in exact))  # a gradient that cancels to nothing is rounding
+            allowed = max(floor * scale, factor * size(p.double() - e).item() if dtype != torch.float32 else 0.0) + 1e-30
+            error = size(o.double() - e).item()
+            assert error <= allowed, f"result {n}: error {error:.2e}, allowed {allowed:.2e}"
+    return ours

@@ -1,0 +1,126 @@
+import sys
+
+import pytest
+import torch
+from kernel_checks import DEVICE, DTYPES, agree, guarded, run, triton_kernels  # noqa: F401
+
+import kernels
+from kernels import add_rms_norm, linear_cross_entropy, rms_norm, rope, swiglu
+
+CE = sys.modules["kernels.cross_entropy"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows,C", [(1, 1), (3, 7), (5, 64), (9, 130), (3, 4096), (4, 5120)])
+def test_rms_norm(rows, C, dtype):
+    x, r, w = guarded(rows, C, dtype=dtype), guarded(rows, C, dtype=dtype), guarded(C, dtype=dtype)
+    agree(rms_norm, [x, w])
+    agree(add_rms_norm, [x, r, w])
+    wide = guarded(rows, 2 * C, dtype=dtype)
+    agree(rms_norm, [wide[:, :C], w])
+    agree(lambda a, b, w: add_rms_norm(a, b, w, 1e-2), [wide[:, C:], r, w])
+
+
+def test_rms_norm_of_zeros_and_of_huge_numbers_is_finite():
+    x = torch.cat((torch.zeros(1, 64), torch.full((1, 64), 1e15))).to(DEVICE)
+    assert rms_norm(x, torch.ones(64, device=DEVICE)).tolist() == [[0.0] * 64, [1.0] * 64]
+
+
+def test_norm_agrees_with_torch():
+    x, w = torch.randn(3, 5, 48, device=DEVICE), torch.randn(48, device=DEVICE)
+    torch.testing.assert_close(rms_norm(x, w, 1e-6), torch.nn.functional.rms_norm(x, (48,), w, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("H,K,D", [(1, 1, 2), (4, 2, 16), (5, 1, 80), (6, 6, 128)])
+def test_rope(H, K, D, dtype):
+    angles = torch.rand(40, D // 2, device=DEVICE) * 6
+    positions = torch.randint(0, 40, (2, 9), device=DEVICE)
+    q, k = guarded(2, 9, H, D, dtype=dtype), guarded(2, 9, K, D, dtype=dtype)
+    for at in (None, positions, positions[:1].expand(2, 9)):
+        agree(lambda q, k: rope(q, k, angles.cos(), angles.sin(), at), [q, k])
+    agree(lambda x: rope(x[:, :, :H], x[:, :, H:], angles.cos(), angles.sin()), [guarded(2, 9, H + K, D, dtype=dtype)])
+
+
+def test_rope_by_hand_and_out_of_place():
+    x = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]], device=DEVICE)
+    c, s = torch.tensor([[0.0, 1.0]], device=DEVICE), torch.tensor([[1.0, 0.0]], device=DEVICE)  # a quarter turn, and none
+    for choice in ("torch", "triton"):
+        kernels.set_kernels(choice)
+        assert rope(x, x, c, s)[0].flatten().tolist() == [-3.0, 2.0, 1.0, 4.0]
+    assert x.flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows,N", [(1, 1), (3, 7), (2, 2048), (2, 2049), (2, 13824)])
+def test_swiglu(rows, N, dtype):
+    agree(swiglu, [guarded(rows, N, dtype=dtype, scale=3.0), guarded(rows, N, dtype=dtype)])
+    agree(lambda x: swiglu(*x.chunk(2, -1)), [guarded(rows, 2 * N, dtype=dtype)])        # halves of one projection
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("N,V,C", [(1, 5, 8), (7, 128, 24), (33, 1000, 24), (7, 4096, 8), (5, 9001, 8)])
+def test_linear_cross_entropy(N, V, C, reduction):
+    x, w = guarded(N, C), guarded(V, C)
+    target = torch.randint(0, V, (N,), device=DEVICE)
+    target[1::3] = -100
+    for chunk in (1 << 30, 9 * 4 * (V + 64)):
+        agree(lambda x, w: linear_cross_entropy(x, w, target, reduction=reduction, chunk_bytes=chunk), [x, w], fp32=5e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_linear_cross_entropy_in_half_precision_and_chunks(dtype):
+    x, w, target = guarded(40, 32, dtype=dtype), guarded(300, 32, dtype=dtype), torch.randint(0, 300, (40,), device=DEVICE)
+    for chunk in (1 << 30, 7000):
+        agree(lambda x, w: linear_cross_entropy(x, w, target, chunk_bytes=chunk), [x, w])
+
+
+def test_x_llavas_vocabulary():
+    x, w, target = guarded(3, 8), guarded(39478, 8, scale=0.1), torch.tensor([0, 39477, -100], device=DEVICE)
+    agree(lambda x, w: linear_cross_entropy(x, w, target), [x, w], fp32=5e-6)
+
+
+def test_no_targets_give_zero_and_a_divisor_of_the_callers_counts():
+    x, w, none = guarded(4, 8), guarded(50, 8), torch.full((4,), -100, device=DEVICE)
+    for choice in ("torch", "triton"):
+        loss, dx, dw = run(choice, lambda x, w: linear_cross_entropy(x, w, none), [x, w])
+        assert loss == 0 and not dx.any() and not dw.any()
+    target = torch.tensor([1, 2, -100, 3], device=DEVICE)
+    agree(lambda x, w: linear_cross_entropy(x, w, target, divisor=torch.tensor(7.0, device=DEVICE)) * 3.0, [x, w], fp32=5e-6)
+    whole = linear_cross_entropy(x, w, target, reduction="sum")
+    torch.testing.assert_close(linear_cross_entropy(x, w, target, divisor=7), whole / 7)
+
+
+def test_a_frozen_head_or_input_gets_no_gradient():
+    x, w, target = guarded(4, 8), guarded(50, 8), torch.tensor([1, 2, -100, 3], device=DEVICE)
+    for reduction in ("mean", "none"):
+        a, b = x.clone().requires_grad_(), w.clone().requires_grad_()
+        linear_cross_entropy(a, w, target, reduction=reduction).sum().backward()
+        linear_cross_entropy(x, b, target, reduction=reduction).sum().backward()
+        assert a.grad.any() and b.grad.any()
+
+
+def test_operators_keep_their_promises_and_compile():
+    x, w, target = torch.randn(6, 8, device=DEVICE, requires_grad=True), torch.randn(20, 8, device=DEVICE, requires_grad=True), torch.arange(6, device=DEVICE)
+    angles = torch.rand(6, 4, device=DEVICE)
+    gain, other, heads = (torch.randn(*s, device=DEVICE, requires_grad=True) for s in ((8,), (6, 8), (1, 6, 1, 8)))
+    torch.library.opcheck(sys.modules["kernels.rms_norm"]._forward_op, (x, None, gain, 1e-5))
+    torch.library.opcheck(sys.modules["kernels.rms_norm"]._forward_op, (x, other, gain, 1e-5))
+    torch.library.opcheck(sys.modules["kernels.swiglu"]._forward_op, (x, other))
+    torch.library.opcheck(sys.modules["kernels.rope"]._rope_op, (heads, angles, angles, None, 1.0))
+    torch.library.opcheck(CE._rows_op, (x, w, target, -100, 1 << 20))
+    torch.library.opcheck(CE._total_op, (x, w, target, torch.ones(6, device=DEVICE), -100, 1 << 20, True, True))
+
+    def step(x, w):
+        y, total = add_rms_norm(x, x, w[0])
+        y = swiglu(y, total)
+        q, _ = rope(y[None, :, None], y[None, :, None], angles.cos(), angles.sin())
+        return linear_cross_entropy(q[0, :, 0], w, target)
+    eager = torch.autograd.grad(step(x, w), (x, w))
+    for a, b in zip(eager, torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x, w), (x, w))):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(eager, torch.autograd.grad(torch.utils.checkpoint.checkpoint(step, x, w, use_reentrant=False), (x, w))):
+        assert torch.equal(a, b)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        loss = step(x, w)
+    assert loss.dtype == torch.float32 and torch.autograd.grad(loss, w)[0].dtype == torch.float32

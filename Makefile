@@ -32,32 +32,36 @@ demo: $(OUT)/eval.json
 
 $(DATA)/world.json: | .venv/installed
 	@mkdir -p $(OUT)
-	$(call step,scenes,$(PYTHON) scenes.py -o $(DATA) --seed $(SEED))
+	$(call step,scenes,$(PYTHON) scenes.py -o $(DATA) --pictures 6000 --seed $(SEED))
 
 $(OUT)/tokenizer.model: $(DATA)/world.json
-	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/en.txt --vocab-size 700 -o $(OUT)/en.model)
-	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/ko.txt --vocab-size 700 -o $(OUT)/ko.model)
-	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/zh.txt --vocab-size 700 --max-piece-length 2 -o $(OUT)/zh.model)
-	$(call step,tokenizer,$(PYTHON) tokenizer.py merge $(OUT)/en.model $(OUT)/ko.model -o $(OUT)/en-ko.model)
-	$(call step,tokenizer,$(PYTHON) tokenizer.py merge $(OUT)/en-ko.model $(OUT)/zh.model -o $@)
+	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/en.txt --vocab-size 600 -o $(OUT)/en.model)
+	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/ko.txt --vocab-size 540 -o $(OUT)/ko.model)
+	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/zh.txt --vocab-size 500 --max-piece-length 2 -o $(OUT)/zh.model)
+	$(call step,tokenizer,$(PYTHON) tokenizer.py merge $(OUT)/en.model $(OUT)/ko.model $(OUT)/zh.model -o $@)
 
 $(OUT)/vision/config.json: $(OUT)/tokenizer.model
-	$(call step,vision,$(TRAIN) vision --preset tiny --tokenizer $(OUT)/tokenizer.model --data $(DATA)/phrases.json --lr 2e-3 --batch 64 --steps 1000 --seed $(SEED) --resume -o $(OUT)/vision)
+	$(call step,vision,$(TRAIN) vision --preset tiny --tokenizer $(OUT)/tokenizer.model --data $(DATA)/phrases.json --lr 1e-3 --muon-lr 0.01 --batch 64 --steps 900 --seed $(SEED) --resume -o $(OUT)/vision)
 
 $(OUT)/text/config.json: $(OUT)/vision/config.json
-	$(call step,text,$(TRAIN) text --model $(OUT)/vision --data $(DATA)/text/en.txt $(DATA)/text/ko.txt $(DATA)/text/zh.txt $(DATA)/text/parallel.txt --lr 2e-3 --batch 64 --steps 400 --seed $(SEED) --resume -o $(OUT)/text)
+	$(call step,text,$(TRAIN) text --model $(OUT)/vision --data $(DATA)/text/en.txt $(DATA)/text/ko.txt $(DATA)/text/zh.txt $(DATA)/text/parallel.txt --lr 1e-3 --muon-lr 0.005 --batch 32 --steps 500 --seed $(SEED) --resume -o $(OUT)/text)
 
 $(OUT)/align/config.json: $(OUT)/text/config.json
-	$(call step,align,$(TRAIN) align --model $(OUT)/text --data $(DATA)/captions.json --lr 2e-3 --batch 64 --steps 100 --seed $(SEED) --resume -o $(OUT)/align)
+	$(call step,align,$(TRAIN) align --model $(OUT)/text --data $(DATA)/captions.json --lr 2e-3 --batch 32 --steps 100 --seed $(SEED) --resume -o $(OUT)/align)
 
 $(OUT)/instruct/config.json: $(OUT)/align/config.json
-	$(call step,instruct,$(TRAIN) instruct --model $(OUT)/align --data $(DATA)/instruct.json --lr 2e-3 --batch 64 --steps 1000 --seed $(SEED) --resume -o $(OUT)/instruct)
+	$(call step,instruct,$(TRAIN) instruct --model $(OUT)/align --data $(DATA)/instruct.json --lr 1e-3 --muon-lr 0.005 --batch 32 --merge 2 --steps 1300 --seed $(SEED) --resume -o $(OUT)/instruct)
 
 $(OUT)/eval.json: $(OUT)/instruct/config.json
 	$(call step,evaluate,$(PYTHON) evaluate.py --model $(OUT)/instruct --data $(DATA)/unseen_pictures.json $(DATA)/unseen_combinations.json $(DATA)/cross_lingual.json -o $@)
 
 test: .venv/installed
 	$(PYTHON) -m pytest -q tests
+
+# Speed: the kernels against PyTorch's own (on a GPU; else what compiles to what), the tokenizer against sentencepiece and Hugging Face
+bench: .venv/installed
+	$(PYTHON) kernels/bench.py
+	$(PYTHON) tokenizer.py bench $(or $(TEXT),README.md) --vocab-size $(or $(VOCAB),400)
 
 clean:
 	rm -rf out .pytest_cache __pycache__ */__pycache__

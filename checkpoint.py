@@ -8,7 +8,8 @@ Where it stands: `model → checkpoint → data`. The folder holds
     tokenizer_config.json, special_tokens_map.json, processor_config.json, preprocessor_config.json, generation_config.json
                          what AutoProcessor needs to build the same prompt and the same pixels
 
-    python checkpoint.py show out/demo/instruct          # config, tensors, parameter counts
+    python checkpoint.py show out/demo/instruct                                    # config and tensors
+    python checkpoint.py expand MODEL --tokenizer merged.model -o OUT              # rows for a new language's pieces (X-LLaVA's first step)
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 import torch
 
 from model import DecoderConfig, Model, ModelConfig
-from tokenizer import Tokenizer
+from tokenizer import CONTROL, Tokenizer, bpe
 from vision import CLIP_MEAN, CLIP_STD, VisionConfig
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
@@ -74,9 +75,13 @@ def load_safetensors(path):
             raise ValueError(f"{path}: not safetensors: a header of {length:,} bytes in a file of {size:,}")
         try:
             header = json.loads(file.read(length))
-            entries = {name: (DTYPES[e["dtype"]], e["shape"], *e["data_offsets"]) for name, e in header.items() if name != "__metadata__"}
-            if not all(isinstance(n, int) and n >= 0 for _, shape, *ends in entries.values() for n in (*shape, *ends)):
-                raise ValueError("a size that is not a whole number")
+            entries = {}
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    start, end = entry["data_offsets"]
+                    if not all(type(n) is int and n >= 0 for n in (*entry["shape"], start, end)):
+                        raise ValueError("a size that is not a whole number")
+                    entries[name] = DTYPES[entry["dtype"]], entry["shape"], start, end
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: not safetensors: bad header ({type(error).__name__}: {error})") from None
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -246,11 +251,63 @@ def fresh_model(preset, tokenizer):
     return Model(replace(preset, text=text, image_token_id=tokenizer.image_id, pad_token_id=tokenizer.pad_id)).init_weights()
 
 
+def expand_vocabulary(model, old, new, init="mean", generator=None):
+    """The model with rows for the pieces that `new` has beyond `old`, in the input and output embeddings; old rows are kept to the bit.
+
+    init `mean`: a new piece's row is the average of the rows of the base pieces that it used to be split into, so that it starts where its
+    spelling stood; `random` (X-LLaVA §3.1): drawn from a normal distribution as wide as the old rows. Control pieces, which had no
+    spelling, start at the mean of all rows. Raises ValueError where `new` does not begin with the pieces of `old`."""
+    n, m = old.vocab_size, new.vocab_size
+    if m < n or any(old.piece(i) != new.piece(i) for i in range(n)):
+        raise ValueError(f"the new tokenizer ({m:,} pieces) is not the old one ({n:,} pieces) with pieces appended")
+    if model.config.text.vocab_size != n:
+        raise ValueError(f"the model has {model.config.text.vocab_size:,} rows, its tokenizer {n:,} pieces")
+    if init not in ("mean", "random"):
+        raise ValueError(f"init {init!r}: must be mean or random")
+
+    def spelling(piece):
+        ids = []
+        for part in bpe(list(piece), old.scores):
+            ids += [old.id(part)] if part in old.ids else [old.id(f"<0x{byte:02X}>") for byte in part.encode()] if old.byte_fallback else [old.unk_id]
+        return ids
+
+    config = replace(model.config, text=replace(model.config.text, vocab_size=m), image_token_id=new.image_id if new.image_id is not None else -1, pad_token_id=new.pad_id if new.pad_id is not None else -1)
+    with torch.device("meta"):
+        bigger = Model(config)
+    state = model.state_dict()
+    for name in ("decoder.embed_tokens.weight", "decoder.lm_head.weight"):
+        rows = state[name]
+        added = torch.empty(m - n, rows.shape[1], dtype=rows.dtype)
+        if init == "random":
+            added.normal_(0, rows.float().std().item(), generator=generator)
+        for i in range(n, m):
+            if new.pieces[i].type == CONTROL:
+                added[i - n] = rows.float().mean(dim=0)
+            elif init == "mean":
+                added[i - n] = rows[spelling(new.piece(i))].float().mean(dim=0)
+        state[name] = torch.cat([rows, added])
+    bigger.load_state_dict(state, assign=True)
+    if config.text.tie_word_embeddings:
+        bigger.decoder.lm_head.weight = bigger.decoder.embed_tokens.weight
+    return bigger
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["show"])
+    parser.add_argument("command", choices=["show", "expand"])
     parser.add_argument("folder")
+    parser.add_argument("--tokenizer", help="expand: the merged .model, which begins with the folder's own pieces")
+    parser.add_argument("--init", choices=["mean", "random"], default="mean", help="expand: how new rows start")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--out", help="expand: the new folder")
     args = parser.parse_args()
+    if args.command == "expand":
+        if not (args.tokenizer and args.out):
+            parser.error("expand wants --tokenizer and -o")
+        model, new = load_model(args.folder), Tokenizer.load(args.tokenizer)
+        model = expand_vocabulary(model, load_tokenizer(args.folder), new, args.init, torch.Generator().manual_seed(args.seed))
+        save_model(model, args.tokenizer, args.out)
+        return print(f"{args.out}: {new.vocab_size:,} rows, the new ones {args.init}")
     config = load_config(args.folder)
     print(json.dumps(asdict(config), indent=2))
     for name, tensor in load_safetensors(Path(args.folder) / "model.safetensors").items():

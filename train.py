@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import kernels
 from model import IGNORE, PRESETS
 from tokenizer import Tokenizer
 from vision import PhraseScore, phrase_loss
@@ -177,6 +178,10 @@ def load_state(folder, say):
 
 # ---------------------------------------------------------------------------------------------- the loop
 def train(args, recipe):
+    try:
+        kernels.set_kernels(args.kernels)
+    except RuntimeError as error:
+        raise ValueError(error) from None
     rank, world, device = start_processes()
     say = (lambda text: tqdm.write(text, file=sys.stderr)) if rank == 0 else (lambda text: None)
     out, vision_stage = Path(args.out), args.stage == "vision"
@@ -184,7 +189,7 @@ def train(args, recipe):
         raise ValueError(f"--batch {recipe.batch} is not a multiple of {world} processes × --accumulate {args.accumulate}")
     if vision_stage and args.accumulate > 1:
         raise ValueError("--accumulate: the vision stage contrasts the whole batch at once, take a smaller --batch")
-    settings = {"stage": args.stage, "seed": args.seed, "data": [str(d) for d in args.data], **vars(recipe), "parts": list(recipe.parts)}
+    settings = {"stage": args.stage, "seed": args.seed, "data": [str(d) for d in args.data], **vars(recipe), "parts": list(recipe.parts), "freeze_rows": args.freeze_rows}
     if (out / "config.json").exists() and args.resume:
         return say(f"{out}: finished before, nothing to do")
     torch.manual_seed(args.seed)
@@ -198,6 +203,8 @@ def train(args, recipe):
         model.get_submodule(part).requires_grad_(True)
     learner = (Seer if vision_stage else Speaker)(model).to(device)
     params = [p for p in learner.parameters() if p.requires_grad]
+    words = model.decoder.embed_tokens.weight, model.decoder.lm_head.weight
+    frozen = [(p, p.detach()[: args.freeze_rows].clone()) for p in words if p.requires_grad] if args.freeze_rows else []
     optimizers = make_optimizers(learner, recipe)
     dtype = pick_precision(args.precision, device)
 
@@ -259,10 +266,14 @@ def train(args, recipe):
         # DDP has averaged the gradients of the ranks' sums, hence `world`.
         total, count, tokens = sums.tolist()
         torch._foreach_mul_([p.grad for p in params if p.grad is not None], world / max(count, 1))
+        for p, _ in frozen:
+            p.grad[: args.freeze_rows] = 0
         norm = nn.utils.clip_grad_norm_(params, recipe.clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        for p, rows in frozen:  # a gradient of zero doesn't stop weight decay
+            p.data[: args.freeze_rows] = rows
         now = time.time()
         row = {"step": step + 1, "loss": total / max(count, 1), "lr": optimizers[0].param_groups[0]["lr"], "grad_norm": norm.item(), "tokens": int(tokens), "seconds": round(now - mark, 4)}
         mark = now
@@ -294,6 +305,8 @@ def main():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="default: the stage's recipe")
     parser.add_argument("--parts", nargs="+", help="what learns, of vision, projector, decoder and parts of them (default: the stage's recipe)")
     parser.add_argument("--steps", type=int, help="instead of --epochs")
+    parser.add_argument("--freeze-rows", type=int, default=0, help="the first N rows of the embeddings stay as they are, to the bit: only a new language's rows learn")
+    parser.add_argument("--kernels", choices=["auto", "triton", "torch"], default="auto", help="Triton or the plain definitions; auto: Triton on a GPU")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step")
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--bad-samples", choices=["error", "skip"], default="error", help="stop at a sample that can't be used, or leave it out and say so")

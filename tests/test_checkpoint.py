@@ -111,3 +111,29 @@ def test_transformers_opens_the_folder_and_computes_the_same(folder, config):
         got = model.logits(model(ids, pixels))
     assert (got - want).norm() / want.norm() < 1e-5
     assert json.loads((path / "config.json").read_text())["image_token_index"] == config.image_token_id
+
+
+def test_new_rows_start_at_the_mean_of_their_spelling_and_old_ones_stay(config, tokenizer):
+    import tokenizer as tokenizer_module
+
+    torch.manual_seed(0)
+    model = Model(config).init_weights()
+    new = tokenizer_module.merge(tokenizer, ["▁고슴도치", "햄버거"], dead="repair", control=())
+    bigger = checkpoint.expand_vocabulary(model, tokenizer, new)
+    n = tokenizer.vocab_size
+    for name in ("embed_tokens", "lm_head"):
+        before, after = getattr(model.decoder, name).weight, getattr(bigger.decoder, name).weight
+        assert after.shape[0] == new.vocab_size == bigger.config.text.vocab_size > n
+        assert torch.equal(before, after[:n])
+        for piece in ("▁고슴도치", "햄버거"):
+            text = piece.replace("▁", " ")
+            spelt = tokenizer.package.encode(text.strip())  # puts a ▁ of its own before the text
+            if not text.startswith(" "):
+                assert tokenizer.piece(spelt[0]) == "▁"
+                spelt = spelt[1:]
+            assert torch.allclose(after[new.id(piece)], before[spelt].mean(0), atol=1e-6), (name, piece)
+    drawn = checkpoint.expand_vocabulary(model, tokenizer, new, "random")
+    assert torch.equal(drawn.decoder.lm_head.weight[:n], model.decoder.lm_head.weight)
+    assert not torch.equal(drawn.decoder.lm_head.weight[n:], bigger.decoder.lm_head.weight[n:])
+    with pytest.raises(ValueError, match="is not the old one"):
+        checkpoint.expand_vocabulary(bigger, new, tokenizer)

@@ -152,3 +152,24 @@ def test_a_sample_left_out_is_counted_and_named(start, world, tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"left out: .*set.json: record 3 \(id 'c3'\): .*lost.png: no such picture", done.stderr) and "1 bad samples left out" in done.stderr
     assert run("align", start, tmp_path / "set.json", tmp_path / "out2", "--batch", 4, "--steps", 3).returncode == 1
+
+
+def test_frozen_rows_stay_to_the_bit_under_weight_decay_while_the_new_ones_learn(start, world, tmp_path):
+    n = 100
+    done = run("text", start, world / "text.txt", tmp_path / "out", "--batch", 4, "--steps", 4, "--lr", 1e-2, "--weight-decay", 0.5, "--freeze-rows", n)
+    assert done.returncode == 0, done.stderr
+    before, after = weights(start), weights(tmp_path / "out")
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        assert torch.equal(before[name][:n], after[name][:n])
+        assert (before[name][n:] != after[name][n:]).any(dim=1).all(), "the others feel decay, and learn"
+
+
+def test_fifty_steps_with_the_triton_kernels_follow_the_definitions(start, world, tmp_path):
+    pytest.importorskip("triton")
+    curves = {}
+    for kernels in ("torch", "triton"):
+        done = run("instruct", start, world / "chats.json", tmp_path / kernels, "--batch", 4, "--steps", 50, "--lr", 1e-3, "--kernels", kernels)
+        assert done.returncode == 0, done.stderr
+        curves[kernels] = losses(tmp_path / kernels)
+    assert curves["triton"] == pytest.approx(curves["torch"], rel=1e-5)
+    assert curves["torch"][-1] < 0.8 * curves["torch"][0], "and they learn"

@@ -132,7 +132,7 @@ def test_nothing_is_written_past_an_output(monkeypatch):
 
 def test_huge_scores_stay_finite():
     q, k, v = qkv(1, 100, 100, 2, 2, 64)
-    agree(lambda *x: attention(*x, scale=1.0), [q * 100, k * 10, v], fp32=2e-3)
+    agree(lambda *x: attention(*x, scale=1.0), [q * 100, k * 10, v], fp32=1e-2)  # a score of 10⁴ has an error of 10⁻³ in fp32, and exp passes it on
 
 
 def test_the_definition_agrees_with_torchs_attention_and_finite_differences():

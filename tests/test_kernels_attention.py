@@ -36,7 +36,7 @@ GRID = [(T, D, *hk, m) for n, T in enumerate([1, 2, 63, 64, 65, 100, 127, 128, 1
 @pytest.mark.parametrize("T,D,H,K,name", GRID)
 def test_attention_and_its_gradients_are_right(T, D, H, K, name):
     B = 2 if T < 128 else 1
-    agree(lambda *x: attention(*x, **mask(name, B, T)), qkv(B, T, T, H, K, D))
+    agree(lambda *x: attention(*x, **mask(name, B, T)), qkv(B, T, T, H, K, D), fp32=1e-5 if T <= 2 else 2e-6)  # one key: dq is rounding only
 
 
 def test_a_vision_transformer_length_is_right():
@@ -115,9 +115,24 @@ def test_queries_that_see_nothing_give_zeros_and_no_gradient():
     assert not o[:, :50].any() and not dq[:, :50].any() and o[:, 50:].all()
 
 
+def test_nothing_is_written_past_an_output(monkeypatch):
+    made = []
+
+    def roomy(*shape, **kind):
+        memory = torch.full((torch.Size(shape).numel() + 30000,), 7.0, **kind)
+        made.append((memory, torch.Size(shape).numel()))
+        return memory[:made[-1][1]].view(shape)
+    q, k, v = qkv(1, 70, 70, 2, 2, 80)
+    monkeypatch.setattr(torch, "empty", roomy)
+    o, lse = A._launch_forward(q, k, v, True, None, None, 0.1)
+    A._launch_backward(q, k, v, o, lse, q, True, None, None, 0.1)
+    monkeypatch.undo()
+    assert len(made) >= 4 and all((memory[size:] == 7).all() for memory, size in made)
+
+
 def test_huge_scores_stay_finite():
     q, k, v = qkv(1, 100, 100, 2, 2, 64)
-    agree(lambda *x: attention(*x, scale=1.0), [q * 100, k * 10, v], fp32=2e-3)
+    agree(lambda *x: attention(*x, scale=1.0), [q * 100, k * 10, v], fp32=1e-2)  # a score of 10⁴ has an error of 10⁻³ in fp32, and exp passes it on
 
 
 def test_the_definition_agrees_with_torchs_attention_and_finite_differences():

@@ -169,7 +169,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"generate.py: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -209,6 +209,9 @@ class Model(nn.Module):
             if int(here.sum()) != patches.shape[0] * patches.shape[1]:
                 raise ValueError(f"{int(here.sum())} <image> tokens for {patches.shape[0]} pictures of {patches.shape[1]} patches")
             x = x.masked_scatter(here[..., None], patches.to(x.dtype))
+        elif self.training and self.projector[0].weight.requires_grad:  # text alone: a gradient of zero, so that no rank waits for one that has none
+            S = self.config.vision.image_size
+            x = x + 0 * self.see(torch.zeros(1, 3, S, S, dtype=torch.uint8, device=ids.device)).sum()
         return x
 
     def forward(self, ids, pixels=None, positions=None, rows=None, cache=None):

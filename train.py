@@ -195,12 +195,17 @@ def train(args, recipe):
     torch.manual_seed(args.seed)
 
     # 1. the model, and which parts of it learn
+    if args.model:
+        checkpoint.load_config(args.model)  # says so if it is no model folder
     tokenizer_file = Path(args.tokenizer) if args.tokenizer else Path(args.model) / "tokenizer.model"
     tokenizer = Tokenizer.load(tokenizer_file)
     model = checkpoint.load_model(args.model) if args.model else checkpoint.fresh_model(PRESETS[args.preset], tokenizer)
     model.requires_grad_(False)
     for part in recipe.parts:
         model.get_submodule(part).requires_grad_(True)
+    depth = model.config.feature_layer % (len(model.vision.layers) + 1)
+    for beyond in (model.vision.post_norm, *model.vision.layers[depth:]):  # nobody reads what comes after the feature layer
+        beyond.requires_grad_(False)
     learner = (Seer if vision_stage else Speaker)(model).to(device)
     params = [p for p in learner.parameters() if p.requires_grad]
     words = model.decoder.embed_tokens.weight, model.decoder.lm_head.weight
@@ -326,5 +331,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")

@@ -22,7 +22,7 @@ endef
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/eval.json
-	@printf '\nAsk it something yourself:\n  %s generate.py --model $(OUT)/instruct --image $(DATA)/pictures/unseen_pictures/000000.png "왼쪽에 무엇이 있나요?"\n' $(PYTHON)
+	@printf '\nAsk it something yourself:\n  %s generate.py --model $(OUT)/instruct --image $(DATA)/pictures/unseen_pictures/00000.png "왼쪽에 무엇이 있나요?"\n' $(PYTHON)
 	@$(PYTHON) -c "import json; times = json.load(open('$(OUT)/timing.json')); print('Seconds:', ', '.join(f'{k} {v:.0f}' for k, v in times.items()), '· together', round(sum(times.values())))"
 
 .venv/installed: requirements.txt

@@ -7,7 +7,7 @@ after the true answers of the turns before it. An answer is right if it equals t
 
 Three rows stand for each cell:
     full    the model with the picture
-    blind   the same model and prompt, the picture replaced by one of plain mean colour: what the words alone give away
+    blind   the same model and question, without the picture: what the words alone give away
     chance  always the most frequent answer to that skill in that language, as if that were known beforehand
 `low` and `high` are Wilson's 95% interval for the accuracy.
 """
@@ -24,7 +24,6 @@ import torch
 from tqdm import tqdm
 
 import data
-import vision
 from generate import answer_batch, load
 
 
@@ -43,27 +42,28 @@ def wilson(right, n, z=1.959964):
 
 
 def read_questions(path, tokenizer, config):
-    """The turns of a file as questions: [{"split", "language", "kind", "skill", "truth", "question", "prompt" ids, "pixels"}]."""
+    """The turns of a file as questions: [{"split", "language", "kind", "skill", "truth", "question", "prompt" and "blind" ids, "pixels"}]."""
     samples, questions = data.Chats([path], tokenizer, config, config.text.max_position_embeddings), []
     for i in range(len(samples)):
         record, (_, _, pixels) = samples.record(i), samples.sample(i)
         turns = data.read_turns(record)
         for n, (question, truth) in enumerate(turns):
-            prompt, _ = data.encode_chat(turns[:n] + [(question, None)], tokenizer, config.vision.num_patches)
+            asked = turns[:n] + [(question, None)]
+            prompt, _ = data.encode_chat(asked, tokenizer, config.vision.num_patches)
+            blind, _ = data.encode_chat([("".join(parts).strip(), answer) for parts, answer in asked], tokenizer, config.vision.num_patches)
             questions.append({"split": Path(path).stem, "id": record.get("id"), "image": record.get("image"), "turn": n, "language": record.get("language", "?"), "kind": record.get("kind", "?"),
-                              "skill": record.get("skill", record.get("kind", "?")), "question": question[-1].strip(), "truth": truth, "prompt": prompt, "pixels": pixels})  # fmt: skip
+                              "skill": record.get("skill", record.get("kind", "?")), "question": question[-1].strip(), "truth": truth, "prompt": prompt, "blind": blind, "pixels": pixels})  # fmt: skip
     return questions
 
 
 def answer_all(model, tokenizer, questions, blind, batch_size=128, max_new=64):
     """The model's answers, in the questions' order; prompts of like length share a batch."""
-    device = model.decoder.norm.device
-    order, answers = sorted(range(len(questions)), key=lambda i: len(questions[i]["prompt"])), [None] * len(questions)
-    plain = torch.tensor(vision.MEAN_COLOUR, dtype=torch.uint8).view(3, 1, 1).expand(3, model.config.vision.image_size, -1)
+    device, which = model.decoder.norm.device, "blind" if blind else "prompt"
+    order, answers = sorted(range(len(questions)), key=lambda i: len(questions[i][which])), [None] * len(questions)
     for start in tqdm(range(0, len(order), batch_size), desc="blind" if blind else "full", unit="batch", disable=None):
         near = order[start : start + batch_size]
-        pixels = [plain.expand(3, *p.shape[1:]) if blind else p for i in near for p in questions[i]["pixels"]]
-        texts = answer_batch(model, tokenizer, [questions[i]["prompt"] for i in near], torch.stack(pixels).to(device) if pixels else None, max_new=max_new)
+        pixels = [] if blind else [picture for i in near for picture in questions[i]["pixels"]]
+        texts = answer_batch(model, tokenizer, [questions[i][which] for i in near], torch.stack(pixels).to(device) if pixels else None, max_new=max_new)
         for i, text in zip(near, texts):
             answers[i] = text
     return answers
@@ -126,7 +126,7 @@ def main():
         out = Path(args.out)
         with open(out.with_suffix(".answers.jsonl"), "w", encoding="utf-8") as file:
             for i, q in enumerate(questions):
-                row = {k: v for k, v in q.items() if k not in ("prompt", "pixels")} | {"full": answers["full"][i], "blind": answers["blind"][i]}
+                row = {k: v for k, v in q.items() if k not in ("prompt", "blind", "pixels")} | {"full": answers["full"][i], "blind": answers["blind"][i]}
                 print(json.dumps(row, ensure_ascii=False), file=file)
         beside = out.with_suffix(".tmp")
         beside.write_text(json.dumps({"model": args.model, "rows": rows}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

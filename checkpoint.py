@@ -178,7 +178,6 @@ def save_model(model, tokenizer_file, folder, dtype=torch.float32):
     save_safetensors(state, folder / "model.safetensors")
     write_atomically(folder / "tokenizer.model", lambda file: file.write(tokenizer_bytes))
     S = config.vision.image_size
-    square = config.picture_mode == "square"
     texts = {
         "config": config_to_json(config, str(dtype).removeprefix("torch.")),
         "generation_config": {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": config.pad_token_id, "do_sample": False},

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels.attention import attention_reference
 from kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 from kernels.rope import rope_reference
 from kernels.swiglu import swiglu_reference

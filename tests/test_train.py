@@ -168,8 +168,8 @@ def test_fifty_steps_with_the_triton_kernels_follow_the_definitions(start, world
     pytest.importorskip("triton")
     curves = {}
     for kernels in ("torch", "triton"):
-        done = run("instruct", start, world / "chats.json", tmp_path / kernels, "--batch", 4, "--steps", 50, "--lr", 1e-3, "--kernels", kernels)
+        done = run("text", start, world / "text.txt", tmp_path / kernels, "--batch", 1, "--max-length", 8, "--steps", 50, "--lr", 3e-3, "--kernels", kernels)
         assert done.returncode == 0, done.stderr
         curves[kernels] = losses(tmp_path / kernels)
     assert curves["triton"] == pytest.approx(curves["torch"], rel=1e-5)
-    assert curves["torch"][-1] < 0.8 * curves["torch"][0], "and they learn"
+    assert sum(curves["torch"][-5:]) < sum(curves["torch"][:5]), "and they learn"

@@ -1,7 +1,6 @@
 """Pictures and the ViT: against Pillow, hand-worked numbers, transformers' CLIP, and the real odd files where they are at hand."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 

@@ -229,14 +229,18 @@ class Phrases:
 
     def __init__(self, paths, tokenizer, config):
         self.tokenizer, self.names, self.phrases, self.languages = tokenizer, [], [], []
-        where = {}
+        self.without_picture, where = 0, {}
         for path in paths:
             pictures = Pictures(Path(path).parent, config.vision.image_size, config.picture_mode)
             for index, record in enumerate(read_records(path)):
                 try:
-                    (name,) = picture_names(record) or [None]
-                    if name is None:
-                        continue  # text without a picture has nothing to contrast
+                    names = picture_names(record)
+                    if len(names) > 1:
+                        raise ValueError(f"{len(names)} pictures: the contrast takes one")
+                    if not names:
+                        self.without_picture += 1  # nothing to contrast; train.py says how many
+                        continue
+                    name = names[0]
                     said = [part.strip(" .。") for _, answer in read_turns(record) for part in answer.replace("，", ",").split(",")]
                 except ValueError as error:
                     raise BadSample(f"{path}: record {index} (id {record.get('id')!r}): {error}") from None

@@ -151,8 +151,7 @@ class Decoder(nn.Module):
         T = x.shape[1]
         if cache is not None:
             positions = cache.lengths[:, None] + torch.arange(T, device=x.device)
-        longest = T if positions is None else (cache.size if cache is not None else T)
-        turn = (*self.rope_table(longest, x.device), positions)
+        turn = (*self.rope_table(T if cache is None else cache.size, x.device), positions)
         for i, block in enumerate(self.layers):
             x = block(x, turn, rows, None if cache is None else (cache.k[i], cache.v[i], cache.lengths))
         return rms_norm(x, self.norm, self.config.rms_norm_eps)

@@ -216,6 +216,8 @@ def train(args, recipe):
     # 2. the data, a function of the step number alone
     if vision_stage:
         samples = data.Phrases(args.data, tokenizer, model.config)
+        if samples.without_picture:
+            say(f"left out: {samples.without_picture:,} records without a picture")
     elif args.stage == "text":
         samples = data.Texts(args.data, tokenizer, recipe.max_length)
     else:

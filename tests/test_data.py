@@ -156,6 +156,15 @@ def test_phrases_shared_by_two_pictures_are_true_of_both(tokenizer, config, worl
     assert truth["blue"] == [False, True, False] and truth["number 2"] == [False, False, True]
 
 
+def test_records_that_cannot_be_contrasted_are_counted_or_named(tokenizer, config, world, tmp_path):
+    (tmp_path / "set.json").write_text(json.dumps([{"id": 1, "conversations": [human("hi"), gpt("x")]}]))
+    phrases = data.Phrases([world / "captions.json", tmp_path / "set.json"], tokenizer, config)
+    assert len(phrases) == 12 and phrases.without_picture == 1
+    (tmp_path / "two.json").write_text(json.dumps([{"id": 2, "image": ["0.png", "1.png"], "conversations": [human("hi"), gpt("x")]}]))
+    with pytest.raises(data.BadSample, match="record 0 .id 2.: 2 pictures: the contrast takes one"):
+        data.Phrases([tmp_path / "two.json"], tokenizer, config)
+
+
 def test_workers_change_nothing(tokenizer, config, world):
     samples = data.Chats([world / "chats.json"], tokenizer, config, 256)
     batches = data.Batches(samples, 4, seed=1, steps=6)

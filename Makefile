@@ -4,10 +4,12 @@
 OUT ?= out/demo
 SEED ?= 0
 PROCESSES ?= 1
+WITHOUT ?=
+PARTS ?= projector decoder
 PYTHON3 ?= python3
 
 PYTHON := .venv/bin/python
-DATA := $(OUT)/data
+DATA ?= $(OUT)/data
 TRAIN := $(if $(filter 1,$(PROCESSES)),$(PYTHON),.venv/bin/torchrun --standalone --nproc_per_node=$(PROCESSES)) train.py
 
 # step NAME,COMMAND: prints the command, runs it, and adds its seconds to timing.json
@@ -40,17 +42,33 @@ $(OUT)/tokenizer.model: $(DATA)/world.json
 	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/zh.txt --vocab-size 500 --max-piece-length 2 -o $(OUT)/zh.model)
 	$(call step,tokenizer,$(PYTHON) tokenizer.py merge $(OUT)/en.model $(OUT)/ko.model $(OUT)/zh.model -o $@)
 
+# Each stage starts from the model that the one before it left. WITHOUT=stage leaves a stage out, to see what it is for: make demo OUT=out/no-text WITHOUT=text
+FRESH := --preset tiny --tokenizer $(OUT)/tokenizer.model
+after_vision := $(if $(filter vision,$(WITHOUT)),$(FRESH),--model $(OUT)/vision)
+after_text := $(if $(filter text,$(WITHOUT)),$(after_vision),--model $(OUT)/text)
+after_align := $(if $(filter align,$(WITHOUT)),$(after_text),--model $(OUT)/align)
+after_describe := $(if $(filter describe,$(WITHOUT)),$(after_align),--model $(OUT)/describe)
+needs = $(if $(filter $(1),$(WITHOUT)),$(2),$(OUT)/$(1)/config.json)
+vision_needs := $(call needs,vision,$(OUT)/tokenizer.model)
+text_needs := $(call needs,text,$(vision_needs))
+align_needs := $(call needs,align,$(text_needs))
+describe_needs := $(call needs,describe,$(align_needs))
+
 $(OUT)/vision/config.json: $(OUT)/tokenizer.model
-	$(call step,vision,$(TRAIN) vision --preset tiny --tokenizer $(OUT)/tokenizer.model --data $(DATA)/phrases.json --lr 1e-3 --muon-lr 0.01 --batch 64 --steps 900 --seed $(SEED) --resume -o $(OUT)/vision)
+	$(call step,vision,$(TRAIN) vision $(FRESH) --data $(DATA)/phrases.json --lr 1e-3 --muon-lr 0.01 --batch 32 --steps 1800 --seed $(SEED) --resume -o $(OUT)/vision)
 
-$(OUT)/text/config.json: $(OUT)/vision/config.json
-	$(call step,text,$(TRAIN) text --model $(OUT)/vision --data $(DATA)/text/en.txt $(DATA)/text/ko.txt $(DATA)/text/zh.txt $(DATA)/text/parallel.txt --lr 1e-3 --muon-lr 0.005 --batch 32 --steps 500 --seed $(SEED) --resume -o $(OUT)/text)
+$(OUT)/text/config.json: $(vision_needs)
+	$(call step,text,$(TRAIN) text $(after_vision) --data $(DATA)/text/en.txt $(DATA)/text/ko.txt $(DATA)/text/zh.txt $(DATA)/text/parallel.txt --lr 1e-3 --muon-lr 0.005 --batch 32 --steps 300 --seed $(SEED) --resume -o $(OUT)/text)
 
-$(OUT)/align/config.json: $(OUT)/text/config.json
-	$(call step,align,$(TRAIN) align --model $(OUT)/text --data $(DATA)/captions.json --lr 2e-3 --batch 32 --steps 100 --seed $(SEED) --resume -o $(OUT)/align)
+$(OUT)/align/config.json: $(text_needs)
+	$(call step,align,$(TRAIN) align $(after_text) --data $(DATA)/captions.json --lr 2e-3 --batch 32 --steps 60 --seed $(SEED) --resume -o $(OUT)/align)
 
-$(OUT)/instruct/config.json: $(OUT)/align/config.json
-	$(call step,instruct,$(TRAIN) instruct --model $(OUT)/align --data $(DATA)/instruct.json --lr 1e-3 --muon-lr 0.005 --batch 32 --merge 2 --steps 1300 --seed $(SEED) --resume -o $(OUT)/instruct)
+# Captions once more, now the decoder learns as well: naming what stands beside a word is the easiest lookup, and questions build on it
+$(OUT)/describe/config.json: $(align_needs)
+	$(call step,describe,$(TRAIN) instruct $(after_align) --data $(DATA)/statements.json --lr 1e-3 --muon-lr 0.005 --batch 16 --steps 700 --seed $(SEED) --resume -o $(OUT)/describe)
+
+$(OUT)/instruct/config.json: $(describe_needs)
+	$(call step,instruct,$(TRAIN) instruct $(after_describe) --data $(DATA)/instruct.json --lr 1e-3 --muon-lr 0.005 --batch 16 --parts $(PARTS) --merge 2 --steps 1500 --seed $(SEED) --resume -o $(OUT)/instruct)
 
 $(OUT)/eval.json: $(OUT)/instruct/config.json
 	$(call step,evaluate,$(PYTHON) evaluate.py --model $(OUT)/instruct --data $(DATA)/unseen_pictures.json $(DATA)/unseen_combinations.json $(DATA)/cross_lingual.json -o $@)

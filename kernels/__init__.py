@@ -10,8 +10,11 @@ and autocast, and last the public function, which picks one of the two in one li
 The kernels also run on a CPU, slowly, inside Triton's interpreter: that is how the tests check them without a GPU.
     TRITON_INTERPRET=1 python -m pytest tests/test_kernels_*.py    (the variable must be there before triton is imported)
 """
+import os
+
 import torch
 
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # a·b + c in one instruction, which Triton 3.10 will no longer do unasked
 try:
     import triton
     import triton.language as tl

@@ -21,7 +21,7 @@ try:
     HAVE_TRITON, INTERPRET = True, triton.knobs.runtime.interpret
 except ImportError:  # macOS, Windows, a bare CPU: the definitions do everything, the kernels below are never called
     class triton:  # just enough for `@triton.jit` and `tl.constexpr` in signatures to parse
-        jit = staticmethod(lambda fn: fn)
+        jit = staticmethod(lambda fn=None, **options: fn or triton.jit)
 
     class tl:
         constexpr = staticmethod(lambda value: value)

@@ -118,6 +118,7 @@ def _transpose(rows, Tk):
 
 
 # The kernels
+SIZES = ["Tq", "Tk", "H", "G", "rows_stride"]  # a new length must not mean a new compilation
 FULL, CAUSAL, ROWS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 INF = tl.constexpr(float("inf"))
 
@@ -189,7 +190,7 @@ def _forward_part(acc, l, m, q, k, v, k_strides, v_strides, b, g, Tk, first, end
     return acc, l, m
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward(q, k, v, o, lse, lo, hi, q_strides, k_strides, v_strides, o_strides, Tq, Tk, H, G, rows_stride, scale,
              MASK: tl.constexpr, TMA: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     blocks = tl.cdiv(Tq, BM)
@@ -227,7 +228,7 @@ def _dq_part(dq, q, do, L, delta, k, v, k_strides, v_strides, b, g, Tk, first, e
     return dq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward_queries(q, k, v, o, do, dq, lse, delta, lo, hi, q_strides, k_strides, v_strides, o_strides, do_strides, dq_strides,
                       Tq, Tk, H, G, rows_stride, scale, scale_log2, MASK: tl.constexpr, TMA: tl.constexpr,
                       BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
@@ -271,7 +272,7 @@ def _dkdv_part(dk, dv, keys, values, q, do, lse, delta, q_strides, do_strides, b
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward_keys(q, k, v, do, dk, dv, lse, delta, lo, hi, q_strides, k_strides, v_strides, do_strides, dk_strides,
                    Tq, Tk, H, G, rows_stride, scale, scale_log2, MASK: tl.constexpr, TMA: tl.constexpr,
                    BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
@@ -296,7 +297,7 @@ def _backward_keys(q, k, v, do, dk, dv, lse, delta, lo, hi, q_strides, k_strides
     _store(dv, dvalues, dk_strides, b, h, t, Tk, BN, D, BD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "K", "G", "splits"])
 def _cache_part(q, k, v, lengths, o, lse, q_strides, k_strides, v_strides, S, K, G, splits, scale,
                 BG: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     """One query a sequence: the G heads that share keys are the tile's rows, and programs share out the cache's length."""

@@ -42,7 +42,7 @@ def _forward(x, residual, weight, y, total, x_stride, residual_stride, C, eps, A
     tl.store(y + row * C + c, (xs * scale * w).to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _backward(x, weight, dy, dtotal, dx, dw_partials, x_stride, dy_stride, dtotal_stride, rows, C, eps,
               ADD: tl.constexpr, BLOCK: tl.constexpr):
     program, programs = tl.program_id(0), tl.num_programs(0)
@@ -120,7 +120,7 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, dy, dtotal):
     x, weight = ctx.saved_tensors
     dx, dw = _backward_op(x, weight, dy, dtotal if ctx.add else None, ctx.eps)
-    return dx, dx.clone() if ctx.add else None, dw, None
+    return dx, dx if ctx.add else None, dw, None  # of a sum, both terms have the same gradient
 
 
 _forward_op.register_autograd(_differentiate, setup_context=_save)

@@ -62,7 +62,8 @@ def test_the_tiles_of_real_gpus_and_descriptors_give_the_same(kind, name, monkey
     monkeypatch.setitem(A.TILES, 0, A.TILES[kind])
     monkeypatch.setattr(A, "TMA_IN_INTERPRETER", kind == 90)
     for D in (64, 128) if kind == 90 else (64,):                                         # 80: the same tiles for both
-        agree(lambda *x: attention(*x, **mask(name, 2, 150)), qkv(2, 150, 150, 2, 1, D))
+        B = 2 if kind == 90 else 1                                                       # a descriptor reads on into the next sequence
+        agree(lambda *x: attention(*x, **mask(name, B, 150)), qkv(B, 150, 150, 2, 1, D))
 
 
 def test_any_strides_are_taken():

@@ -23,7 +23,7 @@ def test_rms_norm(rows, C, dtype):
 
 def test_rms_norm_of_zeros_and_of_huge_numbers_is_finite():
     x = torch.cat((torch.zeros(1, 64), torch.full((1, 64), 1e15))).to(DEVICE)
-    assert rms_norm(x, torch.ones(64, device=DEVICE)).tolist() == [[0.0] * 64, [1.0] * 64]
+    torch.testing.assert_close(rms_norm(x, torch.ones(64, device=DEVICE)), x.clamp(max=1))
 
 
 def test_norm_agrees_with_torch():
@@ -35,11 +35,11 @@ def test_norm_agrees_with_torch():
 @pytest.mark.parametrize("H,K,D", [(1, 1, 2), (4, 2, 16), (5, 1, 80), (6, 6, 128)])
 def test_rope(H, K, D, dtype):
     angles = torch.rand(40, D // 2, device=DEVICE) * 6
-    positions = torch.randint(0, 40, (2, 9), device=DEVICE)
-    q, k = guarded(2, 9, H, D, dtype=dtype), guarded(2, 9, K, D, dtype=dtype)
-    for at in (None, positions, positions[:1].expand(2, 9)):
+    positions = torch.randint(0, 40, (2, 5), device=DEVICE)
+    q, k = guarded(2, 5, H, D, dtype=dtype), guarded(2, 5, K, D, dtype=dtype)
+    for at in (None, positions, positions[:1].expand(2, 5)):
         agree(lambda q, k: rope(q, k, angles.cos(), angles.sin(), at), [q, k])
-    agree(lambda x: rope(x[:, :, :H], x[:, :, H:], angles.cos(), angles.sin()), [guarded(2, 9, H + K, D, dtype=dtype)])
+    agree(lambda x: rope(x[:, :, :H], x[:, :, H:], angles.cos(), angles.sin()), [guarded(2, 5, H + K, D, dtype=dtype)])
 
 
 def test_rope_by_hand_and_out_of_place():
@@ -73,6 +73,20 @@ def test_linear_cross_entropy_in_half_precision_and_chunks(dtype):
     x, w, target = guarded(40, 32, dtype=dtype), guarded(300, 32, dtype=dtype), torch.randint(0, 300, (40,), device=DEVICE)
     for chunk in (1 << 30, 7000):
         agree(lambda x, w: linear_cross_entropy(x, w, target, chunk_bytes=chunk), [x, w])
+
+
+def test_logits_are_held_for_one_chunk_only():
+    made = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            out = op(*args, **(kwargs or {}))
+            made.extend(t.nbytes for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor) and t._base is None)
+            return out
+    x, w, target, grad = (t.to(DEVICE) for t in (torch.randn(64, 8), torch.randn(1000, 8), torch.arange(64), torch.ones(64)))
+    with Watch():
+        CE._chunks(x, w, target, grad, -100, 16 * 1024 * 4, True, True)
+    assert max(made) == 16 * 1024 * 4, "16 rows of 1,000 logits, each begun at a multiple of 64"
 
 
 def test_x_llavas_vocabulary():

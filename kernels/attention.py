@@ -449,22 +449,9 @@ def _launch_cache(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor,
 _forward_op = torch.library.custom_op("xllava::attention", _launch_forward, mutates_args=())
 _backward_op = torch.library.custom_op("xllava::attention_backward", _launch_backward, mutates_args=())
 _cache_op = torch.library.custom_op("xllava::attend_cache", _launch_cache, mutates_args=())
-
-
-@_forward_op.register_fake
-def _(q, k, v, causal, lo, hi, scale):
-    B, Tq, H, D = q.shape
-    return torch.empty(B, Tq, H, D, dtype=q.dtype, device=q.device), torch.empty(B, H, Tq, dtype=torch.float32, device=q.device)
-
-
-@_backward_op.register_fake
-def _(q, k, v, o, lse, do, causal, lo, hi, scale):
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-
-
-@_cache_op.register_fake
-def _(q, k_cache, v_cache, lengths, splits):
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+_forward_op.register_fake(lambda q, *_: (q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)))
+_backward_op.register_fake(lambda q, k, v, *_: tuple(x.new_empty(x.shape) for x in (q, k, v)))
+_cache_op.register_fake(lambda q, *_: q.new_empty(q.shape))
 
 
 def _save(ctx, inputs, output):

@@ -106,17 +106,8 @@ def _launch_total(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, g
 
 _rows_op = torch.library.custom_op("xllava::linear_cross_entropy_rows", _launch_rows, mutates_args=())
 _total_op = torch.library.custom_op("xllava::linear_cross_entropy_total", _launch_total, mutates_args=())
-
-
-@_rows_op.register_fake
-def _(x, weight, target, ignore_index, chunk_bytes):
-    return torch.empty(x.shape[:1], dtype=torch.float32, device=x.device)
-
-
-@_total_op.register_fake
-def _(x, weight, target, grad, ignore_index, chunk_bytes, want_dx, want_dw):
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_dx else x.new_empty(0)
-    return x.new_empty((), dtype=torch.float32), dx, torch.empty(weight.shape, dtype=weight.dtype, device=x.device) if want_dw else x.new_empty(0)
+_rows_op.register_fake(lambda x, *_: x.new_empty(x.shape[:1], dtype=torch.float32))
+_total_op.register_fake(lambda x, weight, *rest: (x.new_empty((), dtype=torch.float32), *(y.new_empty(y.shape if wanted else 0) for y, wanted in zip((x, weight), rest[-2:]))))
 
 
 def _save_rows(ctx, inputs, output):

@@ -98,17 +98,8 @@ def _launch_backward(x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, dt
 
 _forward_op = torch.library.custom_op("xllava::rms_norm", _launch_forward, mutates_args=())
 _backward_op = torch.library.custom_op("xllava::rms_norm_backward", _launch_backward, mutates_args=())
-
-
-@_forward_op.register_fake
-def _(x, residual, weight, eps):
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return y, torch.empty_like(y) if residual is not None else y.new_empty(0)
-
-
-@_backward_op.register_fake
-def _(x, weight, dy, dtotal, eps):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty_like(weight)
+_forward_op.register_fake(lambda x, residual, *_: (x.new_empty(x.shape), x.new_empty(x.shape if residual is not None else 0)))
+_backward_op.register_fake(lambda x, weight, *_: (x.new_empty(x.shape), weight.new_empty(weight.shape)))
 
 
 def _save(ctx, inputs, output):

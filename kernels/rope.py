@@ -63,11 +63,7 @@ def _launch(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: to
 
 
 _rope_op = torch.library.custom_op("xllava::rope", _launch, mutates_args=())
-
-
-@_rope_op.register_fake
-def _(x, cos, sin, positions, sign):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+_rope_op.register_fake(lambda x, *_: x.new_empty(x.shape))
 
 
 def _save(ctx, inputs, output):

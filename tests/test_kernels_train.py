@@ -29,7 +29,7 @@ def test_fifty_steps_with_the_triton_kernels_follow_the_definitions(world, confi
              "--batch", "1", "--steps", "50", "--lr", "1e-2", "--warmup", "0.1", "--precision", "fp32", "--kernels", kernels], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
         curves[kernels] = [json.loads(line)["loss"] for line in (tmp_path / kernels / "log.jsonl").read_text().splitlines()]
-    assert len(curves["torch"]) == 50 and curves["triton"] == pytest.approx(curves["torch"], rel=1e-5)
+    assert len(curves["torch"]) == 50 and curves["triton"] == pytest.approx(curves["torch"], rel=1e-3 if torch.cuda.is_available() else 1e-5)  # a GPU's exp2 and rsqrt are approximations
     assert sum(curves["torch"][-5:]) < 0.2 * sum(curves["torch"][:5]), "and they learn"
     before, after = (checkpoint.load_safetensors(tmp_path / folder / "model.safetensors") for folder in ("start", "triton"))
     assert any("self_attn.q_proj" in name and not torch.equal(before[name], after[name]) for name in before if name.startswith("vision_tower")), "the ViT's attention had a gradient"

@@ -44,9 +44,10 @@ def set_kernels(choice):
 
 
 def use_triton(x):
-    """Does the Triton kernel take tensor `x`? Asked at each call. GPUs before Ampere lack bf16: the definitions there."""
+    """Does the Triton kernel take tensor `x`? Asked at each call, and in a way that torch.compile can fold into a constant
+    (get_device_capability it can't). GPUs before Ampere lack bf16: the definitions there."""
     if _choice == "auto":
-        return HAVE_TRITON and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0)
+        return HAVE_TRITON and x.is_cuda and torch.cuda.get_device_properties(x.device).major >= 8
     return _choice == "triton"
 
 

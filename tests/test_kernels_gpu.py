@@ -4,14 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from kernel_checks import agree, guarded, run, triton_kernels  # noqa: F401
 from test_kernels_attention import GRID, mask, qkv
 
-from kernels import add_rms_norm, attend_cache, attention, linear_cross_entropy, rope, rows_window, swiglu
+import kernels
+from kernels import add_rms_norm, attend_cache, attention, linear_cross_entropy, rope, rows_from_docs, rows_window, swiglu
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 BF16 = torch.bfloat16
@@ -84,6 +84,37 @@ def test_more_than_two_to_the_31_elements_through_descriptors():
     last = q[-1:].detach().clone().requires_grad_()
     o_last = attention(last, last, last, rows=rows)
     assert torch.equal(o[-1:], o_last) and torch.equal(grad[-1:], torch.autograd.grad(o_last, last, last)[0])
+
+
+def step(q, k, x, r, gain, w, target, angles):
+    """All kernels in a row."""
+    doc_ids = torch.arange(q.shape[1], device="cuda")[None] // 50
+    o = attention(*rope(q, k, angles, angles), k, rows=rows_from_docs(doc_ids)).flatten(2)[0]
+    y, total = add_rms_norm(o + x, r, gain)
+    return linear_cross_entropy(swiglu(y, total), w, target)
+
+
+@pytest.fixture
+def step_inputs():
+    shapes = (1, 200, 2, 64), (1, 200, 2, 64), (200, 128), (200, 128), (128,), (1000, 128)
+    return [*(torch.randn(*s, dtype=BF16, device="cuda").requires_grad_() for s in shapes), torch.arange(200, device="cuda"), torch.rand(200, 32, device="cuda")]
+
+
+def test_the_automatic_choice_compiles_into_one_graph(step_inputs):
+    kernels.set_kernels("auto")
+    eager = torch.autograd.grad(step(*step_inputs), step_inputs[:6])
+    compiled = torch.autograd.grad(torch.compile(step, fullgraph=True)(*step_inputs), step_inputs[:6])
+    for a, b in zip(eager, compiled):
+        torch.testing.assert_close(a, b, rtol=5e-2, atol=1e-3)
+
+
+def test_nothing_waits_for_the_gpu(step_inputs):
+    torch.autograd.grad(step(*step_inputs), step_inputs[:6])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.autograd.grad(step(*step_inputs), step_inputs[:6])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_another_ptxas_gives_right_results_too(tmp_path):

@@ -21,6 +21,16 @@ def test_rms_norm(rows, C, dtype):
     agree(lambda a, b, w: add_rms_norm(a, b, w, 1e-2), [wide[:, C:], r, w])
 
 
+def test_incoming_gradients_may_have_any_strides():
+    """The gradient of a concatenation is a slice of a wider tensor."""
+    x, r, w, heads, angles = guarded(5, 24), guarded(5, 24), guarded(24), guarded(2, 3, 2, 8), torch.rand(3, 4, device=DEVICE)
+    agree(lambda x, w: torch.cat((rms_norm(x, w), x), -1), [x, w])
+    agree(lambda x, r, w: torch.cat((*add_rms_norm(x, r, w), x), -1), [x, r, w])
+    agree(lambda x, r: torch.cat((swiglu(x, r), x), -1), [x, r])
+    agree(lambda q: torch.cat((rope(q, q, angles.cos(), angles.sin())[0], q), -1), [heads])
+    agree(lambda x, w: rms_norm(x, w).sum(0), [x, w])                                    # expanded, stride 0
+
+
 def test_rms_norm_of_zeros_and_of_huge_numbers_is_finite():
     x = torch.cat((torch.zeros(1, 64), torch.full((1, 64), 1e15))).to(DEVICE)
     torch.testing.assert_close(rms_norm(x, torch.ones(64, device=DEVICE)), x.clamp(max=1))

@@ -127,10 +127,11 @@ def test_nothing_is_written_past_an_output(monkeypatch):
         return memory[:made[-1][1]].view(shape)
     q, k, v = qkv(1, 70, 70, 2, 2, 80)
     monkeypatch.setattr(torch, "empty", roomy)
+    monkeypatch.setattr(torch, "empty_like", lambda x: roomy(*x.shape, dtype=x.dtype, device=x.device))
     o, lse = A._launch_forward(q, k, v, True, None, None, 0.1)
     A._launch_backward(q, k, v, o, lse, q, True, None, None, 0.1)
     monkeypatch.undo()
-    assert len(made) >= 4 and all((memory[size:] == 7).all() for memory, size in made)
+    assert len(made) == 6 and all((memory[size:] == 7).all() for memory, size in made)
 
 
 def test_huge_scores_stay_finite():

@@ -224,10 +224,9 @@ class Model(nn.Module):
     def loss(self, ids, targets, pixels=None, positions=None, rows=None):
         """Sum of the cross-entropies of all target tokens, a float32 scalar; divide by their number over the *global* batch.
 
-        targets (B, T): the id that should follow, or IGNORE. Only the rows that have a target meet the vocabulary."""
+        targets (B, T): the id that should follow, or IGNORE. Those rows aren't picked out here: on a GPU that would wait for their number."""
         hidden = self(ids, pixels, positions, rows)
-        wanted = targets != IGNORE
-        return linear_cross_entropy(hidden[wanted], self.decoder.lm_head.weight, targets[wanted], reduction="sum")
+        return linear_cross_entropy(hidden.flatten(0, 1), self.decoder.lm_head.weight, targets.flatten(), IGNORE, reduction="sum")
 
 
 # ---------------------------------------------------------------------------------------------- presets

@@ -10,15 +10,18 @@ and autocast, and last the public function, which picks one of the two in one li
 The kernels also run on a CPU, slowly, inside Triton's interpreter: that is how the tests check them without a GPU.
     TRITON_INTERPRET=1 python -m pytest tests/test_kernels_*.py    (the variable must be there before triton is imported)
 """
+import os
+
 import torch
 
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # a·b + c in one instruction, which Triton 3.10 will no longer do unasked
 try:
     import triton
     import triton.language as tl
     HAVE_TRITON, INTERPRET = True, triton.knobs.runtime.interpret
 except ImportError:  # macOS, Windows, a bare CPU: the definitions do everything, the kernels below are never called
     class triton:  # just enough for `@triton.jit` and `tl.constexpr` in signatures to parse
-        jit = staticmethod(lambda fn: fn)
+        jit = staticmethod(lambda fn=None, **options: fn or triton.jit)
 
     class tl:
         constexpr = staticmethod(lambda value: value)
@@ -41,9 +44,10 @@ def set_kernels(choice):
 
 
 def use_triton(x):
-    """Does the Triton kernel take tensor `x`? Asked at each call. GPUs before Ampere lack bf16: the definitions there."""
+    """Does the Triton kernel take tensor `x`? Asked at each call, and in a way that torch.compile can fold into a constant
+    (get_device_capability it can't). GPUs before Ampere lack bf16: the definitions there."""
     if _choice == "auto":
-        return HAVE_TRITON and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (8, 0)
+        return HAVE_TRITON and x.is_cuda and torch.cuda.get_device_properties(x.device).major >= 8
     return _choice == "triton"
 
 

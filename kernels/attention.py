@@ -118,6 +118,7 @@ def _transpose(rows, Tk):
 
 
 # The kernels
+SIZES = ["Tq", "Tk", "H", "G", "rows_stride"]  # a new length must not mean a new compilation
 FULL, CAUSAL, ROWS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 INF = tl.constexpr(float("inf"))
 
@@ -189,7 +190,7 @@ def _forward_part(acc, l, m, q, k, v, k_strides, v_strides, b, g, Tk, first, end
     return acc, l, m
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward(q, k, v, o, lse, lo, hi, q_strides, k_strides, v_strides, o_strides, Tq, Tk, H, G, rows_stride, scale,
              MASK: tl.constexpr, TMA: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     blocks = tl.cdiv(Tq, BM)
@@ -227,7 +228,7 @@ def _dq_part(dq, q, do, L, delta, k, v, k_strides, v_strides, b, g, Tk, first, e
     return dq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward_queries(q, k, v, o, do, dq, lse, delta, lo, hi, q_strides, k_strides, v_strides, o_strides, do_strides, dq_strides,
                       Tq, Tk, H, G, rows_stride, scale, scale_log2, MASK: tl.constexpr, TMA: tl.constexpr,
                       BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
@@ -271,7 +272,7 @@ def _dkdv_part(dk, dv, keys, values, q, do, lse, delta, q_strides, do_strides, b
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _backward_keys(q, k, v, do, dk, dv, lse, delta, lo, hi, q_strides, k_strides, v_strides, do_strides, dk_strides,
                    Tq, Tk, H, G, rows_stride, scale, scale_log2, MASK: tl.constexpr, TMA: tl.constexpr,
                    BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
@@ -296,7 +297,7 @@ def _backward_keys(q, k, v, do, dk, dv, lse, delta, lo, hi, q_strides, k_strides
     _store(dv, dvalues, dk_strides, b, h, t, Tk, BN, D, BD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "K", "G", "splits"])
 def _cache_part(q, k, v, lengths, o, lse, q_strides, k_strides, v_strides, S, K, G, splits, scale,
                 BG: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     """One query a sequence: the G heads that share keys are the tile's rows, and programs share out the cache's length."""
@@ -448,22 +449,9 @@ def _launch_cache(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor,
 _forward_op = torch.library.custom_op("xllava::attention", _launch_forward, mutates_args=())
 _backward_op = torch.library.custom_op("xllava::attention_backward", _launch_backward, mutates_args=())
 _cache_op = torch.library.custom_op("xllava::attend_cache", _launch_cache, mutates_args=())
-
-
-@_forward_op.register_fake
-def _(q, k, v, causal, lo, hi, scale):
-    B, Tq, H, D = q.shape
-    return torch.empty(B, Tq, H, D, dtype=q.dtype, device=q.device), torch.empty(B, H, Tq, dtype=torch.float32, device=q.device)
-
-
-@_backward_op.register_fake
-def _(q, k, v, o, lse, do, causal, lo, hi, scale):
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-
-
-@_cache_op.register_fake
-def _(q, k_cache, v_cache, lengths, splits):
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+_forward_op.register_fake(lambda q, *_: (q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)))
+_backward_op.register_fake(lambda q, k, v, *_: tuple(x.new_empty(x.shape) for x in (q, k, v)))
+_cache_op.register_fake(lambda q, *_: q.new_empty(q.shape))
 
 
 def _save(ctx, inputs, output):

@@ -1,7 +1,7 @@
 """
 How fast are the kernels, and against what? One command: correctness first, then tables to paste into a document.
 
-    python kernels/bench.py                 # on a GPU: all tests, then all tables (under ten minutes)
+    python kernels/bench.py                 # on a GPU: all tests, then all tables; some minutes, most of them compiling
     python kernels/bench.py --no-tests --only attention
 
 Without a GPU it says what it would measure and prints what the compiler makes of every kernel (tests/compile_kernels.py).
@@ -9,6 +9,7 @@ The ceilings, a large copy and a large bf16 matrix product, are measured in the 
 GPU events over rotating random inputs, with the L2 cache flushed in between: zeros run faster than data, and caches flatter.
 """
 import argparse
+import datetime
 import os
 import subprocess
 import sys
@@ -18,13 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder: `import kernels` must find the package
 os.environ.pop("TRITON_INTERPRET", None)
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import kernels
 from kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 from kernels.rope import rope_reference
 from kernels.swiglu import swiglu_reference
 
+torch._functorch.config.donated_buffer = False  # a compiled rival's backward is run again and again on one forward
 PLAN = """no GPU here. On one, this measures: attention forward and backward (1k … 16k tokens, head dims 64 and 128, causal, full, packed
 documents, grouped heads, a vision transformer's 577) against torch's flash and cuDNN attention and flex_attention; RMSNorm, RoPE, SwiGLU against
 eager and torch.compile; linear cross-entropy against F.cross_entropy; decoding against the copy bandwidth. Here, the compiler's view:"""
@@ -37,6 +42,7 @@ def milliseconds(fn, sets, repeats=20):
     for n in range(repeats + 3):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         flush.zero_()
+        torch.cuda._sleep(2_000_000)  # about a millisecond, in which the CPU queues what follows: its own slowness is not measured
         start.record()
         fn(*sets[n % len(sets)])
         end.record()
@@ -45,27 +51,50 @@ def milliseconds(fn, sets, repeats=20):
     return sorted(a.elapsed_time(b) for a, b in times[3:])[repeats // 2]
 
 
+def gigabytes(fn, *inputs):
+    """What fn takes at its peak beyond what is there already, its results included."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    fn(*inputs)
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
+def forward_graph(fn, *inputs):
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = fn(*inputs)
+    out = out if isinstance(out, tuple) else (out,)
+    return out, inputs, [torch.randn_like(o) for o in out]
+
+
+def backward(out, inputs, ups):
+    return torch.autograd.grad(out, inputs, ups, retain_graph=True)
+
+
 def both(fn, sets):
-    """-> (forward ms, backward ms); None where the rival does not take these inputs."""
+    """-> forward ms, backward ms, peak GB of the two"""
+    with torch.no_grad():
+        forward = milliseconds(fn, sets)
+    back = milliseconds(backward, [forward_graph(fn, *inputs) for inputs in sets])
+    return forward, back, gigabytes(lambda *inputs: backward(*forward_graph(fn, *inputs)), *sets[0])
+
+
+def rival(fn, sets):
+    """both(), or nothing where the rival does not take these inputs."""
     try:
-        with torch.no_grad():
-            forward = milliseconds(fn, sets)
-        prepared = []
-        for inputs in sets:
-            inputs = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
-            out = fn(*inputs)
-            out = out if isinstance(out, tuple) else (out,)
-            prepared.append((out, [x for x in inputs if x.requires_grad], [torch.randn_like(o) for o in out]))
-        return forward, milliseconds(lambda o, i, g: torch.autograd.grad(o, i, g, retain_graph=True), prepared)
-    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
-        print(f"<!-- left out: {str(error).splitlines()[0][:120]} -->")
-        return None, None
+        return both(fn, sets)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        print(f"<!-- left out: {(str(error) or repr(error)).splitlines()[0][:120]} -->")
+        return None
+
+
+def pair(a, b, scale=1.0):
+    return f"{scale * a:.3g} / {scale * b:.3g}" if max(a, b) * scale < 100 else f"{scale * a:.0f} / {scale * b:.0f}"
 
 
 def show(header, rows):
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for row in rows:
-        print("| " + " | ".join("–" if c is None else f"{c:.3g}" if isinstance(c, float) and c < 100 else f"{c:.0f}" if isinstance(c, float) else str(c) for c in row) + " |")
+        print("| " + " | ".join("–" if c is None else f"{c:.0f}" if isinstance(c, float) and c >= 100 else f"{c:.3g}" if isinstance(c, float) else str(c) for c in row) + " |")
     print(flush=True)
 
 
@@ -77,45 +106,39 @@ def ceilings():
     x = [(torch.empty(1 << 30, dtype=torch.int8, device="cuda").random_(), torch.empty(1 << 30, dtype=torch.int8, device="cuda")) for _ in range(2)]
     copy = 2 * (1 << 30) / milliseconds(lambda a, b: b.copy_(a), x) / 1e6
     matmul = 2 * 8192 ** 3 / milliseconds(torch.mm, [(randn(8192, 8192), randn(8192, 8192)) for _ in range(3)]) / 1e9
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {kernels.triton.__version__}: copy {copy:.0f} GB/s, bf16 matmul {matmul:.0f} TFLOP/s\n")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {kernels.triton.__version__}, {datetime.date.today()}: "
+          f"copy {copy:.0f} GB/s, bf16 matrix product {matmul:.0f} TFLOP/s\n")
     return copy, matmul
 
 
-def rivals(causal, G):
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+def sdpa(backend, causal, G):
+    def fn(q, k, v):
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal, enable_gqa=G > 1)
+    return fn
 
-    def sdpa(backend):
-        def fn(q, k, v):
-            with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=causal, enable_gqa=G > 1)
-        return fn
-    flexed = torch.compile(flex_attention, dynamic=False)
 
-    def flex(q, k, v):
-        T = q.shape[1]
-        mask = flex.masks.setdefault(T, create_block_mask(lambda b, h, i, j: i >= j, None, None, T, T)) if causal else None
-        return flexed(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask, enable_gqa=G > 1)
-    flex.masks = {}
-    return {"flash": sdpa(SDPBackend.FLASH_ATTENTION), "cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION), "flex": flex}
+def flex(T, causal, G):
+    torch._dynamo.reset()  # compiled for every shape anew; after eight of them torch would fall back to eager without a word
+    compiled = torch.compile(flex_attention, dynamic=False)
+    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, T, T, device="cuda") if causal else None
+    return lambda q, k, v: compiled(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask, enable_gqa=G > 1)
 
 
 def attention_table(copy, matmul):
-    print("### Attention: TFLOP/s forward / backward (4·B·H·T²·D, half if causal; backward ×2.5)\n")
-    shapes = [(f"{T // 1024}k D{D} {'causal' if c else 'full'}", 16384 // T, T, 2048 // D, 2048 // D, D, c) for D in (128, 64) for c in (False, True) for T in (1024, 4096, 8192, 16384)]
-    shapes += [("ViT 577 B32", 32, 577, 16, 16, 64, False), ("4k GQA 32/8 causal", 4, 4096, 32, 8, 128, True)]
+    print("### Attention, forward / backward (operations: 4·B·H·T²·D, half of it if causal; backward × 2.5)\n")
+    shapes = [(f"{T // 1024}k D{D} {'causal' if c else 'full'}", 16384 // T, T, 2048 // D, 2048 // D, D, c) for D in (128, 64) for c in (False, True) for T in (1024, 2048, 4096, 8192, 16384)]
+    shapes += [("ViT 577, 32 pictures", 32, 577, 16, 16, 64, False), ("4k, 32 heads on 8, causal", 4, 4096, 32, 8, 128, True)]
     rows = []
     for name, B, T, H, K, D, causal in shapes:
         flops = 4 * B * H * T * T * D * (0.5 if causal else 1) / 1e9
+        speed = lambda times, flops=flops: None if times is None else pair(flops / times[0], 2.5 * flops / times[1])  # noqa: E731
         sets = [(randn(B, T, H, D), randn(B, T, K, D), randn(B, T, K, D)) for _ in range(3)]
-        row = [name]
-        for rival in (lambda q, k, v: kernels.attention(q, k, v, causal=causal), *rivals(causal, H // K).values()):
-            forward, backward = both(rival, sets)
-            row.append(None if forward is None else f"{flops / forward:.0f} / {2.5 * flops / backward:.0f}")
-            if len(row) == 2:
-                row.append(f"{100 * flops / forward / matmul:.0f}% / {250 * flops / backward / matmul:.0f}%")
-        rows.append(row)
-    show(["shape", "ours", "of matmul", "flash", "cuDNN", "flex"], rows)
+        ours = both(lambda q, k, v, c=causal: kernels.attention(q, k, v, causal=c), sets)
+        flash, cudnn = (rival(sdpa(b, causal, H // K), sets) for b in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION))
+        flexed = rival(flex(T, causal, H // K), sets) if T in (577, 8192) or H != K else None  # its compilations are most of the time
+        rows.append([name, pair(*ours[:2]), speed(ours), pair(flops / ours[0], 2.5 * flops / ours[1], 100 / matmul), ours[2], speed(flash), speed(cudnn), speed(flexed)])
+    show(["shape", "ms", "TFLOP/s", "% of matrix product", "peak GB", "flash TFLOP/s", "cuDNN TFLOP/s", "flex TFLOP/s"], rows)
     sets = [(randn(2, 8192, 16, 128), randn(2, 8192, 16, 128), randn(2, 8192, 16, 128)) for _ in range(3)]
     docs = kernels.rows_from_docs((torch.arange(8192, device="cuda") // 512).expand(2, -1))
     causal, packed = both(kernels.attention, sets), both(lambda q, k, v: kernels.attention(q, k, v, rows=docs), sets)
@@ -123,43 +146,34 @@ def attention_table(copy, matmul):
 
 
 def memory_table(copy, matmul):
-    print("### Norm, RoPE, SwiGLU: GB/s forward / backward, bytes each tensor moves once\n")
-    x, N = 16384 * 5120 * 2, 16384
-    angles = torch.rand(N, 64, device="cuda")
-    gain = randn(5120)
-    cases = [("rms_norm 5120", lambda a: kernels.rms_norm(a, gain), lambda a: rms_norm_reference(a, gain), lambda: (randn(N, 5120),), 2 * x, 3 * x),
-             ("add_rms_norm 5120", lambda a, b: kernels.add_rms_norm(a, b, gain), lambda a, b: add_rms_norm_reference(a, b, gain), lambda: (randn(N, 5120), randn(N, 5120)), 4 * x, 5 * x),
+    print("### Norm, RoPE, SwiGLU, forward / backward (bytes: each tensor moves once)\n")
+    N, C = 16384, 5120
+    x, angles = N * C * 2, torch.rand(N, 64, device="cuda")
+    cases = [("rms_norm 5120", kernels.rms_norm, rms_norm_reference, lambda: (randn(N, C), randn(C)), 2 * x, 3 * x),
+             ("add_rms_norm 5120", kernels.add_rms_norm, add_rms_norm_reference, lambda: (randn(N, C), randn(N, C), randn(C)), 4 * x, 4 * x),
              ("rope 40×128", lambda q, k: kernels.rope(q, k, angles, angles), lambda q, k: rope_reference(q, k, angles, angles), lambda: (randn(1, N, 40, 128), randn(1, N, 40, 128)), 4 * x, 4 * x),
-             ("swiglu 13824", kernels.swiglu, swiglu_reference, lambda: (randn(N, 13824), randn(N, 13824)), 3 * x * 2.7, 5 * x * 2.7)]
+             ("swiglu 13824", kernels.swiglu, swiglu_reference, lambda: (randn(N, 13824), randn(N, 13824)), 3 * N * 13824 * 2, 5 * N * 13824 * 2)]
     rows = []
-    for name, ours, reference, make, moved, moved_back in cases:
-        sets, row = [make() for _ in range(3)], [name]
-        for fn in (ours, reference, torch.compile(reference, mode="max-autotune-no-cudagraphs", dynamic=False)):
-            forward, backward = both(fn, sets)
-            row.append(None if forward is None else f"{moved / forward / 1e6:.0f} / {moved_back / backward / 1e6:.0f}")
-            if len(row) == 2:
-                row.append(f"{100 * moved / forward / 1e6 / copy:.0f}% / {100 * moved_back / backward / 1e6 / copy:.0f}%")
-        rows.append(row)
-    show(["", "ours", "of copy", "eager", "compiled"], rows)
+    for name, fn, reference, make, moved, moved_back in cases:
+        sets = [make() for _ in range(3)]
+        ours, eager, compiled = both(fn, sets), both(reference, sets), rival(torch.compile(reference, mode="max-autotune-no-cudagraphs", dynamic=False), sets)
+        speed = lambda t, m=moved, mb=moved_back, unit=1e-6: None if t is None else pair(m / t[0], mb / t[1], unit)  # noqa: E731
+        rows.append([name, pair(*ours[:2]), speed(ours), speed(ours, unit=1e-4 / copy), ours[2], speed(eager), speed(compiled)])
+    show(["", "ms", "GB/s", "% of copy", "peak GB", "eager GB/s", "compiled GB/s"], rows)
 
 
 def loss_table(copy, matmul):
-    print("### Linear cross-entropy, forward + backward, C 5120, V 39,478\n")
+    print("### Linear cross-entropy, forward + backward, C 5120, V 39,478 (operations: 6·N·C·V; peak: gradients included)\n")
     plain = lambda x, w, t: F.cross_entropy((x @ w.T).float(), t)  # noqa: E731
     rows = []
     for N in (8192, 16384):
-        for name, fn in (("ours", kernels.linear_cross_entropy), ("plain", plain), ("compiled", torch.compile(plain, dynamic=False))):
-            sets = [(randn(N, 5120).requires_grad_(), (randn(39478, 5120) * 0.02).requires_grad_(), torch.randint(39478, (N,), device="cuda")) for _ in range(2)]
+        sets = [(randn(N, 5120).requires_grad_(), (randn(39478, 5120) * 0.02).requires_grad_(), torch.randint(39478, (N,), device="cuda")) for _ in range(2)]
+        for name, fn in (("ours", kernels.linear_cross_entropy), ("F.cross_entropy", plain), ("F.cross_entropy, compiled", torch.compile(plain, dynamic=False))):
             step = lambda x, w, t, fn=fn: torch.autograd.grad(fn(x, w, t), (x, w))  # noqa: E731
-            step(*sets[0])
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            step(*sets[0])
-            peak = (torch.cuda.max_memory_allocated() - before) / 1e9
             ms = milliseconds(step, sets)
-            rows.append([N, name, ms, 6 * N * 5120 * 39478 / ms / 1e9, peak])
-    show(["tokens", "", "ms", "TFLOP/s (6·N·C·V)", "extra peak GB"], rows)
+            speed = 6 * N * 5120 * 39478 / ms / 1e9
+            rows.append([N, name, ms, speed, 100 * speed / matmul, gigabytes(step, *sets[0])])
+    show(["tokens", "", "ms", "TFLOP/s", "% of matrix product", "peak GB"], rows)
 
 
 def decode_table(copy, matmul):
@@ -169,8 +183,8 @@ def decode_table(copy, matmul):
         sets = [(randn(B, 40, 128), randn(B, S, 40, 128), randn(B, S, 40, 128), torch.full((B,), S, device="cuda")) for _ in range(2)]
         ms = milliseconds(kernels.attend_cache, sets)
         speed = 4 * B * S * 5120 / ms / 1e6
-        rows.append([B, S, ms, speed, f"{100 * speed / copy:.0f}%"])
-    show(["batch", "cache", "ms", "GB/s", "of copy"], rows)
+        rows.append([B, S, ms, speed, 100 * speed / copy])
+    show(["batch", "cache", "ms", "GB/s", "% of copy"], rows)
 
 
 TABLES = {"attention": attention_table, "memory": memory_table, "loss": loss_table, "decode": decode_table}

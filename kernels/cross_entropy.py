@@ -71,6 +71,7 @@ def _chunks(x, weight, target, grad, ignore_index, chunk_bytes, want_dx, want_dw
     x, (N, C), V = x.contiguous(), x.shape, weight.shape[0]
     width = triton.cdiv(V, 64) * 64  # rows begin at aligned addresses even if V is odd: 39,478 lies in 39,488
     size = max(1, min(N, chunk_bytes // (width * x.element_size())))
+    size = triton.cdiv(N, triton.cdiv(N, size)) if N else 1  # chunks of one size, not a full one and a rest
     buffer = torch.empty(size, width, dtype=x.dtype, device=x.device)
     loss = torch.empty(N, dtype=torch.float32, device=x.device)
     dx = torch.empty_like(x) if want_dx else None
@@ -86,7 +87,7 @@ def _chunks(x, weight, target, grad, ignore_index, chunk_bytes, want_dx, want_dw
         if want_dw and size >= N:
             dw = logits.T @ x  # one chunk: the product's own fp32 sums are all there is
         elif want_dw and x.is_cuda and x.dtype != torch.float32:
-            dw = torch.addmm(dw, logits.T, x[part], out_dtype=torch.float32)
+            torch.addmm(dw, logits.T, x[part], out_dtype=torch.float32, out=dw)
         elif want_dw:
             dw += logits.T.float() @ x[part].float()
     return loss, dx, dw if dw is None else dw.to(weight.dtype)
@@ -105,17 +106,8 @@ def _launch_total(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, g
 
 _rows_op = torch.library.custom_op("xllava::linear_cross_entropy_rows", _launch_rows, mutates_args=())
 _total_op = torch.library.custom_op("xllava::linear_cross_entropy_total", _launch_total, mutates_args=())
-
-
-@_rows_op.register_fake
-def _(x, weight, target, ignore_index, chunk_bytes):
-    return torch.empty(x.shape[:1], dtype=torch.float32, device=x.device)
-
-
-@_total_op.register_fake
-def _(x, weight, target, grad, ignore_index, chunk_bytes, want_dx, want_dw):
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_dx else x.new_empty(0)
-    return x.new_empty((), dtype=torch.float32), dx, torch.empty(weight.shape, dtype=weight.dtype, device=x.device) if want_dw else x.new_empty(0)
+_rows_op.register_fake(lambda x, *_: x.new_empty(x.shape[:1], dtype=torch.float32))
+_total_op.register_fake(lambda x, weight, *rest: (x.new_empty((), dtype=torch.float32), *(y.new_empty(y.shape if wanted else 0) for y, wanted in zip((x, weight), rest[-2:]))))
 
 
 def _save_rows(ctx, inputs, output):

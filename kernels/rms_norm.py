@@ -42,7 +42,7 @@ def _forward(x, residual, weight, y, total, x_stride, residual_stride, C, eps, A
     tl.store(y + row * C + c, (xs * scale * w).to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _backward(x, weight, dy, dtotal, dx, dw_partials, x_stride, dy_stride, dtotal_stride, rows, C, eps,
               ADD: tl.constexpr, BLOCK: tl.constexpr):
     program, programs = tl.program_id(0), tl.num_programs(0)
@@ -98,17 +98,8 @@ def _launch_backward(x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, dt
 
 _forward_op = torch.library.custom_op("xllava::rms_norm", _launch_forward, mutates_args=())
 _backward_op = torch.library.custom_op("xllava::rms_norm_backward", _launch_backward, mutates_args=())
-
-
-@_forward_op.register_fake
-def _(x, residual, weight, eps):
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return y, torch.empty_like(y) if residual is not None else y.new_empty(0)
-
-
-@_backward_op.register_fake
-def _(x, weight, dy, dtotal, eps):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty_like(weight)
+_forward_op.register_fake(lambda x, residual, *_: (x.new_empty(x.shape), x.new_empty(x.shape if residual is not None else 0)))
+_backward_op.register_fake(lambda x, weight, *_: (x.new_empty(x.shape), weight.new_empty(weight.shape)))
 
 
 def _save(ctx, inputs, output):
@@ -120,7 +111,7 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, dy, dtotal):
     x, weight = ctx.saved_tensors
     dx, dw = _backward_op(x, weight, dy, dtotal if ctx.add else None, ctx.eps)
-    return dx, dx.clone() if ctx.add else None, dw, None
+    return dx, dx if ctx.add else None, dw, None  # of a sum, both terms have the same gradient
 
 
 _forward_op.register_autograd(_differentiate, setup_context=_save)

@@ -26,7 +26,7 @@ def rope_reference(q, k, cos, sin, positions=None):
     return turn(q), turn(k)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H"])
 def _rotate(x, y, cos, sin, positions, x_sb, x_st, x_sh, T, H, p_sb, sign,
             BY_POSITION: tl.constexpr, HALF: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr):
     """One program turns all heads of one token: their angles are the same."""
@@ -63,11 +63,7 @@ def _launch(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: to
 
 
 _rope_op = torch.library.custom_op("xllava::rope", _launch, mutates_args=())
-
-
-@_rope_op.register_fake
-def _(x, cos, sin, positions, sign):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+_rope_op.register_fake(lambda x, *_: x.new_empty(x.shape))
 
 
 def _save(ctx, inputs, output):

@@ -70,18 +70,8 @@ def _launch_backward(gate: torch.Tensor, up: torch.Tensor, dy: torch.Tensor) -> 
 
 _forward_op = torch.library.custom_op("xllava::swiglu", _launch_forward, mutates_args=())
 _backward_op = torch.library.custom_op("xllava::swiglu_backward", _launch_backward, mutates_args=())
-
-
-@_forward_op.register_fake
-def _(gate, up):
-    return torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-
-
-@_backward_op.register_fake
-def _(gate, up, dy):
-    return torch.empty(gate.shape, dtype=gate.dtype, device=gate.device), torch.empty(up.shape, dtype=up.dtype, device=up.device)
-
-
+_forward_op.register_fake(lambda gate, up: gate.new_empty(gate.shape))
+_backward_op.register_fake(lambda gate, up, dy: (gate.new_empty(gate.shape), up.new_empty(up.shape)))
 _forward_op.register_autograd(lambda ctx, dy: _backward_op(*ctx.saved_tensors, dy),
                               setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 

@@ -29,29 +29,31 @@ def qkv(B, Tq, Tk, H, K, D, dtype=torch.float32):
     return guarded(B, Tq, H, D, dtype=dtype), guarded(B, Tk, K, D, dtype=dtype), guarded(B, Tk, K, D, dtype=dtype)
 
 
-GRID = [(T, D, *hk, m) for n, T in enumerate([1, 2, 63, 64, 65, 100, 127, 128, 129, 200, 257]) for i, m in enumerate(MASKS)
-        for D, hk in [((16, 64, 80, 128)[(n + i) % 4], ((1, 1), (2, 2), (4, 2), (4, 1), (6, 2))[(n + 2 * i) % 5])] if T < 200 or i % 2 == n % 2]
+# every length with every mask (the longest with half of them); head dims and heads take turns
+GRID = [(T, (16, 64, 80, 128)[(n + i) % 4], *((1, 1), (2, 2), (4, 2), (3, 1), (6, 2) if T <= 65 else (2, 1))[(n + 2 * i) % 5], m)
+        for n, T in enumerate([1, 2, 63, 64, 65, 100, 127, 128, 129, 200, 257]) for i, m in enumerate(MASKS) if T < 200 or i % 2 == n % 2]
 
 
 @pytest.mark.parametrize("T,D,H,K,name", GRID)
 def test_attention_and_its_gradients_are_right(T, D, H, K, name):
-    B = 2 if T < 128 else 1
-    agree(lambda *x: attention(*x, **mask(name, B, T)), qkv(B, T, T, H, K, D), fp32=1e-5 if T <= 2 else 2e-6)  # one key: dq is rounding only
+    B = 2 if T <= 65 else 1
+    agree(lambda *x: attention(*x, **mask(name, B, T)), qkv(B, T, T, H, K, D))
 
 
-def test_a_vision_transformer_length_is_right():
-    agree(lambda *x: attention(*x, causal=False), qkv(1, 577, 577, 2, 2, 64))
+def test_a_vision_transformer_length_is_right(monkeypatch):
+    monkeypatch.setitem(A.TILES, 0, dict.fromkeys(("forward", "queries", "keys"), {64: (128, 128, 4, 1)}))  # fewer tiles: the interpreter's time
+    agree(lambda *x: attention(*x, causal=False), qkv(1, 577, 577, 2, 1, 64))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("name", MASKS)
 def test_half_precision_is_as_near_as_torchs_own(dtype, name):
-    agree(lambda *x: attention(*x, **mask(name, 2, 130)), qkv(2, 130, 130, 4, 2, 64, dtype))
+    agree(lambda *x: attention(*x, **mask(name, 1, 130)), qkv(1, 130, 130, 2, 1, 64, dtype))
 
 
 @pytest.mark.parametrize("Tq,Tk,causal", [(1, 70, True), (37, 90, True), (90, 37, True), (65, 129, False), (129, 65, False)])
 def test_queries_and_keys_of_different_lengths(Tq, Tk, causal):
-    agree(lambda *x: attention(*x, causal=causal), qkv(2, Tq, Tk, 4, 2, 64))
+    agree(lambda *x: attention(*x, causal=causal), qkv(2, Tq, Tk, 2, 1, 64))
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -59,8 +61,9 @@ def test_queries_and_keys_of_different_lengths(Tq, Tk, causal):
 def test_the_tiles_of_real_gpus_and_descriptors_give_the_same(kind, name, monkeypatch):
     monkeypatch.setitem(A.TILES, 0, A.TILES[kind])
     monkeypatch.setattr(A, "TMA_IN_INTERPRETER", kind == 90)
-    for D in (64, 128):
-        agree(lambda *x: attention(*x, **mask(name, 2, 150)), qkv(2, 150, 150, 2, 1, D))
+    for D in (64, 128) if kind == 90 else (64,):                                         # 80: the same tiles for both
+        B = 2 if kind == 90 else 1                                                       # a descriptor reads on into the next sequence
+        agree(lambda *x: attention(*x, **mask(name, B, 150)), qkv(B, 150, 150, 2, 1, D))
 
 
 def test_any_strides_are_taken():
@@ -100,8 +103,8 @@ def test_documents_and_the_future_do_not_leak():
 
 
 def test_causal_as_rows_is_causal_to_the_bit_and_reruns_are_equal():
-    inputs = qkv(2, 150, 150, 4, 2, 64)
-    rows = tuple(r.to(DEVICE) for r in rows_causal(150))
+    inputs = qkv(1, 130, 130, 2, 1, 64)
+    rows = tuple(r.to(DEVICE) for r in rows_causal(130))
     first = run("triton", lambda *x: attention(*x), inputs)
     assert all(torch.equal(a, b) for a, b in zip(first, run("triton", lambda *x: attention(*x, rows=rows), inputs)))
     assert all(torch.equal(a, b) for a, b in zip(first, run("triton", lambda *x: attention(*x), inputs)))
@@ -124,15 +127,18 @@ def test_nothing_is_written_past_an_output(monkeypatch):
         return memory[:made[-1][1]].view(shape)
     q, k, v = qkv(1, 70, 70, 2, 2, 80)
     monkeypatch.setattr(torch, "empty", roomy)
+    monkeypatch.setattr(torch, "empty_like", lambda x: roomy(*x.shape, dtype=x.dtype, device=x.device))
     o, lse = A._launch_forward(q, k, v, True, None, None, 0.1)
     A._launch_backward(q, k, v, o, lse, q, True, None, None, 0.1)
     monkeypatch.undo()
-    assert len(made) >= 4 and all((memory[size:] == 7).all() for memory, size in made)
+    assert len(made) == 6 and all((memory[size:] == 7).all() for memory, size in made)
 
 
 def test_huge_scores_stay_finite():
+    """A score of 10⁴ has an error of 10⁻³ in fp32, which exp passes on: torch's own fused attention, with the same backward, is the yardstick."""
     q, k, v = qkv(1, 100, 100, 2, 2, 64)
-    agree(lambda *x: attention(*x, scale=1.0), [q * 100, k * 10, v], fp32=1e-2)  # a score of 10⁴ has an error of 10⁻³ in fp32, and exp passes it on
+    fused = lambda *x: torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in x), is_causal=True, scale=1.0).transpose(1, 2)  # noqa: E731
+    agree(lambda *x: attention(*x, scale=1.0), [q * 100, k * 10, v], rival=fused)
 
 
 def test_the_definition_agrees_with_torchs_attention_and_finite_differences():

@@ -21,9 +21,19 @@ def test_rms_norm(rows, C, dtype):
     agree(lambda a, b, w: add_rms_norm(a, b, w, 1e-2), [wide[:, C:], r, w])
 
 
+def test_incoming_gradients_may_have_any_strides():
+    """The gradient of a concatenation is a slice of a wider tensor."""
+    x, r, w, heads, angles = guarded(5, 24), guarded(5, 24), guarded(24), guarded(2, 3, 2, 8), torch.rand(3, 4, device=DEVICE)
+    agree(lambda x, w: torch.cat((rms_norm(x, w), x), -1), [x, w])
+    agree(lambda x, r, w: torch.cat((*add_rms_norm(x, r, w), x), -1), [x, r, w])
+    agree(lambda x, r: torch.cat((swiglu(x, r), x), -1), [x, r])
+    agree(lambda q: torch.cat((rope(q, q, angles.cos(), angles.sin())[0], q), -1), [heads])
+    agree(lambda x, w: rms_norm(x, w).sum(0), [x, w])                                    # expanded, stride 0
+
+
 def test_rms_norm_of_zeros_and_of_huge_numbers_is_finite():
     x = torch.cat((torch.zeros(1, 64), torch.full((1, 64), 1e15))).to(DEVICE)
-    assert rms_norm(x, torch.ones(64, device=DEVICE)).tolist() == [[0.0] * 64, [1.0] * 64]
+    torch.testing.assert_close(rms_norm(x, torch.ones(64, device=DEVICE)), x.clamp(max=1))
 
 
 def test_norm_agrees_with_torch():
@@ -35,11 +45,11 @@ def test_norm_agrees_with_torch():
 @pytest.mark.parametrize("H,K,D", [(1, 1, 2), (4, 2, 16), (5, 1, 80), (6, 6, 128)])
 def test_rope(H, K, D, dtype):
     angles = torch.rand(40, D // 2, device=DEVICE) * 6
-    positions = torch.randint(0, 40, (2, 9), device=DEVICE)
-    q, k = guarded(2, 9, H, D, dtype=dtype), guarded(2, 9, K, D, dtype=dtype)
-    for at in (None, positions, positions[:1].expand(2, 9)):
+    positions = torch.randint(0, 40, (2, 5), device=DEVICE)
+    q, k = guarded(2, 5, H, D, dtype=dtype), guarded(2, 5, K, D, dtype=dtype)
+    for at in (None, positions, positions[:1].expand(2, 5)):
         agree(lambda q, k: rope(q, k, angles.cos(), angles.sin(), at), [q, k])
-    agree(lambda x: rope(x[:, :, :H], x[:, :, H:], angles.cos(), angles.sin()), [guarded(2, 9, H + K, D, dtype=dtype)])
+    agree(lambda x: rope(x[:, :, :H], x[:, :, H:], angles.cos(), angles.sin()), [guarded(2, 5, H + K, D, dtype=dtype)])
 
 
 def test_rope_by_hand_and_out_of_place():
@@ -65,7 +75,7 @@ def test_linear_cross_entropy(N, V, C, reduction):
     target = torch.randint(0, V, (N,), device=DEVICE)
     target[1::3] = -100
     for chunk in (1 << 30, 9 * 4 * (V + 64)):
-        agree(lambda x, w: linear_cross_entropy(x, w, target, reduction=reduction, chunk_bytes=chunk), [x, w], fp32=5e-6)
+        agree(lambda x, w: linear_cross_entropy(x, w, target, reduction=reduction, chunk_bytes=chunk), [x, w])
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -75,9 +85,23 @@ def test_linear_cross_entropy_in_half_precision_and_chunks(dtype):
         agree(lambda x, w: linear_cross_entropy(x, w, target, chunk_bytes=chunk), [x, w])
 
 
+def test_logits_are_held_for_one_chunk_only():
+    made = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            out = op(*args, **(kwargs or {}))
+            made.extend(t.nbytes for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor) and t._base is None)
+            return out
+    x, w, target, grad = (t.to(DEVICE) for t in (torch.randn(64, 8), torch.randn(1000, 8), torch.arange(64), torch.ones(64)))
+    with Watch():
+        CE._chunks(x, w, target, grad, -100, 16 * 1024 * 4, True, True)
+    assert max(made) == 16 * 1024 * 4, "16 rows of 1,000 logits, each begun at a multiple of 64"
+
+
 def test_x_llavas_vocabulary():
     x, w, target = guarded(3, 8), guarded(39478, 8, scale=0.1), torch.tensor([0, 39477, -100], device=DEVICE)
-    agree(lambda x, w: linear_cross_entropy(x, w, target), [x, w], fp32=5e-6)
+    agree(lambda x, w: linear_cross_entropy(x, w, target), [x, w])
 
 
 def test_no_targets_give_zero_and_a_divisor_of_the_callers_counts():
@@ -86,7 +110,7 @@ def test_no_targets_give_zero_and_a_divisor_of_the_callers_counts():
         loss, dx, dw = run(choice, lambda x, w: linear_cross_entropy(x, w, none), [x, w])
         assert loss == 0 and not dx.any() and not dw.any()
     target = torch.tensor([1, 2, -100, 3], device=DEVICE)
-    agree(lambda x, w: linear_cross_entropy(x, w, target, divisor=torch.tensor(7.0, device=DEVICE)) * 3.0, [x, w], fp32=5e-6)
+    agree(lambda x, w: linear_cross_entropy(x, w, target, divisor=torch.tensor(7.0, device=DEVICE)) * 3.0, [x, w])
     whole = linear_cross_entropy(x, w, target, reduction="sum")
     torch.testing.assert_close(linear_cross_entropy(x, w, target, divisor=7), whole / 7)
 

@@ -162,14 +162,3 @@ def test_frozen_rows_stay_to_the_bit_under_weight_decay_while_the_new_ones_learn
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
         assert torch.equal(before[name][:n], after[name][:n])
         assert (before[name][n:] != after[name][n:]).any(dim=1).all(), "the others feel decay, and learn"
-
-
-def test_fifty_steps_with_the_triton_kernels_follow_the_definitions(start, world, tmp_path):
-    pytest.importorskip("triton")
-    curves = {}
-    for kernels in ("torch", "triton"):
-        done = run("text", start, world / "text.txt", tmp_path / kernels, "--batch", 1, "--max-length", 8, "--steps", 50, "--lr", 3e-3, "--kernels", kernels)
-        assert done.returncode == 0, done.stderr
-        curves[kernels] = losses(tmp_path / kernels)
-    assert curves["triton"] == pytest.approx(curves["torch"], rel=1e-5)
-    assert sum(curves["torch"][-5:]) < sum(curves["torch"][:5]), "and they learn"

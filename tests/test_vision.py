@@ -118,10 +118,8 @@ def test_the_vit_equals_transformers_clip(config):
     ours = ViT(config.vision)
     ours.init_weights()
     theirs = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**dataclasses.asdict(config.vision), attn_implementation="eager"))
-    state = {checkpoint.rename("vision." + n, to_ours=False).removeprefix("vision_tower."): t for n, t in ours.state_dict().items()}
-    if not any(n.startswith("vision_model.") for n in theirs.state_dict()):  # transformers 5 dropped the prefix
-        state = {n.removeprefix("vision_model."): t for n, t in state.items()}
-    theirs.load_state_dict(state, strict=False)
+    family = "CLIP" if any(n.startswith("vision_model.") for n in theirs.state_dict()) else "CLIP's vision tower, transformers 5"
+    theirs.load_state_dict({checkpoint.rename("vision." + n, family): t for n, t in ours.state_dict().items()}, strict=False)
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     hidden = theirs(normalise(pixels), output_hidden_states=True).hidden_states
     for layer in (-1, -2, 0):

@@ -18,6 +18,7 @@ Files are mapped, never read as a whole; what is written goes out tensor by tens
 """
 
 import argparse
+import base64
 import contextlib
 import json
 import math
@@ -199,7 +200,8 @@ PARTS = ("vision.", "projector.0.", "projector.2.", "decoder.", "decoder.lm_head
 FAMILIES = {
     "LLaVA, transformers 4": ("vision_tower.vision_model.", "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.", "language_model.model.", "language_model.lm_head."),
     "LLaVA, transformers 5": ("vision_tower.", "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.", "language_model.model.", "language_model.lm_head."),
-    "LLaVA, as modules are nested": ("model.vision_tower.vision_model.", "model.multi_modal_projector.linear_1.", "model.multi_modal_projector.linear_2.", "model.language_model.", "lm_head."),
+    "LLaVA, as modules of transformers 5": ("model.vision_tower.", "model.multi_modal_projector.linear_1.", "model.multi_modal_projector.linear_2.", "model.language_model.", "lm_head."),
+    "LLaVA, as modules of transformers 4.52": ("model.vision_tower.vision_model.", "model.multi_modal_projector.linear_1.", "model.multi_modal_projector.linear_2.", "model.language_model.", "lm_head."),
     "LLaVA, as first published": ("model.vision_tower.vision_tower.vision_model.", "model.mm_projector.0.", "model.mm_projector.2.", "model.", "lm_head."),
     "Llama": (None, None, None, "model.", "lm_head."),
     "CLIP": ("vision_model.", None, None, None, None),
@@ -256,11 +258,11 @@ def match_names(tensors, wanted, where, aside=NOT_WEIGHTS):
     theirs = {name: rename(name, family) or name for name in wanted}
     problems = [f"missing {theirs[name]}" for name in wanted if theirs[name] not in tensors]
     problems += [f"{theirs[name]} is {list(tensors[theirs[name]].shape)}, must be {list(shape)}" for name, shape in wanted.items() if theirs[name] in tensors and tensors[theirs[name]].shape != shape]
-    over = {name: t for name, t in tensors.items() if name not in theirs.values() and not NOT_WEIGHTS.fullmatch(name) and not aside.fullmatch(name)}
+    over = sorted(name for name in tensors.keys() - set(theirs.values()) if not NOT_WEIGHTS.fullmatch(name) and not aside.fullmatch(name))
     if "decoder.lm_head.weight" not in wanted and "decoder.embed_tokens.weight" in wanted:  # tied; some files hold the table twice all the same
         head, table = rename("decoder.lm_head.weight", family), tensors.get(theirs["decoder.embed_tokens.weight"])
-        if head in over and table is not None and torch.equal(over[head], table):
-            del over[head]
+        if head in over and table is not None and torch.equal(tensors[head], table):
+            over.remove(head)
     problems += [f"left over {name}" for name in over]
     if problems:
         raise ValueError(f"{where}: {some(problems, '; ')}")
@@ -275,8 +277,8 @@ def some(items, comma=", "):
 
 # ---------------------------------------------------------------------------------------------- config
 # What transformers takes where a config.json leaves a field out: its own defaults, which are not LLaVA's.
-LLAMA_DEFAULTS = dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, max_position_embeddings=2048, rms_norm_eps=1e-6)
-CLIP_DEFAULTS = dict(image_size=224, patch_size=32, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+LLAMA_DEFAULTS = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+CLIP_DEFAULTS = {"image_size": 224, "patch_size": 32, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 
 def allow(data, where, **supported):
@@ -293,17 +295,29 @@ def take(kind, data, where):
         value = values.get(f.name, f.default)
         right = isinstance(value, (int, float)) if type(f.default) is float else type(value) is type(f.default)
         if not right or (type(value) in (int, float) and value <= 0):
-            raise ValueError(f"{where}: {f.name} is {value!r}, must be a {type(f.default).__name__}" + (" above 0" if right else ""))
+            raise ValueError(f"{where}: {f.name} is {value!r}, must be {type(f.default).__name__}" + (" above 0" if right else ""))
     try:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
+def section(data, name, where):
+    """An object within a JSON object; an empty one where it is absent or null."""
+    if not isinstance(data.get(name) or {}, dict):
+        raise ValueError(f"{where}: {name} must be an object")
+    return data.get(name) or {}
+
+
+def check_layer(layer, vision, where):
+    if type(layer) is not int or not -vision.num_hidden_layers - 1 <= layer <= vision.num_hidden_layers:
+        raise ValueError(f"{where}: the vision feature layer is {layer!r}, must be one of the {vision.num_hidden_layers} layers")
+
+
 def read_text_config(data, where):
     """transformers' LlamaConfig as ours, as 4.x writes it (rope_theta, rope_scaling) or 5.x (rope_parameters)."""
     allow(data, where, model_type=["llama"], hidden_act=["silu"], attention_bias=[False], mlp_bias=[False])
-    rope = {"rope_theta": data.get("rope_theta"), **(data.get("rope_scaling") or {}), **(data.get("rope_parameters") or {})}
+    rope = {"rope_theta": data.get("rope_theta"), **section(data, "rope_scaling", where), **section(data, "rope_parameters", where)}
     allow({"rope scaling": rope.get("rope_type", rope.get("type")), "partial_rotary_factor": rope.get("partial_rotary_factor", data.get("partial_rotary_factor"))},
           where, **{"rope scaling": ["default"], "partial_rotary_factor": [1.0]})  # fmt: skip
     data = {**LLAMA_DEFAULTS, **{k: v for k, v in data.items() if v is not None}, "rope_theta": rope["rope_theta"] or 10000.0}
@@ -314,7 +328,7 @@ def read_text_config(data, where):
 def read_vision_config(data, where):
     """transformers' CLIPVisionConfig, or the vision half of a CLIPConfig, as ours."""
     if data.get("model_type") == "clip":
-        data = {**(data.get("vision_config") or {}), **(data.get("vision_config_dict") or {}), "model_type": "clip_vision_model"}
+        data = {**section(data, "vision_config", where), **section(data, "vision_config_dict", where), "model_type": "clip_vision_model"}
     allow(data, where, model_type=["clip_vision_model"], num_channels=[3])
     return take(VisionConfig, {**CLIP_DEFAULTS, **{k: v for k, v in data.items() if v is not None}}, where)
 
@@ -322,13 +336,12 @@ def read_vision_config(data, where):
 def read_config(data, where, picture_mode="pad"):
     """transformers' LlavaConfig as ours."""
     allow(data, where, model_type=["llava"], vision_feature_select_strategy=["default"], projector_hidden_act=["gelu"], multimodal_projector_bias=[True])
-    vision, text = data.get("vision_config"), data.get("text_config") or {}
+    vision, text = section(data, "vision_config", where), section(data, "text_config", where)
     layer, image, pad = data.get("vision_feature_layer"), data.get("image_token_index", data.get("image_token_id")), data.get("pad_token_id", text.get("pad_token_id"))
     text = read_text_config({**text, "tie_word_embeddings": bool(data.get("tie_word_embeddings") or text.get("tie_word_embeddings"))}, where)
     vision = read_vision_config(vision, where) if vision else VisionConfig()
     layer, image = -2 if layer is None else layer, 32000 if image is None else image
-    if type(layer) is not int or not -vision.num_hidden_layers - 1 <= layer <= vision.num_hidden_layers:
-        raise ValueError(f"{where}: vision_feature_layer is {layer!r}, must be one layer of {vision.num_hidden_layers}")
+    check_layer(layer, vision, where)
     if type(image) is not int or image >= text.vocab_size:
         raise ValueError(f"{where}: image_token_index is {image!r}, the vocabulary has {text.vocab_size:,} rows")
     return ModelConfig(vision, text, layer, picture_mode, image, -1 if pad is None else pad)
@@ -375,26 +388,27 @@ CHAT_TEMPLATE = r"""{%- for message in messages -%}
 
 def tokenizer_json(tokenizer):
     """The SentencePiece model as transformers' tokenizer.json: the same pieces, and each way to join two into a third, best score first."""
-    if not (tokenizer.is_bpe and tokenizer.byte_fallback) or tokenizer.charsmap or tokenizer.trim or tokenizer.whole:
-        raise ValueError("tokenizer.json: only for a BPE with byte fallback that leaves spaces and characters as they are and has no user-defined pieces, like Llama's")
     ids, scores = tokenizer.ids, tokenizer.scores
     joins = [(-scores[text], ids[text[:i]], ids[text[i:]], [text[:i], text[i:]]) for text in scores for i in range(1, len(text)) if text[:i] in scores and text[i:] in scores]
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     bos = tokenizer.piece(tokenizer.bos_id)
+    normal = [{"type": "Precompiled", "precompiled_charsmap": base64.b64encode(tokenizer.charsmap).decode()}] if tokenizer.charsmap else []
+    normal += [{"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}] * tokenizer.trim
+    normal += [{"type": "Prepend", "prepend": "▁"}] * tokenizer.dummy_prefix + [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": i, "content": p.text, **special} for i, p in enumerate(tokenizer.pieces) if p.type in (CONTROL, UNKNOWN)],
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}] * tokenizer.dummy_prefix + [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "normalizer": {"type": "Sequence", "normalizers": normal},
         "pre_tokenizer": None,
         "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
                            "pair": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
                            "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}}},
-        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, *[{"type": "ByteFallback"}] * tokenizer.byte_fallback, {"type": "Fuse"}]
                     + [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * tokenizer.dummy_prefix},
         "model": {"type": "BPE", "dropout": None, "unk_token": tokenizer.piece(tokenizer.unk_id), "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": True, "byte_fallback": True, "ignore_merges": False, "vocab": ids, "merges": [pair for _, _, _, pair in sorted(joins)]},
+                  "fuse_unk": True, "byte_fallback": tokenizer.byte_fallback, "ignore_merges": False, "vocab": ids, "merges": [pair for _, _, _, pair in sorted(joins)]},
     }  # fmt: skip
 
 
@@ -489,6 +503,9 @@ def write_model(config, tensors, tokenizer, folder, dtype=torch.float32, shard_s
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer)  # may be the one in `folder`
     files, wanted = processor_files(config, tokenizer), shapes(config)
+    if tokenizer.whole or not tokenizer.is_bpe:
+        print(f"{folder}: without tokenizer.json, which is written for a BPE without user-defined pieces: transformers makes one itself if protobuf is installed", file=sys.stderr)
+        del files["tokenizer.json"]
     folder.mkdir(parents=True, exist_ok=True)
     save_safetensors({rename(name): (dtype, shape) for name, shape in wanted.items()},
                      ((rename(name), tensor) for name, tensor in tensors if name in wanted or name != "decoder.lm_head.weight"), folder, shard_size,
@@ -515,6 +532,7 @@ def fresh_model(preset, tokenizer):
 TABLES = ("decoder.embed_tokens.weight", "decoder.lm_head.weight")  # a row for each piece
 
 
+@torch.no_grad()
 def expand_rows(rows, old, new, init="mean", generator=None, dtype=None):
     """rows (V, C) of the pieces of `old`, with rows for what `new` has beyond them: (V', C); old rows are kept to the bit.
 
@@ -569,6 +587,7 @@ def build(llm, out, vision=None, projector=None, tokenizer=None, init="mean", dt
             raise ValueError(f"{llm}: it brings its own {part}: leave out --{part}")
     if vision:
         config, parts["vision"] = replace(config, vision=read_vision_config(read_json(vision, "config.json"), Path(vision) / "config.json")), vision
+        check_layer(config.feature_layer, config.vision, where)
     if "vision" not in parts:
         elsewhere = f" (mm_vision_tower: {data['mm_vision_tower']})" if "mm_vision_tower" in data else ""
         raise ValueError(f"{llm}: its vision tower is not there{elsewhere}: give CLIP's folder with --vision")
@@ -579,7 +598,9 @@ def build(llm, out, vision=None, projector=None, tokenizer=None, init="mean", dt
         raise ValueError(f"{tokenizer}: it has no <image> or no <pad>: python tokenizer.py merge adds them")
     wanted, rows = shapes(config), config.text.vocab_size
     config = replace(config, text=replace(config.text, vocab_size=max(rows, new.vocab_size)), image_token_id=new.image_id, pad_token_id=new.pad_id)
-    dtype = getattr(torch, dtype or data.get("dtype") or data.get("torch_dtype") or (data.get("text_config") or {}).get("torch_dtype") or "float32")
+    dtype = dtype or data.get("dtype") or data.get("torch_dtype") or section(data, "text_config", where).get("torch_dtype") or "float32"
+    allow({"dtype": dtype}, where, dtype=["float32", "float16", "bfloat16"])
+    dtype = getattr(torch, dtype)
     specs = {rename(name): (dtype, shape) for name, shape in shapes(config).items()}
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (_, shape) in specs.items()}
     fresh = "projector" not in parts
@@ -615,7 +636,7 @@ def print_tensors(specs):
     for name, (dtype, shape) in specs.items():
         alike.setdefault((re.sub(r"\.layers\.\d+\.", ".layers.*.", name), dtype, tuple(shape)), []).append(math.prod(shape))
     for (name, dtype, shape), counts in alike.items():
-        print(f"{name:76} {len(counts):3} × {str(list(shape)):16} {DTYPE_NAMES[dtype]:4} {sum(counts) * dtype.itemsize:16,} bytes")
+        print(f"{name:76} {len(counts):3} × {list(shape)!s:16} {DTYPE_NAMES[dtype]:4} {sum(counts) * dtype.itemsize:16,} bytes")
     print(f"{len(specs):,} tensors, {sum(sum(c) for c in alike.values()):,} parameters, {sum(sum(c) * key[1].itemsize for key, c in alike.items()):,} bytes")
 
 
@@ -636,6 +657,8 @@ def main():
     make.add_argument("--dry-run", action="store_true", help="say what would be written; needs no weights")
     make.add_argument("-o", "--out", required=True)
     args = parser.parse_args()
+    if args.command == "build" and args.shard_size <= 0:
+        parser.error("--shard-size must be above 0")
     if args.command == "build":
         return build(args.llm, args.out, args.vision, args.projector, args.tokenizer, args.init, args.dtype, int(args.shard_size * 1e9), args.seed, args.dry_run)
     print(json.dumps(asdict(load_config(args.folder)), indent=2))

@@ -388,12 +388,13 @@ def test_a_sparse_config_of_transformers_4_means_what_transformers_takes_it_for(
     ("text_config", {"attention_bias": True}, "attention_bias is True, supported: False"),
     ("text_config", {"hidden_act": "gelu"}, "hidden_act is 'gelu', supported: 'silu'"),
     ("text_config", {"model_type": "mistral"}, "model_type is 'mistral', supported: 'llama'"),
-    ("text_config", {"hidden_size": "32"}, "hidden_size is '32', must be a int"),
+    ("text_config", {"hidden_size": "32"}, "hidden_size is '32', must be int"),
     ("text_config", {"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+    ("text_config", {"rope_scaling": [1]}, "rope_scaling must be an object"),
     ("vision_config", {"model_type": "siglip_vision_model"}, "model_type is 'siglip_vision_model', supported: 'clip_vision_model'"),
     ("vision_config", {"hidden_act": "relu"}, "hidden_act 'relu' is not one of quick_gelu, gelu"),
     (None, {"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy is 'full', supported: 'default'"),
-    (None, {"vision_feature_layer": [-2, -5]}, r"vision_feature_layer is \[-2, -5\], must be one layer of 2"),
+    (None, {"vision_feature_layer": [-2, -5]}, r"the vision feature layer is \[-2, -5\], must be one of the 2 layers"),
     (None, {"projector_hidden_act": "relu"}, "projector_hidden_act is 'relu', supported: 'gelu'"),
     (None, {"image_token_index": 10**6, "image_token_id": 10**6}, "image_token_index is 1000000, the vocabulary has"),
 ])  # fmt: skip
@@ -469,6 +470,19 @@ def test_transformers_tokenizer_and_chat_template_give_the_ids_that_we_train_on(
             {"role": "assistant", "content": [{"type": "text", "text": "빨간색"}]}, {"role": "user", "content": "And?"}]  # fmt: skip
     text = processor.apply_chat_template(chat, add_generation_prompt=True)
     assert theirs(text)["input_ids"] == data.encode_chat(turns, tokenizer, 1)[0]
+
+
+def test_a_tokenizer_that_folds_characters_and_spaces_does_so_in_transformers_too(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "lines.txt").write_text("\n".join(data_lines()), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(input=str(tmp_path / "lines.txt"), model_prefix=str(tmp_path / "t"), model_type="bpe", vocab_size=120, minloglevel=2, hard_vocab_limit=False)  # NFKC, trimmed, no bytes
+    tokenizer = tokenizer_module.Tokenizer.load(tmp_path / "t.model")
+    assert tokenizer.trim and tokenizer.charsmap and not tokenizer.byte_fallback
+    (tmp_path / "tokenizer.json").write_text(json.dumps(checkpoint.tokenizer_json(tokenizer)), encoding="utf-8")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for text in ["  the  ＣＡＴ   is red ", "고양이 ½ x 한", "the blue dog"]:
+        assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text), text
 
 
 def test_control_pieces_that_only_transformers_files_know_are_taken_over(tmp_path):

@@ -477,7 +477,7 @@ def load_config(folder):
     elif (Path(folder) / "processor_config.json").is_file():  # transformers 5
         picture = read_json(folder, "processor_config.json").get("image_processor") or {}
     for name, ours in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
-        if picture.get(name) is not None and (len(picture[name]) != 3 or max(abs(a - b) for a, b in zip(picture[name], ours)) > 1e-4):
+        if picture.get(name) is not None and (not isinstance(picture[name], list) or len(picture[name]) != 3 or max(abs(a - b) for a, b in zip(picture[name], ours)) > 1e-4):
             raise ValueError(f"{folder}: its pictures have {name} {picture[name]}, only CLIP's {list(ours)} is supported")
     return read_config(data, where, picture.get("picture_mode") or ("square" if picture.get("do_pad") is False else "pad"))
 
@@ -546,8 +546,10 @@ def expand_rows(rows, old, new, init="mean", generator=None, dtype=None):
         raise ValueError(f"the model has {len(rows):,} rows, its tokenizer {n:,} pieces")
     out = torch.empty(max(m, len(rows)), rows.shape[1], dtype=dtype or rows.dtype)
     out[: len(rows)] = rows
-    mean = rows[:n].mean(dim=0, dtype=torch.float32)
-    std = (torch.linalg.vector_norm(rows[:n], dtype=torch.float32) ** 2 / rows[:n].numel() - rows[:n].mean(dtype=torch.float32) ** 2).sqrt().item()
+    total = square = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for part in rows[:n].split(1024):  # never the whole table in another type
+        total, square = total + part.double().sum(dim=0), square + part.double().square().sum(dim=0)
+    mean, std = total / n, (square.mean() / n - (total.mean() / n) ** 2).sqrt().item()
 
     def spelling(piece):
         ids = []
@@ -636,7 +638,7 @@ def print_tensors(specs):
     for name, (dtype, shape) in specs.items():
         alike.setdefault((re.sub(r"\.layers\.\d+\.", ".layers.*.", name), dtype, tuple(shape)), []).append(math.prod(shape))
     for (name, dtype, shape), counts in alike.items():
-        print(f"{name:76} {len(counts):3} × {list(shape)!s:16} {DTYPE_NAMES[dtype]:4} {sum(counts) * dtype.itemsize:16,} bytes")
+        print(f"{name:76} {len(counts):3} × {list(shape)!s:19} {DTYPE_NAMES[dtype]:4} {sum(counts) * dtype.itemsize:16,} bytes")
     print(f"{len(specs):,} tensors, {sum(sum(c) for c in alike.values()):,} parameters, {sum(sum(c) * key[1].itemsize for key, c in alike.items()):,} bytes")
 
 

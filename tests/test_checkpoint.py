@@ -121,6 +121,29 @@ def test_headers_that_lie_are_refused_and_never_crash(tmp_path):
     assert refused > 1000 and loaded > 20
 
 
+@pytest.mark.parametrize("lie, reason", [
+    ({"a": ("F32", [2], 0, 8), "b": ("F32", [2], 4, 12), "c": ("F32", [1], 12, 16)}, "overlap"),
+    ({"a": ("F32", [1], 0, 4), "b": ("F32", [2], 8, 16)}, "leave a gap"),
+    ({"a": ("F32", [4], 0, 16), "b": ("F32", [1], 16, 20)}, "outside the file"),
+    ({"a": ("F32", [5], 0, 16)}, r"bytes 0–16 don't hold F32 \[5\]"),
+    ({"a": ("F32", [2], 0, 8)}, "8 bytes that belong to no tensor"),
+    ({"a": ("F8_E4M3", [16], 0, 16)}, "tensor a is 'F8_E4M3', supported: F32"),
+    ({"a": ("F32", [-4], 0, 16)}, "not a whole number"),
+    ({"a": ("F32", [4], 0, 16), "b": ("F32", [2**47, 2**47, 0], 16, 16)}, "no tensor has the shape|"),
+])  # fmt: skip
+def test_each_kind_of_lie_is_named(tmp_path, lie, reason):
+    head = json.dumps({n: {"dtype": dtype, "shape": shape, "data_offsets": [start, end]} for n, (dtype, shape, start, end) in lie.items()}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(16))
+    if reason.endswith("|"):  # no elements: PyTorch may have such a shape or not
+        try:
+            assert checkpoint.load_safetensors(tmp_path / "x.safetensors")["b"].numel() == 0
+        except ValueError as error:
+            assert reason[:-1] in str(error)
+        return
+    with pytest.raises(ValueError, match=reason):
+        checkpoint.load_safetensors(tmp_path / "x.safetensors")
+
+
 def test_missing_unknown_and_misshaped_tensors_are_listed(folder):
     _, path = folder
     tensors = {n: t.clone() for n, t in checkpoint.load_safetensors(path / "model.safetensors").items()}
@@ -229,6 +252,23 @@ def test_a_stream_that_breaks_off_leaves_the_old_model_whole(folder, tokenizer_f
         assert {f.name: f.read_bytes() for f in path.iterdir()} == before
 
 
+def test_a_save_that_dies_between_two_renames_leaves_no_folder_that_looks_whole(folder, tokenizer_file, monkeypatch):
+    model, path = folder
+    rename, done = checkpoint.os.replace, []
+
+    def dies(source, target):
+        if done:
+            raise OSError("the power went")
+        done.append(rename(source, target))
+
+    monkeypatch.setattr(checkpoint.os, "replace", dies)
+    with pytest.raises(OSError, match="the power went"):
+        checkpoint.save_model(model, tokenizer_file, path, shard_size=20_000)
+    with pytest.raises(ValueError, match="it has no config.json"):
+        checkpoint.load_model(path)
+    assert not list(path.glob("*.tmp"))
+
+
 # ---------------------------------------------------------------------------------------------- other people's folders
 @pytest.fixture(scope="module")
 def published(config, tokenizer, tmp_path_factory):
@@ -262,7 +302,7 @@ def published(config, tokenizer, tmp_path_factory):
         torch.save(part, old / f"pytorch_model-0000{i}-of-00002.bin")
     names = {n: f"pytorch_model-0000{i}-of-00002.bin" for i, part in enumerate(parts, 1) for n in part}
     (old / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
-    torch.save({f"model.mm_projector.{n}": t for n, t in projector.items()}, root / "mm_projector.bin")
+    torch.save({f"mm_projector.{n}": t for n, t in projector.items()}, root / "mm_projector.bin")
     merged = tokenizer_module.merge(base, ["▁고슴도치", "햄버거"], dead="repair")
     merged.save(root / "merged.model")
     return root, llama.eval(), clip.eval(), projector, merged

@@ -32,7 +32,9 @@ from kernels import attention
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MEAN_COLOUR = (122, 116, 104)  # CLIP_MEAN in 8 bits: padding of this colour is (nearly) zero after normalisation
-MAX_PIXELS = 100_000_000  # a picture that unpacks to more is refused, as a decompression bomb
+MAX_PIXELS, MAX_SIDE, MAX_RATIO = 50_000_000, 20_000, 100  # a picture that unpacks to more is refused, as a decompression bomb: none takes 1 GiB
+Image.init()
+FORMATS = [f for f in ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM") if f in Image.OPEN]  # none that starts another program, as EPS does
 
 
 # ---------------------------------------------------------------------------------------------- pictures
@@ -46,28 +48,31 @@ def load_picture(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of large pictures; we decide below
-            with Image.open(path) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"{picture.width}×{picture.height} pixels, the limit is {MAX_PIXELS:,}")
+            with Image.open(path, formats=FORMATS) as picture:
+                short, long = sorted(picture.size)
+                if short * long > MAX_PIXELS or long > MAX_SIDE or long > short * MAX_RATIO:
+                    raise ValueError(f"{picture.width}×{picture.height} pixels, the limit is {MAX_PIXELS:,}, {MAX_SIDE:,} a side, and {MAX_RATIO} times as long as wide")
                 return to_rgb(picture)
     except Exception as error:  # Pillow raises a dozen kinds for broken files: SyntaxError, struct.error, EOFError …
-        reason = "not a picture that Pillow can read" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path}: {reason}") from None
+        reason = f"not a picture that Pillow can read as {', '.join(FORMATS)}" if isinstance(error, Image.UnidentifiedImageError) else error or type(error).__name__
+        raise ValueError(f"{path}: {str(reason).splitlines()[0]}") from None
 
 
 def to_rgb(picture):
     """First frame, turned as its EXIF says, 16-bit greys scaled to 8, transparency laid on CLIP's mean colour; mode RGB."""
     picture.seek(0)
-    picture = ImageOps.exif_transpose(picture)
+    picture.load()
+    ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):  # convert("RGB") would clip at 255
-        grey = np.asarray(picture, dtype=np.float64)
-        scale = 257 if grey.max() > 255 else 1
-        picture = Image.fromarray(np.clip(grey / scale, 0, 255).astype(np.uint8))
+        grey = np.asarray(picture)
+        grey = grey // 257 if grey.max() > 255 else grey  # 0 … 65,535, but some files keep 8 bits in 16
+        picture = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
     if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, (*MEAN_COLOUR, 255))
-        picture = Image.alpha_composite(ground, picture)
-    return picture.convert("RGB")
+        picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        ground = Image.new("RGB", picture.size, MEAN_COLOUR)
+        ground.paste(picture, mask=picture.getchannel("A"))
+        return ground
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def preprocess(picture, size, mode="pad"):
@@ -79,12 +84,15 @@ def preprocess(picture, size, mode="pad"):
     """
     width, height = picture.size
     if mode == "pad":
-        if width != height:
-            side = max(width, height)
-            ground = Image.new("RGB", (side, side), MEAN_COLOUR)
-            ground.paste(picture, ((side - width) // 2, (side - height) // 2))
-            picture = ground
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+        # Pillow resizes rows first, then columns. So do we, by bands of rows: the padded square of a long picture never stands in memory.
+        side = max(width, height)
+        left, top, step = (side - width) // 2, (side - height) // 2, max(1, (1 << 22) // side)
+        strip = Image.new("RGB", (size, side), MEAN_COLOUR)
+        for y in range(0, height, step):
+            rows = Image.new("RGB", (side, min(step, height - y)), MEAN_COLOUR)
+            rows.paste(picture.crop((0, y, width, y + rows.height)), (left, 0))
+            strip.paste(rows.resize((size, rows.height), Image.Resampling.BICUBIC), (0, top + y))
+        picture = strip.resize((size, size), Image.Resampling.BICUBIC)
     elif mode == "square":
         short = min(width, height)
         new = (int(size * width / short), int(size * height / short))

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import data
 from generate import answer_batch, load
+from train import pick_precision
 
 
 def normalise(text):
@@ -51,22 +52,36 @@ def read_questions(path, tokenizer, config):
             asked = turns[:n] + [(question, None)]
             prompt, _ = data.encode_chat(asked, tokenizer, config.vision.num_patches)
             blind, _ = data.encode_chat([("".join(parts).strip(), answer) for parts, answer in asked], tokenizer, config.vision.num_patches)
-            questions.append({"split": Path(path).stem, "id": record.get("id"), "image": record.get("image"), "turn": n, "language": record.get("language", "?"), "kind": record.get("kind", "?"),
+            questions.append({"split": Path(path).stem, "id": record.get("id"), "image": record.get("image"), "pictures": [f"{Path(path).parent / name}" for name in data.picture_names(record)], "turn": n, "language": record.get("language", "?"), "kind": record.get("kind", "?"),
                               "skill": record.get("skill", record.get("kind", "?")), "question": question[-1].strip(), "truth": truth, "prompt": prompt, "blind": blind, "pixels": pixels})  # fmt: skip
     return questions
 
 
-def answer_all(model, tokenizer, questions, blind, batch_size=128, max_new=64):
-    """The model's answers, in the questions' order; prompts of like length share a batch."""
-    device, which = model.decoder.norm.device, "blind" if blind else "prompt"
-    order, answers = sorted(range(len(questions)), key=lambda i: len(questions[i][which])), [None] * len(questions)
+def answer_all(model, tokenizer, questions, blind, batch_size=None, max_new=64, precision="auto"):
+    """The model's answers, in the questions' order.
+
+    Each different prompt is answered once: without the picture many are the same. A batch has prompts of like length (in steps of 8 tokens) and in
+    it those about one picture stand together, because generate() reads a picture once a batch."""
+    device, config, which = model.decoder.norm.device, model.config, "blind" if blind else "prompt"
+    key = lambda q: (len(q[which]) // 8, () if blind else q["pictures"], q[which])
+    keys = [key(q) for q in questions]
+    first = {k: i for i, k in reversed(list(enumerate(map(repr, keys))))}  # the first question with this prompt
+    order = sorted(first.values(), key=lambda i: keys[i])
+    dtype, answers = pick_precision(precision, device), {}
+    if batch_size is None:
+        longest, text = max(len(q[which]) for q in questions) + max_new, config.text
+        cache = longest * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 2 * dtype.itemsize  # bytes of a row
+        budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 1 << 30
+        batch_size = max(1, min(512, budget // cache))
     for start in tqdm(range(0, len(order), batch_size), desc="blind" if blind else "full", unit="batch", disable=None):
         near = order[start : start + batch_size]
-        pixels = [] if blind else [picture for i in near for picture in questions[i]["pixels"]]
-        texts = answer_batch(model, tokenizer, [questions[i][which] for i in near], torch.stack(pixels).to(device) if pixels else None, max_new=max_new)
-        for i, text in zip(near, texts):
-            answers[i] = text
-    return answers
+        pixels = {} if blind else {picture: tensor for i in near for picture, tensor in zip(questions[i]["pictures"], questions[i]["pixels"])}
+        places = {picture: n for n, picture in enumerate(pixels)}
+        pictures = [[] if blind else [places[picture] for picture in questions[i]["pictures"]] for i in near]
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            texts = answer_batch(model, tokenizer, [questions[i][which] for i in near], torch.stack(list(pixels.values())).to(device) if pixels else None, pictures=pictures, max_new=max_new)
+        answers.update(zip(near, texts))
+    return [answers[first[repr(k)]] for k in keys]
 
 
 def chance(questions):
@@ -115,18 +130,20 @@ def main():
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", nargs="+", required=True, help="LLaVA files of questions and answers; a file's name is its split's")
     parser.add_argument("-o", "--out", help="JSON with the rows; every answer goes beside it, into NAME.answers.jsonl")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, help="default: as many rows as the cache has room for, 512 at most")
+    parser.add_argument("--max-new", type=int, default=64, help="tokens of an answer at most")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     args = parser.parse_args()
     model, tokenizer = load(args.model)
     questions = [q for path in args.data for q in read_questions(path, tokenizer, model.config)]
-    answers = {"full": answer_all(model, tokenizer, questions, False, args.batch_size), "blind": answer_all(model, tokenizer, questions, True, args.batch_size), "chance": chance(questions)}
+    answers = {"full": answer_all(model, tokenizer, questions, False, args.batch_size, args.max_new, args.precision), "blind": answer_all(model, tokenizer, questions, True, args.batch_size, args.max_new, args.precision), "chance": chance(questions)}
     rows = [row for name, given in answers.items() for row in score(name, questions, given)]
     print(table(rows))
     if args.out:
         out = Path(args.out)
         with open(out.with_suffix(".answers.jsonl"), "w", encoding="utf-8") as file:
             for i, q in enumerate(questions):
-                row = {k: v for k, v in q.items() if k not in ("prompt", "blind", "pixels")} | {"full": answers["full"][i], "blind": answers["blind"][i]}
+                row = {k: v for k, v in q.items() if k not in ("prompt", "blind", "pictures", "pixels")} | {"full": answers["full"][i], "blind": answers["blind"][i]}
                 print(json.dumps(row, ensure_ascii=False), file=file)
         beside = out.with_suffix(".tmp")
         beside.write_text(json.dumps({"model": args.model, "rows": rows}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

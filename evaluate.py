@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import checkpoint
 import data
 import vision
 from generate import answer_batch, load, question_parts
@@ -225,6 +226,15 @@ def read_answers(path):
     return header, rows
 
 
+def picture_path(header, row):
+    """Where an answered question's picture lies, or None where it is no more."""
+    name = row["image"] if isinstance(row["image"], str) else (row["image"] or [None])[0]
+    if not name:
+        return None
+    roots = [Path(header["images"])] if header.get("images") else [Path(p).parent for p in header["data"] if Path(p).stem == row["split"]]
+    return next((root / name for root in roots if (root / name).is_file()), None)
+
+
 # ---------------------------------------------------------------------------------------------- tables
 def cells(questions):
     """{(split, language, kind): [indices]}; "all" languages and kinds, and a kind's skills as "object.colour"."""
@@ -270,14 +280,14 @@ def further_scores(model_name, questions, answers):
             columns = by_picture([questions[i] for i in have], said * true, said, true)
             for metric, statistic in POPE.items():
                 with np.errstate(invalid="ignore", divide="ignore"):
-                    value, low, high = (x if math.isfinite(x) else None for x in bootstrap(columns, statistic))
+                    value, low, high = bootstrap(columns, statistic)
                 rows.append({"metric": f"POPE {metric}", "model": model_name, "split": split, "language": language, "n": len(have), "value": value, "low": low, "high": high})
     return rows
 
 
 def interval(value, low, high, scale=100):
     """A number as tables show it: "63.9 (61.0 – 65.9)"."""
-    return f"{scale * value:5.1f} ({scale * low:4.1f} – {scale * high:5.1f})" if None not in (value, low, high) else "undefined"
+    return f"{scale * value:5.1f} ({scale * low:4.1f} – {scale * high:5.1f})"
 
 
 def table(rows):
@@ -489,9 +499,9 @@ def compare_tables(models, pairs):
 
 # ---------------------------------------------------------------------------------------------- commands
 def write_json(path, value):
-    beside = Path(path).with_suffix(".tmp")
-    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    """JSON knows no infinity: the ends of an interval that has none, of a single picture say, become null."""
+    finite = lambda x: {k: finite(v) for k, v in x.items()} if isinstance(x, dict) else [finite(v) for v in x] if isinstance(x, (list, tuple)) else None if isinstance(x, float) and not math.isfinite(x) else x
+    checkpoint.write_atomically(path, lambda file: file.write((json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n").encode()))
 
 
 def weights_of(folder):

@@ -31,7 +31,7 @@ from generate import load
 from kernels import rope
 
 STAGES = ("vision", "text", "align", "instruct")
-LANGUAGES = {"en": "English", "ko": "한국어", "zh": "中文", "all": "all"}
+LANGUAGES = {"en": "English", "ko": "한국어", "zh": "中文", "all": "all languages"}
 COLOURS = {"full": "#2563eb", "blind": "#94a3b8", "chance": "#d6d3d1"}
 STYLE = """
 :root { --ink: #0f172a; --soft: #64748b; --line: #e2e8f0; --card: #fff; --page: #f8fafc; --right: #15803d; --wrong: #b91c1c }
@@ -95,8 +95,10 @@ def curve(title, rows, width=560, height=250):
 
 # ---------------------------------------------------------------------------------------------- tables
 def number(r, key="accuracy", scale=100):
-    if r is None or None in (r[key], r["low"], r["high"]):
-        return "undefined"
+    if r[key] is None:
+        return "undefined"  # a ratio with nothing below the line
+    if None in (r["low"], r["high"]):
+        return f'{scale * r[key]:.1f} <span class="ci">(too few pictures)</span>'
     digits = 1 if scale == 100 else 3
     return f'{scale * r[key]:.{digits}f} <span class="ci">({scale * r["low"]:.{digits}f} – {scale * r["high"]:.{digits}f})</span>'
 
@@ -114,7 +116,7 @@ def accuracy_tables(rows):
         of = lambda language, kind: [cell.get((m, split, language, kind)) for m in ("full", "blind", "chance")]
         kinds = sorted({r["kind"] for r in rows if r["split"] == split} - {"all"})
         languages = sorted({r["language"] for r in rows if r["split"] == split} - {"all"})
-        lines = [(LANGUAGES.get(l, l), of(l, "all"), "") for l in languages] + [("all languages, all kinds", of("all", "all"), "sum")]
+        lines = [(LANGUAGES.get(l, l), of(l, "all"), "") for l in languages] + [("all", of("all", "all"), "sum")]
         lines += [(kind.split(".")[-1].replace("_", " "), of("all", kind), "sub" if "." in kind else "") for kind in kinds]
         body = "".join(f'<tr class="{style}"><td>{esc(name)}</td><td>{own[0]["n"]:,}</td>' + "".join(f"<td>{number(r)}</td>" for r in own) + f'<td class="bar">{bar(own)}</td></tr>' for name, own, style in lines)
         parts.append(f'<h3>{esc(split.replace("_", " "))}</h3><div class="scroll"><table><tr><th></th><th>n</th><th>full % (95%)</th><th>blind % (95%)</th><th>chance % (95%)</th><th></th></tr>{body}</table></div>')
@@ -147,7 +149,7 @@ def comparison_table(found):
 
 
 def judge_table(rows):
-    body = "".join(f"<tr><td>{esc(r['measure'])}</td><td>{esc(LANGUAGES.get(r['language'], r['language']))}</td><td>{r['n']:,}</td><td>{r['value']:.3f} <span class=\"ci\">({r['low']:.3f} – {r['high']:.3f})</span></td></tr>" for r in rows)
+    body = "".join(f"<tr><td>{esc(r['measure'])}</td><td>{esc(LANGUAGES.get(r['language'], r['language']))}</td><td>{r['n']:,}</td><td>{number(r, 'value', 1)}</td></tr>" for r in rows)
     return f'<div class="scroll"><table><tr><th>measure</th><th>language</th><th>n</th><th>value (95%)</th></tr>{body}</table></div>'
 
 
@@ -196,19 +198,10 @@ def heat(picture, weights):
     return Image.composite(glow, Image.blend(picture, Image.new("RGB", picture.size, (15, 23, 42)), 0.72), mask)
 
 
-def picture_path(settings, row):
-    """Where a question's picture lies, or None."""
-    name = row["image"] if isinstance(row["image"], str) else (row["image"] or [None])[0]
-    if not name:
-        return None
-    roots = [Path(settings["images"])] if settings.get("images") else [Path(p).parent for p in settings["data"] if Path(p).stem == row["split"]]
-    return next((root / name for root in roots if (root / name).is_file()), None)
-
-
 def card(row, right, image, note=""):
     mark = f'<span class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {esc(row["full"] or "(nothing)")}</span>'
-    truth = evaluate.main_truth(row)
-    return (f'<div class="card">{image}<div class="text"><div class="tag">{esc(LANGUAGES.get(row["language"], row["language"]))} · {esc(row["split"].replace("_", " "))} · {esc(row["skill"].replace("_", " "))}{note}</div>'
+    truth, turn = evaluate.main_truth(row), f" · turn {row['turn'] + 1}" if row["turn"] else ""
+    return (f'<div class="card">{image}<div class="text"><div class="tag">{esc(LANGUAGES.get(row["language"], row["language"]))} · {esc(row["split"].replace("_", " "))} · {esc(row["skill"].replace("_", " "))}{turn}{note}</div>'
             f'<div class="q">{esc(row["question"])}</div><div>{mark}</div>' + ("" if right else f"<div>truth: {esc(truth)}</div>") + f'<div class="tag">without the picture: {esc(row["blind"] or "(nothing)")}</div></div></div>')  # fmt: skip
 
 
@@ -221,7 +214,7 @@ def gallery(header, rows, seed, each):
         for wanted in (True, False):
             pool = [row for row, right in mine if right == wanted]
             for row in rng.sample(pool, min(each, len(pool))):
-                path = picture_path(header, row)
+                path = evaluate.picture_path(header, row)
                 image = f'<img src="{as_image(shown(path, "pad"))}" alt="">' if path else f'<div class="missing">{esc(row["image"])}<br>is not where it was</div>'
                 cards.append(card(row, wanted, image))
         count = sum(right for _, right in mine)
@@ -235,7 +228,7 @@ def attention_gallery(folder, header, rows, seed, count):
     rng, cards = random.Random(seed + 1), []
     pool = [row for row in rows if row["turn"] == 0 and row["image"] and row["skill"] not in ("mood", "background") and evaluate.worth(row, row["full"])["accuracy"] >= 0.5]
     for row in rng.sample(pool, min(count, len(pool))):
-        path = picture_path(header, row)
+        path = evaluate.picture_path(header, row)
         if not path:
             continue
         prompt, _ = data.encode_chat([(["", "\n" + row["question"]], None)], tokenizer, model.config.vision.num_patches)
@@ -301,7 +294,7 @@ def page(folders, eval_file, seed, each, attention):
     if evaluated:
         first = evaluated["rows"][0]["split"]
         cards = ""
-        for r in evaluated["rows"]:
+        for r in sorted(evaluated["rows"], key=lambda r: (r["language"] != "all", r["language"])):
             if (r["model"], r["split"], r["kind"]) == ("full", first, "all"):
                 others = {o["model"]: o for o in evaluated["rows"] if (o["split"], o["kind"], o["language"]) == (first, "all", r["language"])}
                 cards += (f'<div class="card"><div class="soft">{esc(LANGUAGES.get(r["language"], r["language"]))} · {esc(first.replace("_", " "))}</div><div class="big">{100 * r["accuracy"]:.1f}%</div>'
@@ -354,7 +347,7 @@ def main():
             raise ValueError(f"{folder}: no such folder")
     out = args.out or args.folders[0] / "report.html"
     text = page(args.folders, args.eval or args.folders[0] / "eval.json", args.seed, args.each, args.attention)
-    checkpoint.write_atomically(out, lambda file: Path(file).write_text(text, encoding="utf-8"))
+    checkpoint.write_atomically(out, lambda file: file.write(text.encode()))
     print(f"{out}: {len(text) / 1e6:.1f} MB, one file")
 
 

@@ -36,7 +36,7 @@ def test_vqa_accuracy_is_the_mean_over_leaving_each_annotator_out():
 
 @pytest.mark.parametrize("text, want", [
     ("The two dogs.", "2 dogs"), ("1,000 people", "1000 people"), ("black-and-white", "black and white"), ("on - top", "on top"), ("3.5 feet.", "3.5 feet"), ("dont know", "don't know"),
-    ("yes, it's red!", "yes it's red"), ("none", "0"), ("a b/c", "b c"), ("what ?", "what"), ("twas", "'twas"), ("youll", "you'll"), ("youd've", "youd've"), ("its", "its"), ("x" + "." * 40, "x" + "." * 8),
+    ("yes, it's red!", "yes it's red"), ("none", "0"), ("a b/c", "b c"), ("what ?", "what"), ("twas", "'twas"), ("youll", "you'll"), ("youd've", "you'd've"), ("y'alld've", "y'all'd've"), ("youdve", "youdve"), ("its", "its"), ("x" + "." * 40, "x" + "." * 8),
 ])  # fmt: skip
 def test_vqa_normalisation_is_the_authors(text, want):
     assert metrics.vqa_normalise(text) == want

@@ -179,11 +179,12 @@ def answer_all(model, tokenizer, questions, batch_size=None, max_new=64, precisi
 
 def chance(questions):
     """The most frequent truth of each question's split, skill and language, as the answer to it."""
-    seen = defaultdict(Counter)
+    seen, written = defaultdict(Counter), {}
     key = lambda q: (q["split"], q["skill"], q["language"])
     for q in questions:
         seen[key(q)][normalise(main_truth(q))] += 1
-    return [seen[key(q)].most_common(1)[0][0] for q in questions]
+        written.setdefault(normalise(main_truth(q)), main_truth(q))
+    return [written[seen[key(q)].most_common(1)[0][0]] for q in questions]
 
 
 def name_of(q):

@@ -198,35 +198,37 @@ def heat(picture, weights):
     return Image.composite(glow, Image.blend(picture, Image.new("RGB", picture.size, (15, 23, 42)), 0.72), mask)
 
 
-def card(row, right, image, note=""):
-    mark = f'<span class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {esc(row["full"] or "(nothing)")}</span>'
-    truth, turn = evaluate.main_truth(row), f" · turn {row['turn'] + 1}" if row["turn"] else ""
+def card(row, image, note=""):
+    """A picture with its question and answers; captions are neither right nor wrong, so they get their chrF."""
+    found, truth, turn = evaluate.worth(row, row["full"]), evaluate.main_truth(row), f" · turn {row['turn'] + 1}" if row["turn"] else ""
+    right = found["accuracy"] >= 0.5
+    mark = f'<span class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {esc(row["full"] or "(nothing)")}</span>' if "chrf" not in found else f"<b>{esc(row['full'] or '(nothing)')}</b> · chrF {100 * found['chrf']:.1f}"
     return (f'<div class="card">{image}<div class="text"><div class="tag">{esc(LANGUAGES.get(row["language"], row["language"]))} · {esc(row["split"].replace("_", " "))} · {esc(row["skill"].replace("_", " "))}{turn}{note}</div>'
             f'<div class="q">{esc(row["question"])}</div><div>{mark}</div>' + ("" if right else f"<div>truth: {esc(truth)}</div>") + f'<div class="tag">without the picture: {esc(row["blind"] or "(nothing)")}</div></div></div>')  # fmt: skip
 
 
 def gallery(header, rows, seed, each):
-    """For each language `each` right and `each` wrong answers, drawn by seed from all held-out questions that have a picture."""
+    """For each language `each` right and `each` wrong answers, and as many captions, drawn by seed from all questions that have a picture."""
     rng, parts = random.Random(seed), []
-    scored = [(row, evaluate.worth(row, row["full"])["accuracy"] >= 0.5) for row in rows if row["image"]]
+    scored = [(row, "caption" if row["metric"] == "caption" else "right" if evaluate.worth(row, row["full"])["accuracy"] >= 0.5 else "wrong") for row in rows if row["image"]]
     for language in sorted({row["language"] for row, _ in scored}):
-        mine, cards = [(row, right) for row, right in scored if row["language"] == language], []
-        for wanted in (True, False):
-            pool = [row for row, right in mine if right == wanted]
+        cards, counts = [], []
+        for wanted in ("right", "wrong", "caption"):
+            pool = [row for row, verdict in scored if row["language"] == language and verdict == wanted]
+            if pool:
+                counts.append(f"{min(each, len(pool))} of {len(pool):,} {wanted}" + ("s" if wanted == "caption" else ""))
             for row in rng.sample(pool, min(each, len(pool))):
                 path = evaluate.picture_path(header, row)
-                image = f'<img src="{as_image(shown(path, "pad"))}" alt="">' if path else f'<div class="missing">{esc(row["image"])}<br>is not where it was</div>'
-                cards.append(card(row, wanted, image))
-        count = sum(right for _, right in mine)
-        parts.append(f'<h3>{esc(LANGUAGES.get(language, language))} <span class="soft small">{count:,} of {len(mine):,} right; {each} right and {each} wrong ones shown</span></h3><div class="gallery">{"".join(cards)}</div>')
+                cards.append(card(row, f'<img src="{as_image(shown(path, "pad"))}" alt="">' if path else f'<div class="missing">{esc(row["image"])}<br>is not where it was</div>'))
+        parts.append(f'<h3>{esc(LANGUAGES.get(language, language))} <span class="soft small">shown: {", ".join(counts)}</span></h3><div class="gallery">{"".join(cards)}</div>')
     return "".join(parts)
 
 
 def attention_gallery(folder, header, rows, seed, count):
-    """Questions whose answer is right, drawn by seed, each picture beside where the answer's tokens looked."""
+    """Questions whose answer is right (or captions), drawn by seed, each picture beside where the answer's tokens looked."""
     model, tokenizer = load(folder)
     rng, cards = random.Random(seed + 1), []
-    pool = [row for row in rows if row["turn"] == 0 and row["image"] and row["skill"] not in ("mood", "background") and evaluate.worth(row, row["full"])["accuracy"] >= 0.5]
+    pool = [row for row in rows if row["turn"] == 0 and row["image"] and row["skill"] not in ("mood", "background") and (row["metric"] == "caption" or evaluate.worth(row, row["full"])["accuracy"] >= 0.5)]
     for row in rng.sample(pool, min(count, len(pool))):
         path = evaluate.picture_path(header, row)
         if not path:
@@ -235,7 +237,7 @@ def attention_gallery(folder, header, rows, seed, count):
         weights = attention_over_patches(model, tokenizer, prompt, row["full"], path)
         picture = shown(path, model.config.picture_mode)
         image = f'<div class="pair"><img src="{as_image(picture)}" alt=""><img src="{as_image(heat(picture, weights))}" alt="attention"></div>'
-        cards.append(card(row, True, image, f" · {100 * weights.sum():.0f}% of the attention on the picture"))
+        cards.append(card(row, image, f" · {100 * weights.sum():.0f}% of the attention on the picture"))
     return f'<div class="gallery" style="grid-template-columns: repeat(auto-fill, minmax(380px, 1fr))">{"".join(cards)}</div>'
 
 
@@ -324,7 +326,7 @@ def page(folders, eval_file, seed, each, attention):
         if "judge" in found:
             sections.append(f"<h2>By a judge: {esc(path.stem)}</h2>" + judge_table(found["judge"]))
     if rows:
-        sections.append(f'<h2>Held-out pictures</h2><p class="soft">Drawn by seed {seed} from all answers, not picked. The model never saw these pictures.</p>' + gallery(header, rows, seed, each))
+        sections.append(f'<h2>Questions and answers</h2><p class="soft">Drawn by seed {seed} from all answers of the evaluation, not picked.</p>' + gallery(header, rows, seed, each))
     if rows and attention and (model_folder / "config.json").is_file():
         sections.append('<h2>Where it looks</h2><p>Where the decoder\'s attention lies while it says its answer, over the patches of the picture: mean of all layers and heads; bright is more. Right answers, '
                         f'drawn by seed {seed}. Attention shows what was looked at, not why an answer was given.</p>' + attention_gallery(model_folder, header, rows, seed, attention))  # fmt: skip

@@ -188,7 +188,7 @@ def chance(questions):
 
 
 def name_of(q):
-    return json.dumps([q["split"], q["id"], q["turn"], q["question"]], ensure_ascii=False)
+    return json.dumps([q["split"], q["id"], q["image"], q["turn"], q["question"]], ensure_ascii=False)
 
 
 class AnswerFile:
@@ -415,13 +415,15 @@ def read_captions(paths, images=None, seed=0):
 
 
 # ---------------------------------------------------------------------------------------------- comparing runs
-def read_runs(paths):
-    """The answer files of one recipe's runs (seeds): (questions, full (S, Q), blind (S, Q)), each score an accuracy."""
+def read_runs(paths, languages=None):
+    """The answer files of one recipe's runs (seeds): (questions, full (S, Q), blind (S, Q)), each score an accuracy; of some languages only, where said."""
     runs, questions = {"full": [], "blind": []}, None
     for path in paths:
         path = Path(path)
         _, rows = read_answers(path if path.name.endswith(".answers.jsonl") else path.with_suffix(".answers.jsonl"))
-        rows = sorted(rows, key=name_of)
+        rows = sorted((row for row in rows if not languages or row["language"] in languages), key=name_of)
+        if not rows:
+            raise ValueError(f"{path}: no questions" + (f" in {', '.join(languages)}" if languages else ""))
         if questions is not None and [name_of(q) for q in rows] != [name_of(q) for q in questions]:
             raise ValueError(f"{path}: not the questions of {paths[0]}, so they can't be compared pair by pair")
         questions = questions or rows
@@ -607,7 +609,7 @@ def compare_command(args):
         name, paths = given.split("=", 1) if "=" in given else (Path(given).stem if Path(given).stem != "eval" else given, given)
         if name in groups:
             raise ValueError(f"{name}: named twice")
-        groups[name] = read_runs(paths.split(","))
+        groups[name] = read_runs(paths.split(","), args.languages)
     if len(groups) < 2:
         raise ValueError("give two runs or more, as NAME=eval.json or, with several seeds, NAME=a.json,b.json")
     models, pairs = compare(groups)
@@ -648,6 +650,7 @@ def main():
     sub = commands.add_parser("compare", help="runs on the same questions", description="runs on the same questions: differences from the first, with intervals, effect sizes and corrected p values")
     sub.set_defaults(run=compare_command)
     sub.add_argument("runs", nargs="+", metavar="NAME=FILE[,FILE…]", help="evaluate.py's -o files of one model; several for its seeds")
+    sub.add_argument("--languages", nargs="+", help="only questions in these, such as those that all models were taught")
     sub.add_argument("-o", "--out", help="JSON with the rows")
     argv = sys.argv[1:]
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):

@@ -293,7 +293,7 @@ def main():
     print(f"{len(judged):,} of {len(questions):,} questions judged; tokens paid for so far: {result['tokens']['prompt_tokens']:,} sent, {result['tokens']['completion_tokens']:,} received" + "".join(f"; {n:,} {kind}" for kind, n in troubles.items()))
     if "no reply" in troubles:
         reasons = {trouble for _, trouble in replies if trouble and trouble.startswith("no reply")}
-        raise ValueError(f"{troubles['no reply']:,} requests got {sorted(reasons)[0]}; what was answered is kept in {cache.path}: run it again")
+        raise ValueError(f"{troubles['no reply']:,} requests got {min(reasons)}; what was answered is kept in {cache.path}: run it again")
 
 
 if __name__ == "__main__":

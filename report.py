@@ -113,7 +113,7 @@ def bar(own):
 def accuracy_tables(rows):
     cell, parts = {(r["model"], r["split"], r["language"], r["kind"]): r for r in rows}, []
     for split in dict.fromkeys(r["split"] for r in rows):
-        of = lambda language, kind: [cell.get((m, split, language, kind)) for m in ("full", "blind", "chance")]
+        of = lambda language, kind, split=split: [cell.get((m, split, language, kind)) for m in ("full", "blind", "chance")]
         kinds = sorted({r["kind"] for r in rows if r["split"] == split} - {"all"})
         languages = sorted({r["language"] for r in rows if r["split"] == split} - {"all"})
         lines = [(LANGUAGES.get(l, l), of(l, "all"), "") for l in languages] + [("all", of("all", "all"), "sum")]

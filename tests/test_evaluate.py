@@ -218,6 +218,8 @@ def test_a_run_against_itself_is_no_difference_and_a_worse_one_is_worse(tmp_path
     assert (row["same"]["difference"], row["same"]["p_holm"], row["same"]["effect"]) == (0, 1, 0)
     assert row["worse"]["difference"] == pytest.approx(-40 / 120) and row["worse"]["high"] < 0 and row["worse"]["p_holm"] < 0.01 and row["worse"]["n"] == 120 and row["worse"]["pictures"] == 60
     assert "no difference is shown" in said and "One seed says nothing of what another would give" in said
+    said = command("compare", f"full={a}", f"worse={b}", "--languages", "en", "-o", out)
+    assert {r["n"] for r in json.loads(out.read_text())["pairs"]} == {120}
     assert {r["model"] for r in found["models"]} == {"full", "full, blind", "same", "same, blind", "worse", "worse, blind", "chance"}
 
 
@@ -239,6 +241,8 @@ def test_runs_on_other_questions_are_not_compared(tmp_path):
     a, b = answered(tmp_path / "a.answers.jsonl", 5), answered(tmp_path / "b.answers.jsonl", 5, n=100)
     with pytest.raises(ValueError, match="not the questions of"):
         command("compare", f"x={a}", f"y={b}")
+    with pytest.raises(ValueError, match="a.answers.jsonl: no questions in ko"):
+        command("compare", f"x={a}", f"y={a}", "--languages", "ko")
     with pytest.raises(ValueError, match="no such file; evaluate.py -o writes it"):
         command("compare", f"x={a}", "y=gone.json")
 

@@ -19,7 +19,7 @@ import judge
 
 
 class Endpoint:
-    """A server that answers as `behave(n, text)` says: a text, a status, or one of late, half, noise, silent. `paid` counts whole replies."""
+    """A server that answers as `behave(n, text)` says: a text, a status, or one of late, half, noise, strange, silent. `paid` counts whole replies."""
 
     def __init__(self, behave):
         self.asked, self.paid, lock, outer = 0, 0, threading.Lock(), self
@@ -43,8 +43,8 @@ class Endpoint:
                     self.end_headers()
                     return self.wfile.write(b"no")
                 reply = json.dumps({"choices": [{"message": {"content": what}}], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}).encode()
-                if what == "noise":
-                    reply = b"<html>busy</html>"
+                if what in ("noise", "strange"):
+                    reply = {"noise": b"<html>busy</html>", "strange": b'{"object": "error"}'}[what]
                 elif what == "half":
                     self.send_response(200)
                     self.send_header("Content-Length", str(len(reply)))
@@ -103,11 +103,11 @@ def prefers_good(n, text):
 
 
 def test_a_fair_judge_in_trouble_loses_nothing_and_is_paid_once_for_each_request(tmp_path, endpoint):
-    troubles = iter([429, 500, "half", "late", "noise", "silent", 503, 429])
+    troubles = iter([429, 500, "half", "late", "noise", "strange", "silent", 503, 429])
     fake = endpoint(lambda n, text: next(troubles, None) or prefers_good(n, text))
     done = run(tmp_path, fake.url)
     assert done.returncode == 0, done.stderr
-    assert fake.asked == 12 + 8 and fake.paid == 12 and fake.key == "Bearer k"
+    assert fake.asked == 12 + 9 and fake.paid == 12 and fake.key == "Bearer k"
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["judged"] == 6 and found["tokens"] == {"prompt_tokens": 1200, "completion_tokens": 120} and not found["troubles"]
     value = {(r["measure"].split(" (")[0], r["language"]): r for r in found["judge"]}
@@ -115,7 +115,7 @@ def test_a_fair_judge_in_trouble_loses_nothing_and_is_paid_once_for_each_request
     assert value["points of the first model", "all"]["n"] == 6 and value["points of the first model", "all"]["low"] < 1
     assert fake.last["messages"][1]["content"][0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
     again = run(tmp_path, fake.url)
-    assert again.returncode == 0 and fake.paid == 12 and fake.asked == 20, "the second run asks nothing"
+    assert again.returncode == 0 and fake.paid == 12 and fake.asked == 21, "the second run asks nothing"
 
 
 def test_a_judge_who_always_likes_the_first_answer_finds_no_difference(tmp_path, endpoint):

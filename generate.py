@@ -27,39 +27,80 @@ from model import KVCache
 from tokenizer import StreamDecoder
 
 
+def take_rows(cache, rows, size, config):
+    """A cache with room for `size` tokens a row whose rows are the given ones of `cache`, in that order; one may be taken several times."""
+    new, n = KVCache(config, len(rows), size, cache.k.device, cache.k.dtype), min(size, cache.size)
+    new.k[:, :, :n], new.v[:, :, :n], new.lengths = cache.k[:, rows, :n], cache.v[:, rows, :n], cache.lengths[rows]
+    return new
+
+
+def shared_head(prompts, pictures, config):
+    """How many ids all prompts have in common up to the end of their first picture, if some have that picture in common too; else 0.
+
+    A data set asks many questions about each picture, and "<s>USER: <image> … <image>" is most of every prompt: reading it once a picture is enough."""
+    if not all(pictures) or len({own[0] for own in pictures}) == len(prompts):
+        return 0
+    end = prompts[0].index(config.image_token_id) + config.vision.num_patches
+    return end if all(prompt[:end] == prompts[0][:end] for prompt in prompts) else 0
+
+
 @torch.inference_mode()
-def generate(model, prompts, pixels=None, max_new=128, temperature=0.0, top_p=1.0, eos_id=2, generator=None):
+def generate(model, prompts, pixels=None, max_new=128, temperature=0.0, top_p=1.0, eos_id=2, generator=None, pictures=None):
     """Yields, token by token, what follows each of B prompts: a list of B ids, None for a row that has ended.
 
     prompts: B lists of ids, of any lengths; pixels: uint8 (P, 3, S, S), their pictures in reading order, or None.
+    pictures: where prompts share pictures, B lists of places in `pixels`, one for each picture of the prompt.
     temperature 0 takes the likeliest token; else one is drawn from the smallest set that holds `top_p` of the probability.
     Prompts are padded on the right. Each row's keys and values stand in the cache at 0 … its own length, so that padding is overwritten by what
-    is generated and seen by no one.
+    is generated and seen by no one. Rows that have ended leave the cache.
     """
-    device = model.decoder.norm.device
-    B, T = len(prompts), max(map(len, prompts))
-    ids = torch.full((B, T), eos_id, device=device)
+    config, device = model.config.text, model.decoder.norm.device
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else model.decoder.norm.dtype
+    B, T, N = len(prompts), max(map(len, prompts)), model.config.vision.num_patches
+    if pictures is None:
+        counts = [prompt.count(model.config.image_token_id) // N for prompt in prompts]
+        pictures = [list(range(sum(counts[:i]), sum(counts[: i + 1]))) for i in range(B)]
+    ids = torch.full((B, T), eos_id)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.tensor(prompt)
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    cache = KVCache(model.config.text, B, T + max_new, device, model.decoder.norm.dtype)
-    hidden = model(ids, pixels, cache=cache)
+    ids, lengths = ids.to(device), torch.tensor([len(p) for p in prompts], device=device)
+    room = T + min(max_new, 16)  # it grows when it is full: short answers shouldn't pay for long ones
+    head = shared_head(prompts, pictures, model.config)
+    if head:
+        first = list(dict.fromkeys(own[0] for own in pictures))
+        cache = KVCache(config, len(first), head, device, dtype)
+        model(ids[:1, :head].expand(len(first), head), pixels[first], cache=cache)
+        cache.lengths = cache.lengths + head
+        cache = take_rows(cache, [first.index(own[0]) for own in pictures], room, config)
+    else:
+        cache = KVCache(config, B, room, device, dtype)
+    rest = [place for own in pictures for place in own[1 if head else 0 :]]
+    hidden = model(ids[:, head:], pixels[rest] if rest else None, cache=cache)
     cache.lengths = lengths
-    last = hidden[torch.arange(B, device=device), lengths - 1]  # (B, T, C) -> (B, C)
-    running = [True] * B
-    for _ in range(max_new):
-        logits = model.logits(last)  # (B, V)
+    last = hidden[torch.arange(B, device=device), lengths - head - 1]  # (B, T, C) -> (B, C)
+    rows = list(range(B))  # the prompt that each row of the cache belongs to; -1 when it has ended
+    for n in range(1, max_new + 1):
+        logits = model.logits(last)  # (rows, V)
         if temperature == 0:
             new = logits.argmax(dim=-1)
         else:
             p, order = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
             p[p.cumsum(dim=-1) - p > top_p] = 0  # a token stays if those before it hold less than top_p: the first always does
             new = order.gather(1, torch.multinomial(p, 1, generator=generator))[:, 0]
-        step = new.tolist()
-        running = [r and id != eos_id for r, id in zip(running, step)]
-        yield [id if r else None for id, r in zip(step, running)]
-        if not any(running):
+        step = [None] * B
+        for i, id in enumerate(new.tolist()):
+            if id == eos_id:
+                rows[i] = -1
+            elif rows[i] >= 0:
+                step[rows[i]] = id
+        yield step
+        running = [i for i, row in enumerate(rows) if row >= 0]
+        if not running or n == max_new:
             return
+        full = T + n > cache.size  # the longest row has no place for one more
+        if full or len(running) < 0.75 * len(rows):
+            cache = take_rows(cache, running, cache.size + 32 * full, config)
+            new, rows = new[running], [rows[i] for i in running]
         last = model(new[:, None], cache=cache)[:, 0]
         cache.lengths = cache.lengths + 1
 

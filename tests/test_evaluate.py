@@ -1,74 +1,282 @@
-"""Scores: against hand-worked numbers and a simulation."""
+"""Evaluation end to end: files as other people write them, answers that go on after a stop, likelihoods against a plain loop, hand-worked ranks and comparisons."""
 
+import contextlib
+import io
 import json
-import random
-import subprocess
+import math
+import os
 import sys
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 import checkpoint
+import data
 import evaluate
+import metrics
+import report
 from model import Model
 
-ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("XLLAVA_DATA", "/nowhere"))
 
 
-def question(truth, language="en", kind="object", skill="colour", split="s"):
-    return {"split": split, "language": language, "kind": kind, "skill": skill, "truth": truth}
+def question(truth, language="en", kind="object", skill="colour", split="s", id=0, image=None):
+    return {"split": split, "id": id, "image": image, "turn": 0, "language": language, "kind": kind, "skill": skill, "metric": "exact", "truth": truth, "question": "?"}
 
 
-def test_answers_that_differ_in_form_only_are_equal():
-    assert evaluate.normalise(" At the  TOP. ") == evaluate.normalise("at the top")
-    assert evaluate.normalise("\u1112\u1161\u11ab") == evaluate.normalise("한"), "decomposed and composed Hangul"
-    assert evaluate.normalise("红色。") == "红色" and evaluate.normalise("a cat") != evaluate.normalise("cat")
+@pytest.fixture(scope="module")
+def folder(config, tokenizer_file, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "m"
+    checkpoint.save_model(Model(config).init_weights(), tokenizer_file, folder)
+    return folder
 
 
-def test_wilsons_interval_is_the_published_one():
-    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611; 1 of 29 gives 0.0061 to 0.1718.
-    for right, n, low, high in ((81, 263, 0.2553, 0.3662), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
-        assert evaluate.wilson(right, n) == pytest.approx((low, high), abs=1e-4)
+def command(*args, module=evaluate):
+    """The command line in this process: what it printed."""
+    out = io.StringIO()
+    with mock.patch.object(sys, "argv", ["x.py", *map(str, args)]), contextlib.redirect_stdout(out):
+        module.main()
+    return out.getvalue()
 
 
-def test_the_interval_holds_the_truth_95_times_in_a_hundred():
-    rng, hits = random.Random(0), 0
-    for _ in range(2000):
-        low, high = evaluate.wilson(sum(rng.random() < 0.9 for _ in range(200)), 200)
-        hits += low <= 0.9 <= high
-    assert 0.93 <= hits / 2000 <= 0.97
-
-
+# ---------------------------------------------------------------------------------------------- rows
 def test_rows_count_each_question_under_its_language_kind_skill_and_all():
-    questions = [question("red"), question("blue"), question("빨간색", "ko"), question("two", skill="count"), question("yes", kind="yes_no", skill="yes_no")]
+    questions = [question("red", id=0), question("blue", id=1), question("빨간색", "ko", id=2), question("two", skill="count", id=3), question("yes", kind="yes_no", skill="yes_no", id=4)]
     rows = evaluate.score("full", questions, ["Red.", "green", "빨간색", "two", "no"])
     cell = {(r["language"], r["kind"]): (r["n"], r["accuracy"]) for r in rows}
     assert cell["all", "all"] == (5, 3 / 5) and cell["en", "all"] == (4, 1 / 2) and cell["ko", "all"] == (1, 1)
     assert cell["all", "object"] == (4, 3 / 4) and cell["all", "object.colour"] == (3, 2 / 3) and cell["all", "yes_no"] == (1, 0)
     assert all(r["low"] <= r["accuracy"] <= r["high"] for r in rows)
+    assert {"model", "split", "language", "kind", "n", "accuracy", "low", "high"} == rows[0].keys()
 
 
 def test_chance_is_the_most_frequent_answer_to_a_skill_in_a_language():
-    questions = [question("red"), question("red"), question("blue"), question("빨간색", "ko")]
-    rows = evaluate.score("chance", questions, evaluate.chance(questions))
-    cell = {(r["language"], r["kind"]): r["accuracy"] for r in rows}
-    assert cell["en", "all"] == pytest.approx(2 / 3) and cell["ko", "all"] == 1
+    questions = [question("red", id=0), question("red", id=1), question("blue", id=2), question("빨간색", "ko", id=3), question(["two"] * 6 + ["2"] * 4, skill="count", id=4)]
+    assert evaluate.chance(questions) == ["red", "red", "red", "빨간색", "two"]
 
 
-def test_later_turns_are_asked_after_the_true_answers_and_the_blind_model_sees_no_picture(tokenizer_file, config, world, tmp_path):
-    torch.manual_seed(0)
-    checkpoint.save_model(Model(config).init_weights(), tokenizer_file, tmp_path / "m")
+def test_a_caption_has_its_chrf_and_an_open_answer_its_f1():
+    questions = [question("고양이가", "ko", id=0), question("abc", kind="caption", id=1) | {"metric": "caption"}]
+    rows = {(r["metric"], r["language"]): r for r in evaluate.further_scores("full", questions, ["고양이는", "ab"])}
+    assert rows["character F1", "ko"]["value"] == pytest.approx(3 / 4) and rows["chrF", "en"]["value"] == pytest.approx(metrics.chrf("ab", "abc"))
+    assert rows["character F1", "all"]["n"] == rows["chrF", "all"]["n"] == 1
+
+
+# ---------------------------------------------------------------------------------------------- files
+def test_pope_gqa_and_vqa_files_are_read_as_they_are(tmp_path):
+    (tmp_path / "pope.json").write_text('{"question_id": 1, "image": "a.jpg", "text": "Is there a cat?", "label": "no"}\n{"question_id": 2, "image": "a.jpg", "text": "Is there a dog?", "label": "yes"}\n')
+    (tmp_path / "questions_ko.json").write_text(json.dumps({"07": {"question": "무슨 색입니까?", "imageId": "n1", "answer": "red", "types": {"structural": "query"}}}))
+    (tmp_path / "vqa.json").write_text(json.dumps({"data_subtype": "val2014", "questions": [{"question_id": 5, "image_id": 42, "question": "What is it?"}]}))
+    (tmp_path / "ten.json").write_text(json.dumps({"annotations": [{"question_id": 5, "answer_type": "other", "answers": [{"answer": "cat"}] * 10}]}))
+    pope = evaluate.read_file(tmp_path / "pope.json")
+    assert [(q["truth"], q["metric"], q["language"], q["pictures"]) for q in pope] == [("no", "pope", "en", [str(tmp_path / "a.jpg")]), ("yes", "pope", "en", [str(tmp_path / "a.jpg")])]
+    (gqa,) = evaluate.read_file(tmp_path / "questions_ko.json", images="pics")
+    assert (gqa["id"], gqa["language"], gqa["image"], gqa["kind"], gqa["pictures"]) == ("07", "ko", "n1.jpg", "query", ["pics/n1.jpg"])
+    (vqa,) = evaluate.read_file(tmp_path / "vqa.json", annotations=tmp_path / "ten.json")
+    assert vqa["image"] == "COCO_val2014_000000000042.jpg" and vqa["truth"] == ["cat"] * 10 and evaluate.worth(vqa, "cat") == {"accuracy": 1}
+    with pytest.raises(ValueError, match="want --annotations"):
+        evaluate.read_file(tmp_path / "vqa.json")
+    (tmp_path / "ten.json").write_text('{"annotations": []}')
+    with pytest.raises(ValueError, match="no annotation for 1 questions"):
+        evaluate.read_file(tmp_path / "vqa.json", annotations=tmp_path / "ten.json")
+
+
+@pytest.mark.skipif(not (DATA / "eval/xgqa").is_dir(), reason="set XLLAVA_DATA to a folder with eval/xgqa")
+def test_the_real_xgqa_questions_are_read_in_three_languages():
+    found = {l: evaluate.read_file(DATA / f"eval/xgqa/{l}/train_10.json") for l in ("en", "ko", "zh")}
+    assert {l: {q["language"] for q in qs} for l, qs in found.items()} == {l: {l} for l in found}
+    assert {len(qs) for qs in found.values()} == {317} and len({q["image"] for q in found["ko"]}) == 10
+    assert [q["truth"] for q in found["ko"]] == [q["truth"] for q in found["en"]], "the answers of xGQA are English in every language"
+    first = found["ko"][0]
+    assert first["question"] == "차들이 어떻게 보입니까, 빽빽하거나 드뭅니까?" and first["truth"] == "dense" and evaluate.worth(first, "Dense.")["accuracy"] == 1
+
+
+def test_a_missing_picture_and_a_broken_record_are_named(folder, world, tmp_path, tokenizer, config):
+    record = {"id": "x", "image": "gone.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "cat"}]}
+    (tmp_path / "a.json").write_text(json.dumps([record]))
+    with pytest.raises(ValueError, match="question 'x', turn 0: .*gone.png: no such picture"):
+        evaluate.read_questions([tmp_path / "a.json"], tokenizer, config)
+    (tmp_path / "a.json").write_text(json.dumps([record | {"image": ["a.png", "b.png"]}]))
+    with pytest.raises(ValueError, match=r"record 0 \(id 'x'\): 1 <image> marker\(s\) for 2 picture"):
+        evaluate.read_questions([tmp_path / "a.json"], tokenizer, config)
+
+
+# ---------------------------------------------------------------------------------------------- answers
+def test_answers_are_those_of_one_question_at_a_time_and_a_second_run_goes_on(folder, world, tmp_path, config, tokenizer):
     out = tmp_path / "eval.json"
-    done = subprocess.run([sys.executable, ROOT / "evaluate.py", "--model", tmp_path / "m", "--data", world / "chats.json", "-o", out], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(out.read_text())["rows"]
-    assert {r["model"] for r in rows} == {"full", "blind", "chance"} and {r["split"] for r in rows} == {"chats"}
-    assert {r["n"] for r in rows if r["language"] == r["kind"] == "all"} == {12 * 2 + 4}
-    answers = [json.loads(line) for line in (tmp_path / "eval.answers.jsonl").read_text().splitlines()]
-    assert len(answers) == 28 and all({"truth", "full", "blind", "question"} <= a.keys() for a in answers)
-    by_question = {}
-    for a in answers:
-        if a["image"]:
-            by_question.setdefault((a["turn"], a["question"], a["truth"]), set()).add(a["blind"])
-    assert all(len(blind) == 1 for blind in by_question.values()), "without the picture, the same words get the same answer"
+    command("--model", folder, "--data", world / "chats.json", "-o", out, "--precision", "fp32", "--max-new", "5", "--batch-size", "9")
+    first = json.loads(out.read_text())
+    assert {r["model"] for r in first["rows"]} == {"full", "blind", "chance"} and {r["n"] for r in first["rows"] if r["language"] == r["kind"] == "all"} == {12 * 2 + 4}
+    header, rows = evaluate.read_answers(tmp_path / "eval.answers.jsonl")
+    assert len(rows) == 28 and header["model"] == str(folder) and all({"truth", "full", "blind", "question"} <= row.keys() for row in rows)
+    # each answer again, alone: the definition of batches, shared pictures and dropped rows
+    from generate import answer_batch, load
+
+    model, _ = load(folder)
+    named = {evaluate.name_of(row): row for row in rows}
+    pictures = data.Pictures(world, config.vision.image_size, config.picture_mode)
+    for q in evaluate.read_questions([world / "chats.json"], tokenizer, config)[::2]:
+        pixels = torch.stack([pictures(Path(p).name) for p in q["pictures"]]) if q["pictures"] else None
+        row = named[evaluate.name_of(q)]
+        assert [row["full"]] == answer_batch(model, tokenizer, [q["prompt"]], pixels, max_new=5)
+        assert [row["blind"]] == answer_batch(model, tokenizer, [q["blind"]], max_new=5)
+    # stopped in the middle of a line: what was answered isn't asked again
+    lines = (tmp_path / "eval.answers.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "eval.answers.jsonl").write_text("".join(lines[:11]) + lines[11][:20])
+    asked = []
+    real = evaluate.answer_all
+    with mock.patch.object(evaluate, "answer_all", lambda model, tokenizer, questions, *rest: asked.extend(questions) or real(model, tokenizer, questions, *rest)):
+        command("--model", folder, "--data", world / "chats.json", "-o", out, "--precision", "fp32", "--max-new", "5", "--batch-size", "5")
+    assert len(asked) == 28 - 10 and json.loads(out.read_text()) == first
+    assert sorted((tmp_path / "eval.answers.jsonl").read_text().splitlines()) == sorted("".join(lines).splitlines())
+    # another setting: the old answers are moved aside, not mixed in
+    command("--model", folder, "--data", world / "chats.json", "-o", out, "--precision", "fp32", "--max-new", "1")
+    assert (tmp_path / "eval.answers.old.jsonl").exists() and len((tmp_path / "eval.answers.jsonl").read_text().splitlines()) == 29
+
+
+# ---------------------------------------------------------------------------------------------- likelihood and retrieval
+def test_likelihoods_are_those_of_a_plain_loop(folder, world, config, tokenizer):
+    from generate import load
+
+    model, _ = load(folder)
+    items = []
+    for q in evaluate.read_questions([world / "chats.json"], tokenizer, config)[:8]:
+        items += [(q["prompt"], q["pictures"], tokenizer.encode(q["truth"]) + [tokenizer.eos_id]), (q["blind"], [], tokenizer.encode("blue"))]
+    got = evaluate.log_likelihoods(model, items, evaluate.Batcher(model, "fp32", 5, 100))
+    pictures = data.Pictures(world, config.vision.image_size, config.picture_mode)
+    for (prompt, paths, answer), value in zip(items, got):
+        pixels = torch.stack([pictures(Path(p).name) for p in paths]) if paths else None
+        want, ids = 0.0, list(prompt)
+        for token in answer:
+            with torch.no_grad():
+                want += model.logits(model(torch.tensor([ids]), pixels))[0, -1].log_softmax(-1)[token].item()
+            ids.append(token)
+        assert value == pytest.approx(want, rel=1e-4, abs=1e-4)
+
+
+def test_perplexity_and_bits_per_byte_of_known_likelihoods():
+    questions = [question("가", "ko", id=0), question("나다", "ko", id=1)]  # 3 and 6 bytes
+    rows = {(r["metric"], r["model"]): r for r in evaluate.likelihood_rows(questions, {"full": [-2.0, -4.0]}, [1, 3], 16) if r["language"] == "ko"}
+    assert rows["perplexity", "full"]["value"] == pytest.approx(math.exp(6 / 4)) and rows["bits per byte", "full"]["value"] == pytest.approx(6 / math.log(2) / 9)
+    assert rows["perplexity", "chance"]["value"] == pytest.approx(16) and rows["bits per byte", "chance"]["value"] == pytest.approx(4 * 4 / 9), "4 bits a token"
+
+
+def test_the_likelihood_command_covers_questions_and_plain_text(folder, world, tmp_path):
+    (tmp_path / "ko.txt").write_text("고양이는 빨간색\n파란 개는\n", encoding="utf-8")
+    command("likelihood", "--model", folder, "--data", world / "chats.json", "--text", tmp_path / "ko.txt", "-o", tmp_path / "l.json")
+    rows = json.loads((tmp_path / "l.json").read_text())["likelihood"]
+    assert {(r["split"], r["model"]) for r in rows} == {("chats", m) for m in ("full", "blind", "chance")} | {("ko", "full"), ("ko", "chance")}
+    assert all(r["value"] > 0 for r in rows)
+
+
+def test_ranks_share_ties_evenly():
+    assert evaluate.rank_scores(np.array([3.0, 2, 1]), 0) == {"R@1": 1, "R@5": 1, "MRR": 1}
+    assert evaluate.rank_scores(np.array([3.0, 2, 1]), 2) == {"R@1": 0, "R@5": 1, "MRR": pytest.approx(1 / 3)}
+    even = evaluate.rank_scores(np.zeros(20), 7)
+    assert even == {"R@1": pytest.approx(1 / 20), "R@5": pytest.approx(5 / 20), "MRR": pytest.approx(sum(1 / r for r in range(1, 21)) / 20)}
+
+
+def test_captions_find_pictures_and_each_other_and_a_caption_likely_of_everything_misleads_raw_likelihood_only():
+    K = 6
+    sharp = np.full((K, K), -9.0)
+    np.fill_diagonal(sharp, -3.0)
+    prior = np.array([0.0] * 5 + [-20.0])  # the last caption is unlikely of anything, its own picture included
+    found = evaluate.retrieve({"en": sharp + prior, "ko": sharp}, {"en": prior, "ko": np.zeros(K)}, ["en", "ko"])
+    mean = lambda *key: np.mean([s["R@1"] for s in found[key]])
+    assert mean("picture → en", "full") == mean("en → picture", "full") == mean("en → ko", "full") == mean("ko → en", "full") == 1
+    assert mean("picture → en, raw", "full") == 5 / 6
+    assert mean("picture → en", "blind") == mean("picture → en", "chance") == pytest.approx(1 / K) == mean("en → ko", "blind")
+    shuffled = sharp[:, [1, 2, 3, 4, 5, 0]]  # Korean captions that belong to other pictures
+    assert np.mean([s["R@1"] for s in evaluate.retrieve({"en": sharp, "ko": shuffled}, {"en": np.zeros(K), "ko": np.zeros(K)}, ["en", "ko"])["en → ko", "full"]]) == 0
+
+
+def test_the_retrieve_command_takes_pictures_with_a_caption_of_their_own(folder, world, tmp_path):
+    said = command("retrieve", "--model", folder, "--data", world / "captions.json", "--pool", "4", "-o", tmp_path / "r.json")
+    rows = {(r["direction"], r["model"]): r for r in json.loads((tmp_path / "r.json").read_text())["retrieval"]}
+    assert "12 queries in 3 pools of 4" in said and rows["picture → ?", "full"]["n"] == 12 and rows["? → picture", "chance"]["R@1"][0] == 0.25
+    with pytest.raises(ValueError, match="a pool takes 20"):
+        command("retrieve", "--model", folder, "--data", world / "captions.json")
+
+
+# ---------------------------------------------------------------------------------------------- comparing
+def answered(path, right, n=120):
+    """An answer file in which the first `right` of 60 pictures' two questions are answered rightly, spread over them."""
+    rows = [{"model": "m"}] + [question("a", id=i, image=f"{i // 2}.png") | {"full": "a" if i * 7 % n < right else "b", "blind": "b"} for i in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_run_against_itself_is_no_difference_and_a_worse_one_is_worse(tmp_path):
+    a, b, out = answered(tmp_path / "a.answers.jsonl", 90), answered(tmp_path / "b.answers.jsonl", 50), tmp_path / "c.json"
+    said = command("compare", f"full={a}", f"same={a}", f"worse={b}", "-o", out)
+    found = json.loads(out.read_text())
+    row = {r["model"]: r for r in found["pairs"] if r["language"] == "all"}
+    assert (row["same"]["difference"], row["same"]["p_holm"], row["same"]["effect"]) == (0, 1, 0)
+    assert row["worse"]["difference"] == pytest.approx(-40 / 120) and row["worse"]["high"] < 0 and row["worse"]["p_holm"] < 0.01 and row["worse"]["n"] == 120 and row["worse"]["pictures"] == 60
+    assert "no difference is shown" in said and "One seed says nothing of what another would give" in said
+    said = command("compare", f"full={a}", f"worse={b}", "--languages", "en", "-o", out)
+    assert {r["n"] for r in json.loads(out.read_text())["pairs"]} == {120}
+    assert {r["model"] for r in found["models"]} == {"full", "full, blind", "same", "same, blind", "worse", "worse, blind", "chance"}
+
+
+def test_seeds_decide_about_recipes(tmp_path):
+    files = {right: answered(tmp_path / f"{right}.answers.jsonl", right) for right in (40, 60, 80, 84, 86, 88, 90)}
+    group = lambda name, *rights: f"{name}=" + ",".join(str(files[r]) for r in rights)
+    said = command("compare", group("wide", 90, 40, 86), group("also", 80, 60, 40), "-o", tmp_path / "c.json")
+    assert "seeds differ too much" in said
+    said = command("compare", group("high", 86, 88, 90), group("low", 40, 40, 60), "-o", tmp_path / "c.json")
+    assert "the recipe makes the difference" in said
+    row = next(r for r in json.loads((tmp_path / "c.json").read_text())["pairs"] if r["language"] == "all")
+    # Welch by hand: means 46.67/120 and 88/120, variances 133.33/120² and 4/120², 3 each: s.e. √(137.33/3)/120, 2.12 degrees of freedom
+    assert row["difference"] == pytest.approx(-41.333 / 120, abs=1e-4)
+    half, df = math.sqrt(137.333 / 3) / 120, (137.333 / 3) ** 2 / ((133.333 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2)
+    assert (row["seeds_high"] - row["seeds_low"]) / 2 == pytest.approx(half * metrics.t_quantile(df), rel=1e-3)
+
+
+def test_runs_on_other_questions_are_not_compared(tmp_path):
+    a, b = answered(tmp_path / "a.answers.jsonl", 5), answered(tmp_path / "b.answers.jsonl", 5, n=100)
+    with pytest.raises(ValueError, match="not the questions of"):
+        command("compare", f"x={a}", f"y={b}")
+    with pytest.raises(ValueError, match="a.answers.jsonl: no questions in ko"):
+        command("compare", f"x={a}", f"y={a}", "--languages", "ko")
+    with pytest.raises(ValueError, match="no such file; evaluate.py -o writes it"):
+        command("compare", f"x={a}", "y=gone.json")
+
+
+# ---------------------------------------------------------------------------------------------- the page
+def test_the_page_shows_curves_tables_pictures_attention_and_commands(folder, world, tmp_path):
+    run = tmp_path / "run"
+    (run / "instruct").mkdir(parents=True)
+    log = [{"step": s, "loss": 5 / s, "seconds": 0.1} for s in range(1, 30)]
+    (run / "instruct" / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log) + '{"step": 3')
+    (run / "commands.txt").write_text("python train.py instruct <x>\n")
+    command("--model", folder, "--data", world / "chats.json", "-o", run / "eval.json", "--max-new", "4")
+    lines = (run / "eval.answers.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[1]["full"], rows[1]["question"] = rows[1]["truth"], "<script>alert(1)</script>"
+    (run / "eval.answers.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    command(run, "--each", "2", "--attention", "1", module=report)
+    page = (run / "report.html").read_text()
+    assert page.count("<polyline") == 2 and "29 steps" in page and "python train.py instruct &lt;x&gt;" in page
+    assert "data:image/jpeg;base64," in page and "Where it looks" in page and "chance" in page
+    assert "<script" not in page and "http://" not in page and "https://" not in page and "src=\"/" not in page, "offline, and what a model says is text"
+    with pytest.raises(ValueError, match="is this a run's folder"):
+        command(tmp_path, module=report)
+
+
+def test_attention_over_patches_is_the_decoders_own(folder, world, config, tokenizer):
+    """With all keys alike, attention is even: every patch gets 1 / (tokens so far)."""
+    from generate import load
+
+    model, _ = load(folder)
+    for block in model.decoder.layers:
+        torch.nn.init.zeros_(block.attn.k_proj.weight)
+    prompt, _ = data.encode_chat([(["", "\nWhat?"], None)], tokenizer, config.vision.num_patches)
+    answer = "red cat"
+    got = report.attention_over_patches(model, tokenizer, prompt, answer, world / "0.png")
+    lengths = [len(prompt) + n for n in range(len(tokenizer.encode(answer)) + 1)]
+    assert got == pytest.approx(np.full(config.vision.num_patches, np.mean([1 / t for t in lengths])), rel=1e-5)

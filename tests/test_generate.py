@@ -1,5 +1,6 @@
 """Answers: batched and streamed ones against a plain loop without a cache, and what a user's mistakes give."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -54,6 +55,29 @@ def test_a_batch_of_prompts_of_all_lengths_gives_what_a_plain_loop_gives(model, 
             if id is not None:
                 got[row].append(id)
     assert got == want and any(want)
+
+
+def test_prompts_that_share_pictures_give_what_a_plain_loop_gives_however_long_they_get(model, config):
+    pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    model = copy.deepcopy(model)
+    model.decoder.lm_head.weight.data[config.image_token_id] = 0  # never likeliest: the plain loop reads its own words again
+    image = [config.image_token_id] * config.vision.num_patches
+    prompts = [[1, 9, *image, 20, 21], [1, 9, *image, 30], [1, 9, *image, 31, 32, 33], [1, 9, *image, 22, *image, 40], [1, 9, *image, 23]]
+    pictures = [[1], [0], [1], [0, 2], [1]]
+    assert generate.shared_head(prompts, pictures, config) == 2 + len(image)
+    assert generate.shared_head(prompts[:2], pictures[:2], config) == 0, "no two have a picture in common"
+    assert generate.shared_head([*prompts, [1, 8, *image, 20]], [*pictures, [1]], config) == 0, "one begins otherwise"
+    # ids that some rows say early and others late serve as the end: rows leave the cache at different steps, and the last outgrows its first size
+    endless = [greedy(model, p, pixels[own], -1, 40) for p, own in zip(prompts, pictures)]
+    eos = next(id for id in endless[0][1:] if sum(id in row for row in endless) < len(endless))
+    want = [row[: row.index(eos)] if eos in row else row for row in endless]
+    assert len({len(row) for row in want}) > 1 and max(map(len, want)) > 16
+    got = [[] for _ in prompts]
+    for step in generate.generate(model, prompts, pixels, max_new=40, eos_id=eos, pictures=pictures):
+        for row, id in enumerate(step):
+            if id is not None:
+                got[row].append(id)
+    assert got == want
 
 
 def test_sampling_keeps_to_the_nucleus_and_to_its_seed(model):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,8 +39,12 @@ def run(*args, processes=1, **kwargs):
     return subprocess.run(command(*args, processes=processes, **kwargs), capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
+def rows(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
 def losses(out):
-    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows(out)]
 
 
 def weights(out):
@@ -106,15 +111,21 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(start, wor
     more = ("--batch", 4, "--steps", 30, "--save-every", 5, "--muon-lr", 0.01, "--resume")
     assert run(*args, tmp_path / "whole", *more).returncode == 0
     process = subprocess.Popen(command(*args, tmp_path / "cut", *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    while not list((tmp_path / "cut").glob("checkpoints/step-*.pt")) and process.poll() is None:
+    while not list((tmp_path / "cut").glob("checkpoints/step-*[0-9]")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    newest = max((tmp_path / "cut" / "checkpoints").glob("step-*.pt"))
-    (newest.parent / "step-00000999.pt").write_bytes(newest.read_bytes()[:1000])  # a torn one, newer than the last good one
+    newest = max((tmp_path / "cut" / "checkpoints").glob("step-*[0-9]"))
+    torn, changed, half = (newest.parent / f"step-00000{name}" for name in (997, 998, "999.tmp"))
+    for copy in (torn, changed, half):  # newer than the last good one: cut off, a byte changed, and not yet renamed
+        shutil.copytree(newest, copy)
+    shard = (torn / "__0_0.distcp").read_bytes()
+    (torn / "__0_0.distcp").write_bytes(shard[:1000])
+    (changed / "__0_0.distcp").write_bytes(shard[:5000] + bytes([shard[5000] ^ 1]) + shard[5001:])
     again = run(*args, tmp_path / "cut", *more)
     assert again.returncode == 0, again.stderr
-    assert "step-00000999.pt: damaged, passed over" in again.stderr
+    assert "step-00000997: damaged, passed over" in again.stderr and "step-00000998: damaged, passed over" in again.stderr
+    assert not half.exists() and [row["step"] for row in rows(tmp_path / "cut")] == list(range(1, 31)), "the log has every step once"
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(one[n], two[n]) for n in one)
     finished = run(*args, tmp_path / "cut", *more)
@@ -122,7 +133,10 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(start, wor
 
 
 @pytest.mark.parametrize("args, message", [
-    (["--batch", "5", "--accumulate", "2"], "--batch 5 is not a multiple of 1 processes × --accumulate 2"),
+    (["--batch", "5", "--micro-batch", "2"], "--batch 5 is not a multiple of 1 process(es) × --micro-batch 2"),
+    (["--pack", "100"], "--pack 100: must hold the longest sample (--max-length 2048)"),
+    (["--data", "a.json:0.7", "b.json"], "--data: 1 of 2 files have a weight; all must"),
+    (["--shard"], "--shard wants torchrun"),
     (["--data", "nowhere.json"], "nowhere.json: no such file"),
     (["--model", "nowhere"], "nowhere: not a model folder: it has no"),
 ])  # fmt: skip

@@ -39,6 +39,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -324,18 +325,15 @@ def save_state(folder, step, settings, state, keep, rank):
             os.replace(beside, final)
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:  # a full disk comes as any of these
         cause = next(iter(error.failures.values()))[0] if isinstance(error, dcp.api.CheckpointException) else error
-        shutil.rmtree(beside, ignore_errors=True)
         if rank == 0:
-            tqdm.write(f"step {step}: the checkpoint could not be saved ({str(cause).splitlines()[0]}); the last good one stands: {newest(folder) or 'none'}", file=sys.stderr)
+            shutil.rmtree(beside, ignore_errors=True)
+            good = max(folder.glob("step-*[0-9]"), default="there is none yet")
+            tqdm.write(f"step {step}: the checkpoint could not be saved ({type(cause).__name__}: {str(cause).partition(chr(10))[0]}); the last good one stands: {good}", file=sys.stderr)
         return False
     for old in sorted(folder.glob("step-*[0-9]"))[:-keep] if rank == 0 else []:
         old.rename(f"{old}.tmp")  # half a deleted one must not look like a checkpoint
         shutil.rmtree(f"{old}.tmp")
     return True
-
-
-def newest(folder):
-    return max(folder.glob("step-*[0-9]"), default=None)
 
 
 def load_state(folder, settings, learner, optimizers, say):
@@ -380,23 +378,34 @@ def quiet():
         yield
 
 
+def gathered(model, adapters):
+    """(name, tensor) of the model that comes out, one at a time: sharded tensors whole again (all processes take part), and what LoRA learnt added
+    to the weights; by itself it goes into `adapters`."""
+    whole = lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if name.endswith((".down", ".up")):
+            continue
+        tensor, layer = whole(tensor), name.removesuffix(".weight")
+        if f"{layer}.down" in state:
+            down, up = (adapters.setdefault(f"{layer}.{part}", whole(state[f"{layer}.{part}"]).cpu()) for part in ("down", "up"))
+            tensor = tensor.cpu() + Lora.SCALE * up @ down
+        yield name, tensor
+
+
 def export(model, tokenizer_file, out, rank):
-    """The model folder: sharded tensors are gathered one by one, on process 0; what LoRA learnt is added to the weights, and saved by itself too."""
-    state = {}
-    for name, tensor in model.state_dict().items():
-        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all processes take part
+    """Process 0 writes the model folder, and adapters.pt if there are any."""
+    adapters, tensors = {}, {}
+    for name, tensor in gathered(model, adapters):
         if rank == 0:
-            state[name] = tensor.cpu()
+            tensors[name] = tensor.cpu()
     if rank == 0:
-        adapters = {name: state.pop(name) for name in list(state) if name.endswith((".down", ".up"))}
-        for name in [name.removesuffix(".down") for name in adapters if name.endswith(".down")]:
-            state[f"{name}.weight"] = state[f"{name}.weight"] + Lora.SCALE * adapters[f"{name}.up"] @ adapters[f"{name}.down"]
         with torch.device("meta"):
-            whole = Model(model.config)
-        whole.load_state_dict(state, assign=True)
+            result = Model(model.config)
+        result.load_state_dict(tensors, assign=True)
         if adapters:
-            checkpoint.save_safetensors(adapters, out / "adapters.safetensors", {"format": "pt", "scale": str(Lora.SCALE)})
-        checkpoint.save_model(whole, tokenizer_file, out)
+            checkpoint.write_atomically(out / "adapters.pt", lambda file: torch.save({"scale": Lora.SCALE, "adapters": adapters}, file))
+        checkpoint.save_model(result, tokenizer_file, out)
 
 
 # ---------------------------------------------------------------------------------------------- the loop
@@ -404,7 +413,7 @@ def note_start(out, settings, world, device):
     """Adds to OUT/runs.jsonl how this run was started: command, settings, code, versions, machine."""
     git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=Path(__file__).parent, capture_output=True, text=True)
     row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": shlex.join(sys.argv), "settings": settings, "processes": world, "commit": git.stdout.strip() or None,
-           "python": platform.python_version(), "torch": torch.__version__, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"}  # fmt: skip
+           "python": platform.python_version(), "packages": {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"] in ("torch", "numpy", "sentencepiece", "pillow", "triton")}, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"}  # fmt: skip
     with open(out / "runs.jsonl", "a") as file:
         print(json.dumps(row), file=file)
 
@@ -584,7 +593,7 @@ def own_rows(p, n):
     if not isinstance(p, DTensor):
         return p.data, n
     share = -(-p.shape[0] // dist.get_world_size())
-    return p.to_local(), min(max(n - share * dist.get_rank(), 0), len(p.to_local()))
+    return p.detach().to_local(), min(max(n - share * dist.get_rank(), 0), len(p.detach().to_local()))
 
 
 def split_weights(entries):

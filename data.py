@@ -18,12 +18,20 @@ Letters for sizes: B rows, T tokens, P pictures, F phrases.
 """
 
 import argparse
+import hashlib
+import heapq
 import json
+import os
 import random
+import re
+import signal
 import sys
+import time
+from array import array
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -113,26 +121,101 @@ def encode_records(records, tokenizer, num_patches, max_length):
 
 
 # ---------------------------------------------------------------------------------------------- files
-def read_records(path):
-    """The records of a LLaVA JSON list or of a JSON Lines file. Raises ValueError in one line: file, line, what is wrong."""
+def scan_records(path):
+    """Yields (start, end, record) for each record of a LLaVA JSON list or of a JSON Lines file: its bytes' place, and a look at it.
+
+    The look is in Latin-1, where a character is a byte: places are exact, a text is as long as its UTF-8, and only letters beyond ASCII are
+    wrong; `read_record` reads them right. A list is in memory while it is scanned, of JSON Lines a line.
+    Raises ValueError in one line: file, line, what is wrong."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    text = path.read_text(encoding="utf-8")
-    try:
-        records = json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    for i, record in enumerate(records):
+
+    def checked(start, end, record, number):
         if not isinstance(record, dict):
-            raise ValueError(f"{path}: record {i} is {type(record).__name__}, must be an object")
-    return records
+            raise ValueError(f"{path}: record {number} is {type(record).__name__}, must be an object")
+        return start, end, record
+
+    with open(path, "rb") as file:
+        number, line, start = 0, 1, 3 if file.read(3) == b"\xef\xbb\xbf" else 0  # a byte order mark
+        file.seek(start)
+        try:
+            if file.read(4096).lstrip()[:1] == b"[":
+                decode, gap = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
+                file.seek(0)
+                text = file.read().decode("latin-1")
+                at = gap(text, gap(text, start).end() + 1).end()
+                while text[at : at + 1] != "]":
+                    record, end = decode(text, at)
+                    yield checked(at, end, record, number)
+                    at, number = gap(text, end).end(), number + 1
+                    if text[at : at + 1] == ",":
+                        at = gap(text, at + 1).end()
+                    elif text[at : at + 1] != "]":
+                        raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+                if text[at + 1 :].strip():
+                    raise json.JSONDecodeError("Extra data", text, at + 1)
+            else:
+                file.seek(start)
+                for line, raw in enumerate(file, 1):
+                    if raw.strip():
+                        yield checked(start, start + len(raw), json.loads(raw.decode("latin-1")), number)
+                        number += 1
+                    start += len(raw)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not JSON: {error.msg}: line {line + error.lineno - 1} column {error.colno}") from None
+
+
+def read_record(path, start, end):
+    with open(path, "rb") as file:
+        file.seek(start)
+        return json.loads(file.read(end - start))
+
+
+def read_records(path):
+    """All records of a file, in memory."""
+    return [read_record(path, start, end) for start, end, _ in scan_records(path)]
+
+
+def read_tokens(path, tokenizer, cache):
+    """The ids of a text file's documents, one a line, each from <s> to </s>, end to end: an array that is mapped from a file in `cache`.
+
+    Tokenized once, on all cores; the file's name says of which text and which tokenizer it is. It is written beside and renamed, so that there is all of it or none.
+    Of several processes on a machine the first does the work."""
+    path, dtype = Path(path), np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    about = path.stat()
+    key = hashlib.sha256(tokenizer.package.serialized_model_proto() + repr((str(path.resolve()), about.st_size, about.st_mtime_ns)).encode()).hexdigest()[:16]
+    file = Path(cache) / f"{path.stem}-{key}.{np.dtype(dtype).name}"
+    while not file.exists() and int(os.environ.get("LOCAL_RANK", 0)):
+        time.sleep(0.1)  # if the first process fails, torchrun ends this one too
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside, number = file.with_name(f"{file.name}.{os.getpid()}.tmp"), 0
+        try:
+            with open(path, "rb") as source, open(beside, "wb") as out:
+                while lines := source.readlines(1 << 22):
+                    for n, line in enumerate(lines):
+                        try:
+                            lines[n] = line.decode("utf-8").strip()
+                        except UnicodeDecodeError as error:
+                            raise ValueError(f"{path}: line {number + n + 1} is not UTF-8: {error.reason}") from None
+                    number += len(lines)
+                    for ids in tokenizer.package.encode([line for line in lines if line], num_threads=os.cpu_count()):
+                        out.write(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype).tobytes())
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(beside, file)
+        finally:
+            beside.unlink(missing_ok=True)
+    return np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
 
 
 class Pictures:
     """Reads pictures below `root` as uint8 (3, size, size); keeps what it has read while that fits into `keep` bytes."""
 
-    def __init__(self, root, size, mode, keep=1 << 28):
+    def __init__(self, root, size, mode, keep=1 << 26):
         self.root, self.size, self.mode = Path(root), size, mode
         self.room, self.kept = keep // (3 * size * size), {}
 
@@ -148,75 +231,105 @@ class Pictures:
 class Chats:
     """Conversations of LLaVA files: sample(i) -> (ids, mask, pixels). Bad samples are found when they are due, and named.
 
+    In memory, in this process and in each worker, is only where each record lies: about 30 bytes for each, in arrays.
     merge: up to so many records about one picture in one language, in random order, make one sample, as LLaVA-1.5 does with its question sets:
     the picture's tokens are paid for once, and each of them is asked more often."""
 
     def __init__(self, paths, tokenizer, config, max_length, merge=1):
-        self.files = [(path, read_records(path)) for path in paths]
-        self.samples, together = [], {}
-        for f, (_, records) in enumerate(self.files):
-            for i, record in enumerate(records):
-                alone = merge == 1 or not isinstance(record.get("image"), str)
-                group = together.setdefault((f, i) if alone else (f, record["image"], record.get("language")), [])
-                group.append(i)
-        for key, group in together.items():
-            random.Random(repr(key)).shuffle(group)
-            self.samples += [(key[0], group[at : at + merge]) for at in range(0, len(group), merge)]
-        self.pictures = [Pictures(Path(path).parent, config.vision.image_size, config.picture_mode) for path, _ in self.files]
+        self.paths, self.places, self.sizes, self.languages = list(paths), [], [], []  # places: (records, 2), first byte and the one behind the last
+        lengths, members, ends = array("q"), array("q"), array("q")  # of samples; a sample's records are members[ends[i - 1] : ends[i]]
+        for f, path in enumerate(self.paths):
+            places, sizes, pictured, together, languages = array("q"), array("q"), array("b"), {}, Counter()
+            for i, (start, end, record) in enumerate(scan_records(path)):
+                places.extend((start, end))
+                said = record.get("conversations")
+                sizes.append(sum(len(str(m.get("value"))) for m in said if isinstance(m, dict)) if isinstance(said, list) else 0)
+                pictured.append("image" in record)
+                languages[str(record.get("language", "?"))] += 1
+                if merge > 1:
+                    alone = not isinstance(record.get("image"), str)
+                    together.setdefault((f, i) if alone else (f, record["image"], record.get("language")), []).append(i)
+            before = len(lengths)
+            for key, group in together.items() if merge > 1 else ((None, (i,)) for i in range(len(sizes))):
+                if len(group) > 1:
+                    random.Random(repr(key)).shuffle(group)
+                for at in range(0, len(group), merge):
+                    part = group[at : at + merge]
+                    members.extend(part)
+                    ends.append(len(members))
+                    lengths.append(sum(sizes[i] for i in part) + 1000 * pictured[part[0]])  # a cheap stand-in for tokens, to batch like with like
+            self.places.append(np.array(places).reshape(-1, 2))
+            self.sizes.append(len(lengths) - before)
+            self.languages.append(languages)
+        self.lengths, self.members, self.ends = np.array(lengths), np.array(members, np.int32), np.array(ends)
+        self.pictures = [Pictures(Path(path).parent, config.vision.image_size, config.picture_mode) for path in self.paths]
         self.tokenizer, self.num_patches, self.max_length = tokenizer, config.vision.num_patches, max_length
 
     def __len__(self):
-        return len(self.samples)
+        return len(self.ends)
+
+    def where(self, i):
+        """(file, indices of the records in it) of sample i."""
+        f = int(np.searchsorted(np.cumsum(self.sizes), i, side="right"))
+        return f, self.members[self.ends[i - 1] if i else 0 : self.ends[i]].tolist()
 
     def records(self, i):
-        f, indices = self.samples[i]
-        return [self.files[f][1][index] for index in indices]
+        f, indices = self.where(i)
+        return [read_record(self.paths[f], *self.places[f][index].tolist()) for index in indices]
 
     def record(self, i):
         return self.records(i)[0]
 
-    def length(self, i):
-        """A cheap stand-in for the number of tokens, to batch like with like: bytes of text, and a picture as a thousand."""
-        records = self.records(i)
-        messages = [m for record in records for m in record.get("conversations") or () if isinstance(m, dict)]
-        return sum(len(str(m.get("value")).encode()) for m in messages) + 1000 * ("image" in records[0])
+    def name(self, i):
+        f, indices = self.where(i)
+        try:
+            id = f" (id {self.record(i).get('id')!r})"
+        except ValueError:  # it can't be read
+            id = ""
+        return f"{self.paths[f]}: record {', '.join(map(str, indices))}{id}"
 
     def sample(self, i):
-        f, indices = self.samples[i]
-        records = self.records(i)
         try:
-            ids, mask, names = encode_records(records, self.tokenizer, self.num_patches, self.max_length)
+            ids, mask, names = encode_records(self.records(i), self.tokenizer, self.num_patches, self.max_length)
+            f, _ = self.where(i)
             return ids, mask, [self.pictures[f](name) for name in names]
         except ValueError as error:
-            raise BadSample(f"{self.files[f][0]}: record {', '.join(map(str, indices))} (id {records[0].get('id')!r}): {error}") from None
+            raise BadSample(f"{self.name(i)}: {error}") from None
 
 
 class Texts:
     """Documents of text files, one a line: sample(i) -> (ids, mask of ones, no pictures). A long one goes on in further samples."""
 
-    def __init__(self, paths, tokenizer, max_length):
-        self.documents = []
-        self.tokenizer = tokenizer
-        for path in paths:
-            if not Path(path).is_file():
-                raise ValueError(f"{path}: no such file")
-            for number, line in enumerate(open(path, "rb"), 1):
-                try:
-                    line = line.decode("utf-8").strip()
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"{path}: line {number} is not UTF-8: {error.reason}") from None
-                if line:
-                    ids = [tokenizer.bos_id] + tokenizer.encode(line) + [tokenizer.eos_id]
-                    self.documents += [ids[at : at + max_length] for at in range(0, len(ids) - 1, max_length - 1)]
+    def __init__(self, paths, tokenizer, max_length, cache):
+        self.paths, self.ids, self.starts, self.stops, self.sizes, self.languages = list(paths), [], [], [], [], [{}] * len(paths)
+        step = max_length - 1  # a further sample begins with the last token of the one before
+        for path in self.paths:
+            ids, block = read_tokens(path, tokenizer, cache), 1 << 26
+            first = np.concatenate([np.flatnonzero(ids[at : at + block] == tokenizer.bos_id) + at for at in range(0, len(ids), block)] or [np.zeros(0, int)])
+            behind = np.append(first[1:], len(ids))[: len(first)]
+            parts = -(-(behind - first - 1) // step)
+            nth = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
+            self.ids.append(ids)
+            self.starts.append(np.repeat(first, parts) + nth * step)
+            self.stops.append(np.minimum(self.starts[-1] + max_length, np.repeat(behind, parts)))
+            self.sizes.append(len(nth))
+        self.lengths = np.concatenate(self.stops) - np.concatenate(self.starts)
 
     def __len__(self):
-        return len(self.documents)
+        return len(self.lengths)
 
-    def length(self, i):
-        return len(self.documents[i])
+    def where(self, i):
+        f = int(np.searchsorted(np.cumsum(self.sizes), i, side="right"))
+        return f, i - sum(self.sizes[:f])
+
+    def name(self, i):
+        f, n = self.where(i)
+        ids = self.ids[f]
+        return f"{self.paths[f]}: tokens {self.starts[f][n]:,} – {self.stops[f][n]:,} of {len(ids):,}"
 
     def sample(self, i):
-        ids = self.documents[i]
+        f, n = self.where(i)
+        ids = self.ids[f][self.starts[f][n] : self.stops[f][n]].tolist()
         return ids, [0] + [1] * (len(ids) - 1), []
 
 
@@ -228,8 +341,8 @@ class Phrases:
     a language says nothing about that language's phrases: they are neither true nor false of it."""
 
     def __init__(self, paths, tokenizer, config):
-        self.tokenizer, self.names, self.phrases, self.languages = tokenizer, [], [], []
-        self.without_picture, where = 0, {}
+        self.tokenizer, self.pictures, self.phrases, self.spoken = tokenizer, [], [], []
+        self.size, self.without_picture, self.bad, where = config.vision.image_size, 0, [], {}
         for path in paths:
             pictures = Pictures(Path(path).parent, config.vision.image_size, config.picture_mode)
             for index, record in enumerate(read_records(path)):
@@ -243,47 +356,58 @@ class Phrases:
                     name = names[0]
                     said = [part.strip(" .。") for _, answer in read_turns(record) for part in answer.replace("，", ",").split(",")]
                 except ValueError as error:
-                    raise BadSample(f"{path}: record {index} (id {record.get('id')!r}): {error}") from None
+                    self.bad.append(f"{path}: record {index} (id {record.get('id')!r}): {error}")
+                    continue
                 key = (pictures.root, name)
                 if key not in where:
-                    where[key] = len(self.names)
-                    self.names.append((pictures, name))
+                    where[key] = len(self.pictures)
+                    self.pictures.append((pictures, name))
                     self.phrases.append({})
-                    self.languages.append(set())
+                    self.spoken.append(set())
                 language = record.get("language", "?")
-                self.languages[where[key]].add(language)
+                self.spoken[where[key]].add(language)
                 self.phrases[where[key]].update(dict.fromkeys((language, phrase) for phrase in said if phrase))  # a dict keeps the order: same phrases every run
-        self.ids = {}
+        self.ids, self.lengths, self.sizes = {}, np.zeros(len(self.pictures), int), [len(self.pictures)]
+        self.languages = [Counter(language for spoken in self.spoken for language in spoken)]
 
     def __len__(self):
-        return len(self.names)
+        return len(self.pictures)
+
+    def name(self, i):
+        pictures, name = self.pictures[i]
+        return str(pictures.root / name)
 
     def batch(self, step, rank=0, world=1, seed=0, per_picture=6):
-        """`step`: the indices of a global batch, of which this rank has every world-th. Its pixels (B, 3, S, S); ids and offsets, as EmbeddingBag
-        takes them, of F phrases, drawn from what is said of its pictures; is_true and is_known bool (F, pictures of rank 0, of rank 1, …);
-        pictures: their numbers."""
-        chosen = []
-        for i in step[rank::world]:
-            said = list(self.phrases[i])
+        """`step`: the indices of a global batch, of which this rank has every world-th. Its pixels (B, 3, S, S) and which of them can be used, bool (B,);
+        ids and offsets, as EmbeddingBag takes them, of F phrases, drawn from what is said of its pictures; is_true and is_known bool
+        (F, pictures of rank 0, of rank 1, …); pictures: their numbers; bad: why those that can't be used can't.
+
+        All ranks have to count on the same number of pictures: one that can't be used keeps its place, empty, and a rank that got none gets an empty one."""
+        everyone = [step[r::world] or [None] for r in range(world)]
+        pixels, usable, chosen, bad = [], [], [], []
+        for i in everyone[rank]:
+            picture, said = None, []
+            if i is not None:
+                pictures, name = self.pictures[i]
+                try:
+                    picture, said = pictures(name), list(self.phrases[i])
+                except ValueError as error:
+                    bad.append(str(error))
             chosen += random.Random(f"{seed} {i}").sample(said, min(per_picture, len(said)))
+            usable.append(picture is not None)
+            pixels.append(torch.zeros(3, self.size, self.size, dtype=torch.uint8) if picture is None else picture)
         ids, offsets = [], []
         for language, phrase in chosen:
             if phrase not in self.ids:
                 self.ids[phrase] = self.tokenizer.encode(phrase)
             offsets.append(len(ids))
             ids += self.ids[phrase]
-        pixels = []
-        for i in step[rank::world]:
-            pictures, name = self.names[i]
-            try:
-                pixels.append(pictures(name))
-            except ValueError as error:
-                raise BadSample(str(error)) from None
-        everyone = [step[r::world] for r in range(world)]
         columns = [i for theirs in everyone for i in theirs]
-        is_true = torch.tensor([[phrase in self.phrases[i] for i in columns] for phrase in chosen])
-        is_known = torch.tensor([[language in self.languages[i] for i in columns] for language, _ in chosen])
-        return {"pixels": torch.stack(pixels), "ids": torch.tensor(ids), "offsets": torch.tensor(offsets), "is_true": is_true, "is_known": is_known, "pictures": list(map(len, everyone))}
+        is_true = torch.tensor([[i is not None and phrase in self.phrases[i] for i in columns] for phrase in chosen], dtype=torch.bool)
+        is_known = torch.tensor([[i is not None and language in self.spoken[i] for i in columns] for language, _ in chosen], dtype=torch.bool)
+        return {"pixels": torch.stack(pixels), "usable": torch.tensor(usable), "ids": torch.tensor(ids, dtype=torch.long), "offsets": torch.tensor(offsets, dtype=torch.long),
+                "is_true": is_true.view(-1, len(columns)), "is_known": is_known.view(-1, len(columns)), "pictures": list(map(len, everyone)),
+                "samples": [i for i in everyone[rank] if i is not None], "bad": bad}  # fmt: skip
 
 
 class BadSample(ValueError):
@@ -307,68 +431,122 @@ def collate(samples, pad_id):
     return batch
 
 
+def pack(samples):
+    """The same in one row without padding, (1, T): the documents end to end, with "positions" (1, T) that restart in each,
+    and "rows" 2 × (1, T), the first key that a token sees and the one after the last: those of its own document up to itself (kernels.attention)."""
+    parts = [collate([sample], 0) for sample in samples]
+    batch = {key: torch.cat([part[key] for part in parts], dim=1) for key in ("ids", "targets")}
+    lengths = torch.tensor([part["ids"].shape[1] for part in parts])
+    at = torch.arange(int(lengths.sum()))[None]
+    first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)[None]
+    batch |= {"positions": at - first, "rows": (first.int(), (at + 1).int())}
+    pixels = [part["pixels"] for part in parts if "pixels" in part]
+    return batch | ({"pixels": torch.cat(pixels)} if pixels else {})
+
+
+def bins(lengths, budget):
+    """Indices of `lengths` in as few groups as a total of `budget` each allows, all about equally full: the longest first, each into the emptiest."""
+    number = max(1, -(-sum(lengths) // budget))
+    while True:
+        groups = [[0, n, []] for n in range(number)]
+        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            heapq.heapreplace(groups, [groups[0][0] + lengths[i], groups[0][1], groups[0][2] + [i]])
+        if max(groups)[0] <= budget or number >= len(lengths):
+            return [sorted(group) for _, _, group in sorted(groups, key=lambda g: g[1]) if group]
+        number += 1
+
+
 class Plan:
-    """Which samples make up which global batch: a function of (seed, epoch) alone, so that a step number is the whole data position.
+    """Which samples make up which global batch: a function of (seed, epoch) alone, so that a step number is the whole data position, on any number of ranks.
 
     Each epoch is a new permutation. Samples of like length are put together (windows of 64 batches sorted by length, then the batches
-    shuffled), which leaves little padding. The last batch of an epoch may be short; no sample is left out or seen twice."""
+    shuffled), which leaves little padding. The last batch of an epoch may be short; no sample is left out or seen twice.
+    With weights, the files' shares: an epoch is as long, but each file gives its share of it, and goes on in the next epoch where it stopped; within
+    a file no sample comes again before all others had their turn."""
 
-    def __init__(self, lengths, batch_size, seed):
-        self.lengths, self.batch_size, self.seed, self.cache = lengths, batch_size, seed, (None, None)
-        self.per_epoch = -(-len(lengths) // batch_size)
+    def __init__(self, lengths, batch_size, seed, sizes=None, weights=None):
+        self.lengths, self.batch_size, self.seed, self.cache = np.asarray(lengths), batch_size, seed, (None, None, None)
+        self.sizes, self.quotas = sizes, [max(1, round(len(lengths) * weight / sum(weights))) for weight in weights] if weights else None
+        self.length = sum(self.quotas) if weights else len(lengths)
+        self.per_epoch = -(-self.length // batch_size)
+
+    def draw(self, file, epoch):
+        """The samples that a file gives to an epoch: so many of an endless row of its permutations."""
+        size, quota, drawn = self.sizes[file], self.quotas[file], []
+        while len(drawn) < quota:
+            nth, at = divmod(epoch * quota + len(drawn), size)
+            order = list(range(sum(self.sizes[:file]), sum(self.sizes[: file + 1])))
+            random.Random(f"{self.seed} {file} {nth}").shuffle(order)
+            drawn += order[at : at + quota - len(drawn)]
+        return drawn
 
     def __getitem__(self, step):
         epoch, at = divmod(step, self.per_epoch)
         if self.cache[0] != epoch:
             rng = random.Random(f"{self.seed} {epoch}")
-            order = list(range(len(self.lengths)))
+            order = [i for file in range(len(self.quotas)) for i in self.draw(file, epoch)] if self.quotas else list(range(self.length))
             rng.shuffle(order)
-            window = 64 * self.batch_size
-            batches = []
+            order, window = np.array(order), 64 * self.batch_size
             for start in range(0, len(order), window):
-                near = sorted(order[start : start + window], key=lambda i: self.lengths[i])
-                batches += [near[i : i + self.batch_size] for i in range(0, len(near), self.batch_size)]
+                near = order[start : start + window]
+                order[start : start + window] = near[np.argsort(self.lengths[near], kind="stable")]
+            batches = list(range(self.per_epoch))
             rng.shuffle(batches)
-            self.cache = (epoch, batches)
-        return self.cache[1][at]
+            self.cache = (epoch, order, batches)
+        _, order, batches = self.cache
+        return order[batches[at] * self.batch_size :][: self.batch_size].tolist()
 
 
 class Batches(Dataset):
-    """What one rank gets at each micro-step: item n is micro-batch n % accumulate of step n // accumulate.
+    """What one rank gets at each step: a list of micro-batches. Rank r of a step takes every world-th sample of the global batch, beginning with the r-th.
 
-    Rank r of a step takes every world-th sample of the global batch, beginning with the r-th, cut into `accumulate` parts."""
+    micro: so many samples at most make a micro-batch, padded to the longest (0: all of them). budget: or as many as fit into so many tokens, end to end without padding.
+    A micro-batch also has "samples", their indices; "used", its tokens that are not padding; "squares", the sum of their documents' squared lengths; "bad", what was left out."""
 
-    def __init__(self, data, batch_size, seed, pad_id=0, accumulate=1, rank=0, world=1, steps=None, start=0, bad_samples="error"):
-        self.data, self.pad_id, self.seed = data, pad_id, seed
-        self.accumulate, self.rank, self.world, self.bad_samples = accumulate, rank, world, bad_samples
-        lengths = [0] * len(data) if isinstance(data, Phrases) else [data.length(i) for i in range(len(data))]
-        self.plan = Plan(lengths, batch_size, seed)
+    def __init__(self, data, batch_size, seed, pad_id=0, micro=0, rank=0, world=1, steps=None, start=0, budget=0, weights=None):
+        self.data, self.seed, self.pad_id, self.micro, self.rank, self.world, self.budget = data, seed, pad_id, micro, rank, world, budget
+        lengths = np.zeros(len(data), int) if budget else data.lengths  # packed, like need not stand with like
+        self.plan = Plan(lengths, batch_size, seed, data.sizes, weights)
         self.steps, self.start = steps if steps is not None else self.plan.per_epoch, start
+        self.parts = -(-batch_size // (world * micro)) if micro else 1  # the same on every rank, in a short last batch too
 
     def __len__(self):
-        return (self.steps - self.start) * self.accumulate
+        return self.steps - self.start
 
     def __getitem__(self, n):
-        step, micro = divmod(self.start * self.accumulate + n, self.accumulate)
+        step = self.start + n
         if isinstance(self.data, Phrases):
-            return self.data.batch(self.plan[step], self.rank, self.world, f"{self.seed} {step}") | {"bad": []}
-        mine = self.plan[step][self.rank :: self.world][micro :: self.accumulate]
-        samples, bad = [], []
-        for i in mine:
-            try:
-                samples.append(self.data.sample(i))
-            except BadSample as error:
-                if self.bad_samples == "error":
-                    raise
-                bad.append(str(error))
-        if not samples:  # nothing to learn from here, but every rank takes part in every step
-            samples = [([self.pad_id, self.pad_id], [0, 0], [])]
-        return collate(samples, self.pad_id) | {"bad": bad}
+            batch = self.data.batch(self.plan[step], self.rank, self.world, f"{self.seed} {step}")
+            return [batch | {"used": batch["ids"].numel(), "squares": 0}]
+        mine, parts = self.plan[step][self.rank :: self.world], []
+        for part in [mine] if self.budget else [mine[micro :: self.parts] for micro in range(self.parts)]:
+            samples, indices, bad = [], [], []
+            for i in part:
+                try:
+                    samples.append(self.data.sample(i))
+                    indices.append(i)
+                except BadSample as error:
+                    bad.append(str(error))
+            groups = bins([len(ids) - 1 for ids, _, _ in samples], self.budget) if self.budget and samples else [range(len(samples))]
+            for group in groups:
+                chosen = [samples[i] for i in group] or [([self.pad_id, self.pad_id], [0, 0], [])]  # nothing to learn from, but every rank takes part in every step
+                lengths = [len(samples[i][0]) - 1 for i in group]
+                batch = pack(chosen) if self.budget else collate(chosen, self.pad_id)
+                parts.append(batch | {"samples": [indices[i] for i in group], "used": sum(lengths), "squares": sum(n * n for n in lengths), "bad": bad})
+                bad = []
+        return parts
 
 
-def loader(batches, workers=0):
+def quiet_worker(_):
+    """Ctrl-C reaches every process of a terminal; it is for the one that trains to act on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+def loader(batches, workers=0, pin=False):
     """Iterates over `batches` in order, `workers` processes preparing them ahead (0: in this process)."""
-    return DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+    return DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None, worker_init_fn=quiet_worker, pin_memory=pin)
 
 
 # ---------------------------------------------------------------------------------------------- command line

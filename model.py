@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels import add_rms_norm, attend_cache, attention, linear_cross_entropy, rms_norm, rope, swiglu
 from vision import ViT, VisionConfig
@@ -123,6 +124,7 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+        self.recompute = False  # train.py --recompute: keep each block's input only, and compute the block again backward
         self.turns = {}  # rope tables by (device, length); not parameters, so never saved
 
     def init_weights(self):
@@ -153,7 +155,10 @@ class Decoder(nn.Module):
             positions = cache.lengths[:, None] + torch.arange(T, device=x.device)
         turn = (*self.rope_table(T if cache is None else cache.size, x.device), positions)
         for i, block in enumerate(self.layers):
-            x = block(x, turn, rows, None if cache is None else (cache.k[i], cache.v[i], cache.lengths))
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, turn, rows, use_reentrant=False)
+            else:
+                x = block(x, turn, rows, None if cache is None else (cache.k[i], cache.v[i], cache.lengths))
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
 
@@ -188,6 +193,7 @@ class Model(nn.Module):
         self.vision = ViT(config.vision)
         self.projector = Projector(config.vision.hidden_size, config.text.hidden_size)
         self.decoder = Decoder(config.text)
+        self.see_always = False  # train.py --shard: a block's weights are gathered by all ranks or by none
 
     def init_weights(self):
         for part in (self.vision, self.projector, self.decoder):
@@ -208,7 +214,7 @@ class Model(nn.Module):
             if int(here.sum()) != patches.shape[0] * patches.shape[1]:
                 raise ValueError(f"{int(here.sum())} <image> tokens for {patches.shape[0]} pictures of {patches.shape[1]} patches")
             x = x.masked_scatter(here[..., None], patches.to(x.dtype))
-        elif self.training and self.projector[0].weight.requires_grad:  # text alone: a gradient of zero, so that no rank waits for one that has none
+        elif self.training and (self.see_always or self.projector[0].weight.requires_grad):  # text alone: a gradient of zero, so that no rank waits for one that has none
             S = self.config.vision.image_size
             x = x + 0 * self.see(torch.zeros(1, 3, S, S, dtype=torch.uint8, device=ids.device)).sum()
         return x

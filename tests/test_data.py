@@ -74,11 +74,9 @@ def test_a_bad_sample_is_named_with_file_record_id_and_reason(tokenizer, config,
     for part in (str(file), "record 1", "'bad one'", reason):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
-    # the policy: stop at it, or leave it out and say so
-    with pytest.raises(data.BadSample):
-        data.Batches(samples, 2, 0)[0]
-    batch = data.Batches(samples, 2, 0, bad_samples="skip")[0]
-    assert len(batch["ids"]) == 1 and batch["bad"] == [str(error.value)]
+    for budget in (0, 256):  # left out, and said
+        (batch,) = data.Batches(samples, 2, 0, budget=budget)[0]
+        assert len(batch["samples"]) == len(batch["ids"]) == 1 and batch["bad"] == [str(error.value)]
 
 
 def test_json_and_json_lines_are_read_alike_and_broken_ones_are_named(tokenizer, tmp_path):
@@ -91,16 +89,16 @@ def test_json_and_json_lines_are_read_alike_and_broken_ones_are_named(tokenizer,
         data.read_records(tmp_path / "broken.json")
     (tmp_path / "broken.txt").write_bytes("가\n".encode() + b"\xff\xfe\n")
     with pytest.raises(ValueError, match="broken.txt: line 2 is not UTF-8"):
-        data.Texts([tmp_path / "broken.txt"], tokenizer, 10)
+        data.Texts([tmp_path / "broken.txt"], tokenizer, 10, tmp_path / "cache")
 
 
 def test_a_long_document_goes_on_in_the_next_sample_and_every_token_is_learnt_once(tokenizer, tmp_path):
     line = "What colour is the cat? " * 30
     (tmp_path / "t.txt").write_text(line + "\n\nred\n")
-    texts = data.Texts([tmp_path / "t.txt"], tokenizer, 16)
+    texts = data.Texts([tmp_path / "t.txt"], tokenizer, 16, tmp_path / "cache")
     learnt = [id for i in range(len(texts)) for id, on in zip(*texts.sample(i)[:2]) if on]
     whole = tokenizer.package.encode(line.strip()) + [tokenizer.eos_id] + tokenizer.package.encode("red") + [tokenizer.eos_id]
-    assert learnt == whole and max(texts.length(i) for i in range(len(texts))) <= 16
+    assert learnt == whole and texts.lengths.max() <= 16
 
 
 def test_merged_records_hold_the_picture_once_and_every_turn_once(tokenizer, config, world, tmp_path):
@@ -161,15 +159,14 @@ def test_records_that_cannot_be_contrasted_are_counted_or_named(tokenizer, confi
     phrases = data.Phrases([world / "captions.json", tmp_path / "set.json"], tokenizer, config)
     assert len(phrases) == 12 and phrases.without_picture == 1
     (tmp_path / "two.json").write_text(json.dumps([{"id": 2, "image": ["0.png", "1.png"], "conversations": [human("hi"), gpt("x")]}]))
-    with pytest.raises(data.BadSample, match="record 0 .id 2.: 2 pictures: the contrast takes one"):
-        data.Phrases([tmp_path / "two.json"], tokenizer, config)
+    assert data.Phrases([tmp_path / "two.json"], tokenizer, config).bad == [f"{tmp_path / 'two.json'}: record 0 (id 2): 2 pictures: the contrast takes one"]
 
 
 def test_workers_change_nothing(tokenizer, config, world):
     samples = data.Chats([world / "chats.json"], tokenizer, config, 256)
     batches = data.Batches(samples, 4, seed=1, steps=6)
     for a, b in zip(data.loader(batches), data.loader(batches, workers=2)):
-        assert torch.equal(a["ids"], b["ids"]) and torch.equal(a["targets"], b["targets"])
+        assert torch.equal(a[0]["ids"], b[0]["ids"]) and torch.equal(a[0]["targets"], b[0]["targets"])
 
 
 def test_check_and_show_as_commands(tokenizer_file, config, world, tmp_path):

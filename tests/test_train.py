@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,8 +39,12 @@ def run(*args, processes=1, **kwargs):
     return subprocess.run(command(*args, processes=processes, **kwargs), capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
+def rows(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
 def losses(out):
-    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows(out)]
 
 
 def weights(out):
@@ -106,15 +111,21 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(start, wor
     more = ("--batch", 4, "--steps", 30, "--save-every", 5, "--muon-lr", 0.01, "--resume")
     assert run(*args, tmp_path / "whole", *more).returncode == 0
     process = subprocess.Popen(command(*args, tmp_path / "cut", *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    while not list((tmp_path / "cut").glob("checkpoints/step-*.pt")) and process.poll() is None:
+    while not list((tmp_path / "cut").glob("checkpoints/step-*[0-9]")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    newest = max((tmp_path / "cut" / "checkpoints").glob("step-*.pt"))
-    (newest.parent / "step-00000999.pt").write_bytes(newest.read_bytes()[:1000])  # a torn one, newer than the last good one
+    newest = max((tmp_path / "cut" / "checkpoints").glob("step-*[0-9]"))
+    torn, changed, half = (newest.parent / f"step-00000{name}" for name in (997, 998, "999.tmp"))
+    for copy in (torn, changed, half):  # newer than the last good one: cut off, a byte changed, and not yet renamed
+        shutil.copytree(newest, copy)
+    shard = (torn / "__0_0.distcp").read_bytes()
+    (torn / "__0_0.distcp").write_bytes(shard[:1000])
+    (changed / "__0_0.distcp").write_bytes(shard[:5000] + bytes([shard[5000] ^ 1]) + shard[5001:])
     again = run(*args, tmp_path / "cut", *more)
     assert again.returncode == 0, again.stderr
-    assert "step-00000999.pt: damaged, passed over" in again.stderr
+    assert "step-00000997: damaged, passed over" in again.stderr and "step-00000998: damaged, passed over" in again.stderr
+    assert not half.exists() and [row["step"] for row in rows(tmp_path / "cut")] == list(range(1, 31)), "the log has every step once"
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(one[n], two[n]) for n in one)
     finished = run(*args, tmp_path / "cut", *more)
@@ -122,7 +133,10 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(start, wor
 
 
 @pytest.mark.parametrize("args, message", [
-    (["--batch", "5", "--accumulate", "2"], "--batch 5 is not a multiple of 1 processes × --accumulate 2"),
+    (["--batch", "5", "--micro-batch", "2"], "--batch 5 is not a multiple of 1 process(es) × --micro-batch 2"),
+    (["--pack", "100"], "--pack 100: must hold the longest sample (--max-length 2048)"),
+    (["--data", "a.json:0.7", "b.json"], "--data: 1 of 2 files have a weight; all must"),
+    (["--shard"], "--shard wants torchrun"),
     (["--data", "nowhere.json"], "nowhere.json: no such file"),
     (["--model", "nowhere"], "nowhere: not a model folder: it has no"),
 ])  # fmt: skip
@@ -162,3 +176,132 @@ def test_frozen_rows_stay_to_the_bit_under_weight_decay_while_the_new_ones_learn
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
         assert torch.equal(before[name][:n], after[name][:n])
         assert (before[name][n:] != after[name][n:]).any(dim=1).all(), "the others feel decay, and learn"
+
+
+# ---------------------------------------------------------------------------------------------- in this process
+@pytest.fixture
+def inside(start, world, tmp_path, monkeypatch, capsys):
+    """Runs `train.py STAGE …` here: (what it wrote to stderr, what it exited with)."""
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def run(stage, file, *more, out="out"):
+        monkeypatch.setattr(sys, "argv", ["train.py", stage, "--model", str(start), "--data", str(world / file), "-o", str(tmp_path / out), "--precision", "fp32", "--batch", "4", *map(str, more)])
+        code = 0
+        try:
+            train.main()
+        except ValueError as error:
+            code = str(error)
+        for number, handler in handlers:
+            signal.signal(number, handler)
+        captured = capsys.readouterr()
+        return captured.err + captured.out, code
+
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(inside, tmp_path, monkeypatch, number):
+    more = ("--steps", 6, "--lr", 1e-3, "--resume")
+    assert inside("instruct", "chats.json", *more, out="whole")[1] == 0
+    real, calls = train.backward, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return real(*args)
+
+    monkeypatch.setattr(train, "backward", interrupted)
+    text, code = inside("instruct", "chats.json", *more, "--keep", 1)
+    assert code == 0 and "asked to stop; saved after step 3 of 6. The same command with --resume goes on from here" in text
+    assert not (tmp_path / "out" / "config.json").exists()
+    assert inside("instruct", "chats.json", *more, "--save-every", 1, "--keep", 1)[1] == 0
+    assert [f.name for f in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000005"], "--keep 1"
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_many_of_them_end_the_run_with_their_samples(inside, tmp_path, monkeypatch):
+    real, calls = train.backward, []
+
+    def spoilt(engine, params, *args):
+        result = real(engine, params, *args)
+        calls.append(1)
+        if len(calls) == 2:
+            params[0].grad[0] = float("nan")
+        return result
+
+    monkeypatch.setattr(train, "backward", spoilt)
+    text, code = inside("instruct", "chats.json", "--steps", 4)
+    assert code == 0 and "step 2: gradient not finite, the step is left out (1 in a row). Samples: " in text and text.count("chats.json: record") == 4
+    assert [row["skipped"] for row in rows(tmp_path / "out")] == [0, 1, 1, 1] and rows(tmp_path / "out")[1]["loss"] is None
+    assert all(w.isfinite().all() for w in weights(tmp_path / "out").values())
+    text, code = inside("instruct", "chats.json", "--steps", 9, "--lr", 1e30, "--warmup", 0, "--max-skips", 3, out="wild")
+    assert "3 steps in a row without a finite loss and gradient" in code and "loss not finite" in text and len(rows(tmp_path / "wild")) < 9
+
+
+def test_a_full_disk_is_said_and_the_last_good_checkpoint_stands(inside, tmp_path):
+    """A limit on the size of a file stands in for the disk: the write fails in the same place."""
+    import resource
+
+    more = ("--steps", 6, "--save-every", 2, "--lr", 1e-3)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert inside("instruct", "chats.json", *more, out="whole")[1] == 0
+    size = max(f.stat().st_size for f in (tmp_path / "whole" / "checkpoints" / "step-00000004").iterdir())
+    assert size > (tmp_path / "whole" / "model.safetensors").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1000, before[1]))
+    try:
+        text, code = inside("instruct", "chats.json", *more)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 0 and "step 2: the checkpoint could not be saved" in text and "there is none yet" in text and not list((tmp_path / "out" / "checkpoints").iterdir())
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(one[n], two[n]) for n in one), "the run goes on"
+
+
+def test_lora_learns_additions_that_are_merged_and_saved_by_themselves(inside, start, tmp_path, config):
+    text, code = inside("instruct", "chats.json", "--steps", 3, "--lr", 1e-2, "--lora-rank", 2)
+    assert code == 0
+    C, I, K = config.text.hidden_size, config.text.intermediate_size, config.text.num_key_value_heads * config.text.head_dim
+    count = config.text.num_hidden_layers * 2 * (2 * 2 * C + 2 * (C + K) + 3 * (C + I)) + sum(p.numel() for p in Model(config).projector.parameters())
+    assert f"{count:,} parameters learn" in text
+    before, after = weights(start), weights(tmp_path / "out")
+    saved = torch.load(tmp_path / "out" / "adapters.pt", weights_only=True)
+    names = {f"language_model.model.layers.{n}.{part}_proj.weight" for n in range(config.text.num_hidden_layers) for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")}
+    assert {n for n in before if not torch.equal(before[n], after[n])} == names | {n for n in before if n.startswith("multi_modal_projector")}
+    up, down = (saved["adapters"][f"decoder.layers.1.attn.q_proj.{part}"] for part in ("up", "down"))
+    change = after["language_model.model.layers.1.self_attn.q_proj.weight"] - before["language_model.model.layers.1.self_attn.q_proj.weight"]
+    assert torch.allclose(change, 2 * up @ down, atol=1e-6) and torch.linalg.matrix_rank(change, atol=1e-5) <= 2 and up.any()
+
+
+def test_packing_recomputing_and_micro_batches_change_no_loss(inside, tmp_path):
+    ways = {"plain": (), "packed": ("--pack", 80, "--max-length", 80), "micro": ("--micro-batch", 1, "--recompute")}
+    for name, more in ways.items():
+        assert inside("align", "captions.json", "--steps", 1, *more, out=name)[1] == 0
+    first = {name: rows(tmp_path / name)[0] for name in ways}
+    assert first["packed"]["fill"] == 1 >= first["plain"]["fill"]
+    assert first["micro"]["loss"] == pytest.approx(first["plain"]["loss"], rel=1e-6)
+
+
+def test_bad_samples_can_be_skipped_in_the_vision_stage(inside, world, tmp_path):
+    records = json.loads((world / "captions.json").read_text())
+    for r in records:
+        r["image"] = str(world / r["image"])
+    records[3]["image"], records[5]["conversations"] = "lost.png", []
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    assert "no conversations" in inside("vision", tmp_path / "set.json", "--steps", 3)[1]
+    text, code = inside("vision", tmp_path / "set.json", "--steps", 3, "--bad-samples", "skip", out="skip")
+    assert code == 0 and "lost.png: no such picture" in text and "2 bad samples left out" in text
+
+
+def test_a_plan_counts_what_the_run_would_hold(inside, config, tmp_path):
+    text, code = inside("align", "captions.json", "--plan", 2, "--gpu", "H200")
+    counts = [sum(p.numel() for p in part.parameters()) for part in Model(config).children()]
+    assert code == 0 and f"{counts[1]:,} parameters learn, {counts[0] + counts[2]:,} are frozen; 12 samples" in text
+    assert "3 steps an epoch" in text and "hours on 2 × H200 at an MFU of 40%" in text and not (tmp_path / "out").exists()
+
+
+def test_each_start_notes_its_command_and_versions(inside, tmp_path):
+    assert inside("align", "captions.json", "--steps", 1)[1] == 0
+    (row,) = map(json.loads, (tmp_path / "out" / "runs.jsonl").read_text().splitlines())
+    assert row["packages"]["torch"] == torch.__version__ and "--steps 1" in row["command"] and row["settings"]["lr"] == 1e-3

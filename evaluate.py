@@ -477,6 +477,8 @@ def verdict(row, level=0.05):
     """One sentence: what the numbers of a comparison support, and what they don't."""
     points = lambda x: f"{100 * x:+.1f}"
     what = f"{row['model']} against {row['against']} on {row['split']} ({row['language']}): {points(row['difference'])} points ({points(row['low'])} to {points(row['high'])}), p {row['p_holm']:.2g} corrected"
+    if row["low"] == row["high"] == 0:
+        return what + "; no difference at all: each question is worth the same to both."
     if row["p_holm"] >= level or row["low"] <= 0 <= row["high"]:
         return what + f"; no difference is shown, and one of up to {100 * max(abs(row['low']), abs(row['high'])):.1f} points is not ruled out."
     if "seeds_low" not in row:

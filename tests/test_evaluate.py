@@ -217,7 +217,7 @@ def test_a_run_against_itself_is_no_difference_and_a_worse_one_is_worse(tmp_path
     row = {r["model"]: r for r in found["pairs"] if r["language"] == "all"}
     assert (row["same"]["difference"], row["same"]["p_holm"], row["same"]["effect"]) == (0, 1, 0)
     assert row["worse"]["difference"] == pytest.approx(-40 / 120) and row["worse"]["high"] < 0 and row["worse"]["p_holm"] < 0.01 and row["worse"]["n"] == 120 and row["worse"]["pictures"] == 60
-    assert "no difference is shown" in said and "One seed says nothing of what another would give" in said
+    assert "no difference at all" in said and "One seed says nothing of what another would give" in said
     said = command("compare", f"full={a}", f"worse={b}", "--languages", "en", "-o", out)
     assert {r["n"] for r in json.loads(out.read_text())["pairs"]} == {120}
     assert {r["model"] for r in found["models"]} == {"full", "full, blind", "same", "same, blind", "worse", "worse, blind", "chance"}

@@ -553,9 +553,12 @@ def likelihood_command(args):
     if questions:
         rows += measure(questions, items)
     for path in args.text:  # plain text: a line is a document, and there is no picture to withhold
-        texts = data.Texts([path], tokenizer, config.text.max_position_embeddings)
-        asked = [{"split": Path(path).stem, "id": i, "image": None, "language": Path(path).stem, "kind": "text", "skill": "text", "truth": tokenizer.decode(ids)} for i, ids in enumerate(texts.documents)]
-        rows += measure(asked, {"full": [(ids[:1], [], ids[1:]) for ids in texts.documents]})
+        documents, most = [], config.text.max_position_embeddings
+        for line in filter(str.strip, Path(path).read_text(encoding="utf-8").splitlines()):
+            ids = [tokenizer.bos_id, *tokenizer.encode(line.strip()), tokenizer.eos_id]
+            documents += [ids[at : at + most] for at in range(0, len(ids) - 1, most - 1)]  # a long one goes on, from its last token
+        asked = [{"split": Path(path).stem, "id": i, "image": None, "language": Path(path).stem, "kind": "text", "skill": "text", "truth": tokenizer.decode(ids)} for i, ids in enumerate(documents)]
+        rows += measure(asked, {"full": [(ids[:1], [], ids[1:]) for ids in documents]})
     if not rows:
         raise ValueError("give --data, --text or both")
     for row in rows:

@@ -477,6 +477,8 @@ def verdict(row, level=0.05):
     """One sentence: what the numbers of a comparison support, and what they don't."""
     points = lambda x: f"{100 * x:+.1f}"
     what = f"{row['model']} against {row['against']} on {row['split']} ({row['language']}): {points(row['difference'])} points ({points(row['low'])} to {points(row['high'])}), p {row['p_holm']:.2g} corrected"
+    if row["low"] == row["high"] == 0:
+        return what + "; no difference at all: each question is worth the same to both."
     if row["p_holm"] >= level or row["low"] <= 0 <= row["high"]:
         return what + f"; no difference is shown, and one of up to {100 * max(abs(row['low']), abs(row['high'])):.1f} points is not ruled out."
     if "seeds_low" not in row:
@@ -551,9 +553,12 @@ def likelihood_command(args):
     if questions:
         rows += measure(questions, items)
     for path in args.text:  # plain text: a line is a document, and there is no picture to withhold
-        texts = data.Texts([path], tokenizer, config.text.max_position_embeddings)
-        asked = [{"split": Path(path).stem, "id": i, "image": None, "language": Path(path).stem, "kind": "text", "skill": "text", "truth": tokenizer.decode(ids)} for i, ids in enumerate(texts.documents)]
-        rows += measure(asked, {"full": [(ids[:1], [], ids[1:]) for ids in texts.documents]})
+        documents, most = [], config.text.max_position_embeddings
+        for line in filter(str.strip, Path(path).read_text(encoding="utf-8").splitlines()):
+            ids = [tokenizer.bos_id, *tokenizer.encode(line.strip()), tokenizer.eos_id]
+            documents += [ids[at : at + most] for at in range(0, len(ids) - 1, most - 1)]  # a long one goes on, from its last token
+        asked = [{"split": Path(path).stem, "id": i, "image": None, "language": Path(path).stem, "kind": "text", "skill": "text", "truth": tokenizer.decode(ids)} for i, ids in enumerate(documents)]
+        rows += measure(asked, {"full": [(ids[:1], [], ids[1:]) for ids in documents]})
     if not rows:
         raise ValueError("give --data, --text or both")
     for row in rows:

@@ -243,14 +243,16 @@ def attention_gallery(folder, header, rows, seed, count):
 
 # ---------------------------------------------------------------------------------------------- the page
 def commands_of(folders, evaluated):
-    """The lines that made the run: commands.txt where it was kept, else as far as the checkpoints and the evaluation tell."""
+    """The lines that made the run: commands.txt where it was kept, else what each stage noted of itself."""
     kept = folders[0] / "commands.txt"
     if kept.is_file():
         return kept.read_text(encoding="utf-8").strip().splitlines()
     lines = []
     for folder in stage_folders(folders):
-        states = sorted(folder.glob("checkpoints/step-*.pt"))
-        if states:
+        runs, states = folder / "runs.jsonl", sorted(folder.glob("checkpoints/step-*.pt"))
+        if runs.is_file():  # train.py's own note of each start
+            lines += dict.fromkeys("python " + json.loads(line)["command"] for line in runs.read_text(encoding="utf-8").splitlines())
+        elif states:
             settings = torch.load(states[-1], map_location="cpu", weights_only=True)["settings"]
             flags = {k: v for k, v in settings.items() if k != "stage" and v not in (None, False, [], 0, 0.0)}
             words = [word for k, v in flags.items() for word in ("--" + k.replace("_", "-"), *(map(str, v) if isinstance(v, (list, tuple)) else [str(v)]))]

@@ -217,10 +217,15 @@ def test_a_run_against_itself_is_no_difference_and_a_worse_one_is_worse(tmp_path
     row = {r["model"]: r for r in found["pairs"] if r["language"] == "all"}
     assert (row["same"]["difference"], row["same"]["p_holm"], row["same"]["effect"]) == (0, 1, 0)
     assert row["worse"]["difference"] == pytest.approx(-40 / 120) and row["worse"]["high"] < 0 and row["worse"]["p_holm"] < 0.01 and row["worse"]["n"] == 120 and row["worse"]["pictures"] == 60
-    assert "no difference is shown" in said and "One seed says nothing of what another would give" in said
+    assert "no difference at all" in said and "One seed says nothing of what another would give" in said
     said = command("compare", f"full={a}", f"worse={b}", "--languages", "en", "-o", out)
     assert {r["n"] for r in json.loads(out.read_text())["pairs"]} == {120}
     assert {r["model"] for r in found["models"]} == {"full", "full, blind", "same", "same, blind", "worse", "worse, blind", "chance"}
+
+
+def test_a_difference_that_chance_explains_is_not_claimed(tmp_path):
+    said = command("compare", f"full={answered(tmp_path / 'a.answers.jsonl', 90)}", f"other={answered(tmp_path / 'b.answers.jsonl', 88)}")
+    assert "-1.7 points" in said and "no difference is shown, and one of up to" in said
 
 
 def test_seeds_decide_about_recipes(tmp_path):
@@ -264,6 +269,10 @@ def test_the_page_shows_curves_tables_pictures_attention_and_commands(folder, wo
     assert page.count("<polyline") == 2 and "29 steps" in page and "python train.py instruct &lt;x&gt;" in page
     assert "data:image/jpeg;base64," in page and "Where it looks" in page and "chance" in page
     assert "<script" not in page and "http://" not in page and "https://" not in page and "src=\"/" not in page, "offline, and what a model says is text"
+    (run / "commands.txt").unlink()
+    (run / "instruct" / "runs.jsonl").write_text(json.dumps({"command": "train.py instruct --seed 7"}) + "\n")
+    command(run, "--each", "1", "--attention", "0", module=report)
+    assert "python train.py instruct --seed 7" in (run / "report.html").read_text()
     with pytest.raises(ValueError, match="is this a run's folder"):
         command(tmp_path, module=report)
 

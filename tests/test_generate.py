@@ -110,7 +110,7 @@ def test_a_users_mistake_gets_one_clear_line(folder, tmp_path, monkeypatch, args
     Path("text.png").write_text("hello")
     Path("empty.png").touch()
     done = ask(folder, *args)
-    assert done.returncode == 1 and done.stderr.strip() == f"generate.py: {message}"
+    assert done.returncode == 1 and done.stderr.startswith(f"generate.py: {message}") and done.stderr.count("\n") == 1
 
 
 def test_one_question_a_chat_and_a_batch_as_commands(folder, world, tmp_path):

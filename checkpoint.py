@@ -547,7 +547,7 @@ def expand_rows(rows, old, new, init="mean", generator=None, dtype=None):
     out = torch.empty(max(m, len(rows)), rows.shape[1], dtype=dtype or rows.dtype)
     out[: len(rows)] = rows
     total = square = torch.zeros(rows.shape[1], dtype=torch.float64)
-    for part in rows[:n].split(1024):  # never the whole table in another type
+    for part in rows[:n].split(128):  # never the whole table in another type
         total, square = total + part.double().sum(dim=0), square + part.double().square().sum(dim=0)
     mean, std = total / n, (square.mean() / n - (total.mean() / n) ** 2).sqrt().item()
 
@@ -608,7 +608,7 @@ def build(llm, out, vision=None, projector=None, tokenizer=None, init="mean", dt
     fresh = "projector" not in parts
     peak = max(sizes.values()) + fresh * sum(4 * math.prod(shape) for name, shape in wanted.items() if name.startswith("projector."))
     print_tensors(specs)
-    print(f"{len(plan_shards(specs, shard_size))} file(s) · memory at most {peak / 1e9:.3f} GB beyond the mapped files: the largest tensor" + (", and a fresh projector in float32" if fresh else ""))
+    print(f"{len(plan_shards(specs, shard_size))} file(s) · memory for tensors at most {peak / 1e9:.3f} GB beyond the mapped files (the largest tensor{', a fresh projector in float32' * fresh}); some 0.2 GB for the tokenizers")
     for part, source in sorted(parts.items()):
         print(f"{part}: {source}")
     print("projector: fresh\n" * fresh + f"vocabulary: {rows:,} rows → {config.text.vocab_size:,} for {new.vocab_size:,} pieces; pictures: {config.picture_mode}; {dtype}".replace("torch.", ""))

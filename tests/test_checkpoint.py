@@ -470,7 +470,7 @@ def test_a_dry_run_of_13_billion_needs_configs_only(tokenizer_file, tmp_path, ca
     count = 13_015_864_320 + 303_507_456 + (1025 + 5121) * 5120
     assert f"{count:,} parameters, {2 * count:,} bytes" in told and "6 file(s)" in told
     assert "language_model.model.layers.*.mlp.down_proj.weight" in told and "40 × [5120, 13824]       F16     5,662,310,400 bytes" in told
-    assert "memory at most 0.454 GB beyond the mapped files" in told  # 32,000 × 5,120 × 2 bytes, and 4 × 31,467,520 of a projector
+    assert "memory for tensors at most 0.454 GB beyond the mapped files" in told  # 32,000 × 5,120 × 2 bytes, and 4 × 31,467,520 of a projector
     assert not (tmp_path / "out").exists()
 
 

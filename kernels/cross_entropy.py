@@ -8,7 +8,7 @@ fp32. Instead the tokens go through in chunks: a chunk's logits by one matrix pr
 row twice, once for its log-sum-exp and once to turn it, in place, into its gradient
     dlogits[n, v] = (softmax(logits[n])[v] − [v = target[n]]) · g[n]
 and two matrix products to dx and dw at once. For a mean or a sum g[n] is known beforehand, so the backward only has to
-scale what the forward left. For one loss a token it is not: the backward runs the chunks again, with the g that arrives.
+scale what the forward left: the peak is one chunk's logits, dx and dw, 1.1 GB in bf16 at 8,192 × 5,120 × 39,478. For one loss a token it is not: the backward runs the chunks again, with the g that arrives.
 Sums across chunks are kept in fp32. Nothing waits for the GPU: the number of target tokens stays a tensor.
 """
 import torch
@@ -124,6 +124,7 @@ def _differentiate_rows(ctx, grad):
 def _save_total(ctx, inputs, output):
     ctx.save_for_backward(*output[1:])
     ctx.wants = inputs[-2:]
+    ctx.set_materialize_grads(False)  # of the outputs dx and dw nobody asks a gradient: no zeros of their size
 
 
 def _differentiate_total(ctx, g, *_):

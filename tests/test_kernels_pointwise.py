@@ -85,18 +85,28 @@ def test_linear_cross_entropy_in_half_precision_and_chunks(dtype):
         agree(lambda x, w: linear_cross_entropy(x, w, target, chunk_bytes=chunk), [x, w])
 
 
-def test_logits_are_held_for_one_chunk_only():
-    made = []
+class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the bytes of every tensor made, by address: a detached one is not new."""
+    def __init__(self):
+        super().__init__()
+        self.made = {}
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            out = op(*args, **(kwargs or {}))
-            made.extend(t.nbytes for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor) and t._base is None)
-            return out
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        self.made |= {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor) and t._base is None}
+        return out
+
+
+def test_logits_are_held_for_one_chunk_only_and_the_backward_makes_nothing_but_the_gradients():
     x, w, target, grad = (t.to(DEVICE) for t in (torch.randn(64, 8), torch.randn(1000, 8), torch.arange(64), torch.ones(64)))
-    with Watch():
+    with Watch() as forward:
         CE._chunks(x, w, target, grad, -100, 16 * 1024 * 4, True, True)
-    assert max(made) == 16 * 1024 * 4, "16 rows of 1,000 logits, each begun at a multiple of 64"
+    assert max(forward.made.values()) == 16 * 1024 * 4, "16 rows of 1,000 logits, each begun at a multiple of 64"
+    loss = linear_cross_entropy(x.requires_grad_(), w.requires_grad_(), target)
+    with Watch() as backward:
+        torch.autograd.grad(loss, (x, w))
+    made = list(backward.made.values())
+    assert made.count(w.nbytes) == made.count(x.nbytes) == 2, "what the forward left, and that times the incoming gradient"
 
 
 def test_x_llavas_vocabulary():

@@ -348,18 +348,16 @@ def gathered(model, adapters):
 
 
 def export(model, tokenizer_file, out, rank):
-    """Process 0 writes the model folder, and adapters.pt if there are any."""
-    adapters, tensors = {}, {}
-    for name, tensor in gathered(model, adapters):
-        if rank == 0:
-            tensors[name] = tensor.cpu()
+    """Process 0 writes the model folder, a tensor at a time, and adapters.pt if there are any."""
+    adapters = {}
+    tensors = gathered(model, adapters)
     if rank == 0:
-        with torch.device("meta"):
-            result = Model(model.config)
-        result.load_state_dict(tensors, assign=True)
+        checkpoint.write_model(model.config, tensors, tokenizer_file, out)
         if adapters:
             checkpoint.write_atomically(out / "adapters.pt", lambda file: torch.save({"scale": Lora.SCALE, "adapters": adapters}, file))
-        checkpoint.save_model(result, tokenizer_file, out)
+    else:
+        for _ in tensors:  # takes part in the gathering
+            pass
 
 
 # ---------------------------------------------------------------------------------------------- the loop

@@ -246,6 +246,7 @@ def test_packed_documents_do_not_see_each_other_and_cost_what_they_cost_alone(to
     samples = data.Chats([world / "chats.json"], tokenizer, config, 256)
     few = [samples.sample(i) for i in range(5)]
     row = data.pack(few)
+    assert row["positions"][0].tolist() == [n for ids, _, _ in few for n in range(len(ids) - 1)], "rope is relative: the loss would not tell"
     loss = lambda batch: model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch.get("positions"), batch.get("rows")).item()
     assert loss(row) == pytest.approx(loss(data.collate(few, tokenizer.pad_id)), rel=1e-9)
     ends = [0]

@@ -18,9 +18,11 @@ Letters for sizes: B rows, T tokens, P pictures, F phrases.
 """
 
 import argparse
+import atexit
 import hashlib
 import heapq
 import json
+import mmap
 import os
 import random
 import re
@@ -142,8 +144,8 @@ def scan_records(path):
         try:
             if file.read(4096).lstrip()[:1] == b"[":
                 decode, gap = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
-                file.seek(0)
-                text = file.read().decode("latin-1")
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+                    text = str(raw, "latin-1")
                 at = gap(text, gap(text, start).end() + 1).end()
                 while text[at : at + 1] != "]":
                     record, end = decode(text, at)
@@ -159,7 +161,7 @@ def scan_records(path):
                 file.seek(start)
                 for line, raw in enumerate(file, 1):
                     if raw.strip():
-                        yield checked(start, start + len(raw), json.loads(raw.decode("latin-1")), number)
+                        yield checked(start, start + len(raw), json.loads(raw.rstrip().decode("latin-1")), number)
                         number += 1
                     start += len(raw)
         except json.JSONDecodeError as error:
@@ -538,15 +540,18 @@ class Batches(Dataset):
 
 
 def quiet_worker(_):
-    """Ctrl-C reaches every process of a terminal; it is for the one that trains to act on it."""
+    """Signals can reach every process of a group; it is for the one that trains to act on them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
 def loader(batches, workers=0, pin=False):
     """Iterates over `batches` in order, `workers` processes preparing them ahead (0: in this process)."""
-    return DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None, worker_init_fn=quiet_worker, pin_memory=pin)
+    source = iter(DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None, worker_init_fn=quiet_worker, pin_memory=pin))
+    if workers:
+        atexit.register(source._shutdown_workers)  # as they ignore signals, they have to be told, however this process ends
+    return source
 
 
 # ---------------------------------------------------------------------------------------------- command line

@@ -55,6 +55,7 @@ import checkpoint
 import data
 import kernels
 from model import IGNORE, PRESETS, Model
+from plan import GPUS, print_plan, work
 from tokenizer import Tokenizer
 from vision import PhraseScore, phrase_loss
 
@@ -189,10 +190,10 @@ def spread(learner, device, dtype, shard):
     return fully_shard(learner, mp_policy=policy)
 
 
-def backward(engine, params, parts, device, dtype, world=1, stop=0):
+def backward(engine, params, parts, device, dtype, world=1, asked=()):
     """A step up to its gradients, from this process's micro-batches: afterwards p.grad is the gradient of the mean over all targets of the global batch.
 
-    Returns the sums over all processes of loss, targets, tokens, places (tokens and padding), pictures, squared lengths, `stop`; and the loss of each micro-batch."""
+    Returns the sums over all processes of loss, targets, tokens, places (tokens and padding), pictures, squared lengths, and the number of signals `asked`; and the loss of each micro-batch."""
     most = torch.tensor(len(parts), device=device)
     if world > 1:  # packed, one process may need more micro-batches than another, which then repeats its last with nothing to learn
         dist.all_reduce(most, dist.ReduceOp.MAX)
@@ -210,7 +211,7 @@ def backward(engine, params, parts, device, dtype, world=1, stop=0):
         losses.append(loss.detach())
         seen = len(part.get("pixels", ())) if part["used"] else 0
         sums += torch.stack([losses[-1].double(), count.double(), *torch.tensor([part["used"], part["ids"].numel(), seen, part["squares"], 0.0], dtype=torch.float64).to(device)])
-    sums[6] = stop
+    sums[6] = len(asked)
     if world > 1:
         dist.all_reduce(sums)
     # Rule 1: the loss is the sum over all ranks and micro-batches divided by the number of targets in all of them.
@@ -248,53 +249,6 @@ def make_optimizers(learner, recipe):
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["full_lr"] = group["lr"]
     return optimizers
-
-
-# bf16 FLOP/s of the tensor cores without sparsity, and GiB, by a part of the device's name (makers' data sheets)
-GPUS = {"B200": (2250e12, 180), "H200": (989e12, 141), "H100 PCIe": (756e12, 80), "H100 NVL": (835e12, 94), "H100": (989e12, 80), "A100": (312e12, 80), "L40S": (362e12, 48),
-        "A6000": (155e12, 48), "L4": (121e12, 24), "A10": (125e12, 24), "RTX 4090": (165e12, 24), "RTX 3090": (71e12, 24)}  # fmt: skip
-
-
-def work(model):
-    """FLOPs of training on (a token, a target, a picture, a document's squared length): 2 for each weight that a token meets forward, 2 backward where something
-    before it learns, 2 more where it learns itself. Recomputing is not counted: MFU is about useful work."""
-    vision, text = model.config.vision, model.config.text
-    size = lambda module: sum(p.numel() for p in module.parameters() if p.dim() == 2)
-    learns = lambda module: any(p.requires_grad for p in module.parameters())
-    before = learns(model.projector) or learns(model.vision) or learns(model.decoder)
-    cost = lambda module: size(module) * (2 + 2 * before + 2 * learns(module))
-    see = 6 if learns(model.vision) else 2
-    depth, patches = model.config.feature_layer % (vision.num_hidden_layers + 1), vision.num_patches
-    picture = see * patches * (depth * size(model.vision.layers[0]) + 3 * vision.patch_size**2 * vision.hidden_size + depth * 2 * patches * vision.hidden_size)
-    picture += patches * size(model.projector) * (2 + 2 * before * learns(model.vision) + 2 * learns(model.projector))
-    square = text.num_hidden_layers * text.num_attention_heads * text.head_dim * 2 * (3 if before else 1)  # half of the scores are masked
-    return sum(map(cost, model.decoder.layers)), cost(model.decoder.lm_head), picture, square
-
-
-def print_plan(model, recipe, args, samples, processes):
-    """What a run takes: memory by arithmetic (activations are an estimate), steps and hours from a sample of the data."""
-    learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    every, muon = sum(p.numel() for p in model.parameters()), sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and ".layers." in n and p.dim() == 2) * bool(recipe.muon_lr)
-    chosen = [samples.sample(i) for i in range(0, len(samples), max(1, len(samples) // 200))]
-    lengths = [len(ids) - 1 for ids, _, _ in chosen]
-    mean = lambda values: sum(values) / len(chosen)
-    flops = sum(a * b for a, b in zip(work(model), (mean(lengths), mean(sum(mask) for _, mask, _ in chosen), mean(len(p) for _, _, p in chosen), mean(n * n for n in lengths))))
-    steps = args.steps or math.ceil(recipe.epochs * math.ceil(len(samples) / recipe.batch))
-    peak, memory = GPUS[args.gpu]
-    text, micro = model.config.text, args.micro_batch or recipe.batch // processes
-    C, H, K, I = text.hidden_size, text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim, text.intermediate_size
-    block = 8 * C + 4 * C + 4 * (H + K) + 6 * I  # bytes a token: two residuals in float32, two normed copies, q k v and the output, gate, up and their product in bf16
-    tokens = args.pack or micro * max(lengths)
-    kept = tokens * (4 * C * text.num_hidden_layers + block if args.recompute else block * text.num_hidden_layers)
-    share, copy = (processes, max(sum(p.numel() for p in b.parameters()) for b in model.decoder.layers) * 2 + 2 * 2 * text.vocab_size * C) if args.shard else (1, every)
-    rows = {"weights (fp32)": 4 * every / share, "their bf16 copies": 2 * copy, "gradients (fp32)": 4 * learns / share, "optimizer": (8 * (learns - muon) + 4 * muon) / share, "activations (estimate)": kept}
-    print(f"{args.stage}: {learns:,} parameters learn, {every - learns:,} are frozen; {len(samples):,} samples, about {mean(lengths):,.0f} tokens and {mean(len(p) for _, _, p in chosen):.2f} pictures each")
-    print(f"{processes} process(es), a batch of {recipe.batch}: about {recipe.batch * mean(lengths):,.0f} tokens a step, {math.ceil(len(samples) / recipe.batch):,} steps an epoch, {steps:,} in all")
-    for name, size in rows.items():
-        print(f"  {name:24} {size / 2**30:10.2f} GiB a process")
-    total = sum(rows.values()) / 2**30
-    print(f"  {'together':24} {total:10.2f} GiB of the {args.gpu}'s {memory}" + ("" if total < 0.9 * memory else ": too much; try --shard, --recompute, a smaller --micro-batch, --lora-rank"))
-    print(f"{flops * recipe.batch * steps:.3g} FLOPs: {flops * recipe.batch * steps / (processes * peak * args.mfu) / 3600:,.2f} hours on {processes} × {args.gpu} at an MFU of {args.mfu:.0%}")
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints
@@ -394,18 +348,16 @@ def gathered(model, adapters):
 
 
 def export(model, tokenizer_file, out, rank):
-    """Process 0 writes the model folder, and adapters.pt if there are any."""
-    adapters, tensors = {}, {}
-    for name, tensor in gathered(model, adapters):
-        if rank == 0:
-            tensors[name] = tensor.cpu()
+    """Process 0 writes the model folder, a tensor at a time, and adapters.pt if there are any."""
+    adapters = {}
+    tensors = gathered(model, adapters)
     if rank == 0:
-        with torch.device("meta"):
-            result = Model(model.config)
-        result.load_state_dict(tensors, assign=True)
+        checkpoint.write_model(model.config, tensors, tokenizer_file, out)
         if adapters:
             checkpoint.write_atomically(out / "adapters.pt", lambda file: torch.save({"scale": Lora.SCALE, "adapters": adapters}, file))
-        checkpoint.save_model(result, tokenizer_file, out)
+    else:
+        for _ in tensors:  # takes part in the gathering
+            pass
 
 
 # ---------------------------------------------------------------------------------------------- the loop
@@ -527,7 +479,7 @@ def train(args, recipe):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: (asked.append(number), signal.signal(number, signal.SIG_DFL)))
     workers = args.workers if args.workers is not None else 4 * (device.type == "cuda")
-    source, in_row, skipped, began = iter(data.loader(batches, workers, device.type == "cuda")), 0, 0, time.time()
+    source, in_row, skipped, began = data.loader(batches, workers, device.type == "cuda"), 0, 0, time.time()
     mark, printed, done = began, began, start
     learner.train()
     for step in range(start, steps):
@@ -537,7 +489,7 @@ def train(args, recipe):
         wait = time.time() - mark
         for part in parts:
             leave_out(part["bad"])
-        (total, count, tokens, places, pictures, squares, stop), losses = backward(engine, params, parts, device, dtype, world, len(asked))
+        (total, count, tokens, places, pictures, squares, stop), losses = backward(engine, params, parts, device, dtype, world, asked)
         for _, rows, p in frozen:
             (p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad)[: len(rows)] = 0
         norm = nn.utils.clip_grad_norm_(params, recipe.clip)
@@ -661,3 +613,5 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:  # a first one during training finishes the step and saves
+        sys.exit("train.py: interrupted before the first step")

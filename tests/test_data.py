@@ -1,15 +1,18 @@
 """Files, the chat template and its mask, batches, and what is said of bad samples."""
 
 import json
+import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import data
-from model import IGNORE
+from model import IGNORE, Model
 
 ROOT = Path(__file__).parent.parent
 
@@ -171,7 +174,6 @@ def test_workers_change_nothing(tokenizer, config, world):
 
 def test_check_and_show_as_commands(tokenizer_file, config, world, tmp_path):
     import checkpoint
-    from model import Model
 
     checkpoint.save_model(Model(config).init_weights(), tokenizer_file, tmp_path / "model")
     run = lambda *args: subprocess.run([sys.executable, ROOT / "data.py", *args, "--model", tmp_path / "model"], capture_output=True, text=True)
@@ -184,3 +186,94 @@ def test_check_and_show_as_commands(tokenizer_file, config, world, tmp_path):
     assert shown.returncode == 0 and "\033[32m" in shown.stdout and shown.stdout.splitlines()[0].count("<image>") == 1
     lost = run("check", "nowhere.json")
     assert lost.returncode == 1 and lost.stderr.strip() == "data.py: nowhere.json: no such file"
+
+
+def test_records_are_found_by_place_whatever_the_layout_and_read_right(tmp_path):
+    records = [{"id": '한 { " [ \\', "text": "猫\\\\" * n, "nested": [{"a": [1, 2]}]} for n in range(50)]
+    texts = {"list.json": json.dumps(records, ensure_ascii=False), "indented.json": "\n" + json.dumps(records, indent=3), "lines.jsonl": "\n\n".join(json.dumps(r, ensure_ascii=False) for r in records), "bom.json": "\ufeff" + json.dumps(records)}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        raw = (tmp_path / name).read_bytes()
+        found = list(data.scan_records(tmp_path / name))
+        assert [json.loads(raw[start:end]) for start, end, _ in found] == records == data.read_records(tmp_path / name)
+    for text, where in (("[{}, {} {}]", "line 1 column 9"), ("[{}]\n x", "line 1 column 5"), ("{}\n{\n", "line 2"), ("[{}, 3]", "record 1 is int, must be an object")):
+        (tmp_path / "broken").write_text(text)
+        with pytest.raises(ValueError, match=where):
+            list(data.scan_records(tmp_path / "broken"))
+
+
+def test_samples_do_not_grow_with_what_the_records_say(tokenizer, config, tmp_path):
+    """Only places are held: the same number of records of twenty times the text takes the same memory."""
+    held = []
+    for size in (1, 20):
+        with open(tmp_path / "set.jsonl", "w") as file:
+            for n in range(2000):
+                file.write(json.dumps({"id": n, "conversations": [human("what? " * 10 * size), gpt("this")]}) + "\n")
+        tracemalloc.start()
+        samples = data.Chats([tmp_path / "set.jsonl"], tokenizer, config, 10_000)
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert len(samples) == 2000 and samples.record(1999)["id"] == 1999
+    assert held[1] < 1.1 * held[0] and held[0] / 2000 < 60, held
+
+
+def test_texts_are_tokenized_once_and_half_a_cache_is_none(tokenizer, tmp_path):
+    (tmp_path / "t.txt").write_text("What colour is the cat?\n\n고양이\n")
+    first = data.Texts([tmp_path / "t.txt"], tokenizer, 64, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    assert [first.sample(i)[0] for i in range(2)] == [[tokenizer.bos_id, *tokenizer.package.encode(line), tokenizer.eos_id] for line in ("What colour is the cat?", "고양이")]
+    ids = np.fromfile(file, np.uint16)
+    ids[1] = 77  # seen if, and only if, the file is read again
+    ids.tofile(file)
+    (tmp_path / "cache" / (file.name + ".1.tmp")).write_bytes(b"half")
+    assert data.Texts([tmp_path / "t.txt"], tokenizer, 64, tmp_path / "cache").sample(0)[0][1] == 77
+    (tmp_path / "t.txt").write_text("What colour is the dog?\n")  # another text: another file
+    assert data.Texts([tmp_path / "t.txt"], tokenizer, 64, tmp_path / "cache").sample(0)[0][1:-1] == tokenizer.package.encode("What colour is the dog?")
+
+
+def test_weights_give_each_file_its_share_and_every_sample_its_turn():
+    plan = data.Plan([0] * 100, 10, seed=1, sizes=[80, 20], weights=[1, 3])  # 25 and 75 a epoch
+    seen = [i for step in range(4 * plan.per_epoch) for i in plan[step]]
+    assert plan.per_epoch == 10 and sum(i < 80 for i in seen) == 100 and len(seen) == 400
+    counts = [seen.count(i) for i in range(100)]
+    assert set(counts[:80]) == {1, 2} and set(counts[80:]) == {15}, "nobody comes again before all others did"
+    assert data.Plan([0] * 100, 10, seed=1, sizes=[80, 20], weights=[1, 3])[17] == plan[17], "a step's samples don't depend on what was asked before"
+
+
+def test_packed_documents_do_not_see_each_other_and_cost_what_they_cost_alone(tokenizer, config, world):
+    torch.manual_seed(0)
+    model = Model(config).init_weights().double()
+    samples = data.Chats([world / "chats.json"], tokenizer, config, 256)
+    few = [samples.sample(i) for i in range(5)]
+    row = data.pack(few)
+    assert row["positions"][0].tolist() == [n for ids, _, _ in few for n in range(len(ids) - 1)], "rope is relative: the loss would not tell"
+    loss = lambda batch: model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch.get("positions"), batch.get("rows")).item()
+    assert loss(row) == pytest.approx(loss(data.collate(few, tokenizer.pad_id)), rel=1e-9)
+    ends = [0]
+    for ids, _, _ in few:
+        ends.append(ends[-1] + len(ids) - 1)
+    changed = row["ids"].clone()
+    changed[0, ends[1] + 8] += 1  # a token of the second document
+    hidden = lambda ids: model(ids, row["pixels"], row["positions"], row["rows"])[0]
+    moved = (hidden(changed) != hidden(row["ids"])).any(dim=1).nonzero()[:, 0]
+    assert ends[1] + 8 == moved.min() and moved.max() < ends[2], "its own later tokens feel it, no other document does"
+
+
+def test_bins_hold_everything_once_within_the_budget_and_evenly():
+    rng = random.Random(0)
+    for _ in range(50):
+        lengths = [rng.randint(1, 100) for _ in range(rng.randint(1, 40))]
+        groups = data.bins(lengths, 150)
+        loads = [sum(lengths[i] for i in group) for group in groups]
+        assert sorted(i for group in groups for i in group) == list(range(len(lengths))) and max(loads) <= 150
+        assert len(groups) <= 2 * sum(lengths) / 150 + 1
+
+
+def test_a_rank_without_pictures_or_with_a_bad_one_says_nothing_in_the_contrast(tokenizer, config, world, tmp_path):
+    phrases = data.Phrases([world / "captions.json"], tokenizer, config)
+    parts = [phrases.batch([4], rank, 2) for rank in range(2)]
+    assert [p["pictures"] for p in parts] == [[1, 1]] * 2 and parts[1]["usable"].tolist() == [False] and parts[1]["is_known"].shape == (0, 2)
+    assert parts[0]["is_known"][:, 0].all() and not parts[0]["is_known"][:, 1].any()
+    phrases.pictures[7] = (phrases.pictures[7][0], "lost.png")
+    batch = phrases.batch([4, 7, 5])
+    assert batch["usable"].tolist() == [True, False, True] and "lost.png: no such picture" in batch["bad"][0] and len(batch["offsets"]) == len(phrases.phrases[4]) + len(phrases.phrases[5])

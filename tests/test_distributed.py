@@ -61,7 +61,7 @@ def spread_out(folder, file):
                                            ("FSDP2", 0, 0, True, False), ("FSDP2, recomputing, 2 × 2 × 2", 2, 0, True, False), ("DDP, packed", 0, 60, False, False), ("FSDP2, packed", 0, 60, True, False)]:  # fmt: skip
         ours, of = (0, 1) if only else (rank, world)
         batches = data.Batches(samples, 8, seed=5, pad_id=tokenizer.pad_id, micro=micro, rank=ours, world=of, budget=budget)
-        batches.plan = data.Plan([0] * len(samples), 8, 5, samples.sizes)  # the same eight every way: packed, a batch isn't sorted by length
+        batches.plan = data.Plan(samples.lengths, 8, 5)  # packed, the order is another: here the same samples
         for step in (0, 1):  # eight samples, and the one that is left
             model = checkpoint.load_model(folder)
             train.choose_parts(model, recipe, 0)

@@ -1,0 +1,63 @@
+"""What a run costs: floating-point operations for the log's MFU, and for `train.py --plan` memory, steps and hours before anything is paid.
+
+Where it stands: beside train.py, which calls it.
+
+    python train.py instruct --preset x-llava-7b --tokenizer both.model --data instruct.json -o out --plan 8 --gpu H100 --shard --recompute
+
+Letters for sizes: C width, H query heads × head width, K key-value heads × head width, I width inside the MLP.
+"""
+
+import math
+
+# bf16 FLOP/s of the tensor cores without sparsity, and GiB, by a part of the device's name (makers' data sheets)
+GPUS = {"B200": (2250e12, 180), "H200": (989e12, 141), "H100 PCIe": (756e12, 80), "H100 NVL": (835e12, 94), "H100": (989e12, 80), "A100": (312e12, 80), "L40S": (362e12, 48),
+        "A6000": (155e12, 48), "L4": (121e12, 24), "A10": (125e12, 24), "RTX 4090": (165e12, 24), "RTX 3090": (71e12, 24)}  # fmt: skip
+
+
+def work(model):
+    """FLOPs of training on (a token, a target, a picture, a document's squared length): 2 for each weight that a token meets forward, 2 backward where something
+    before it learns, 2 more where it learns itself. Recomputing is not counted: MFU is about useful work."""
+    vision, text = model.config.vision, model.config.text
+    size = lambda module: sum(p.numel() for p in module.parameters() if p.dim() == 2)
+    learns = lambda module: any(p.requires_grad for p in module.parameters())
+    before = learns(model.projector) or learns(model.vision) or learns(model.decoder)
+    cost = lambda module: size(module) * (2 + 2 * before + 2 * learns(module))
+    see = 6 if learns(model.vision) else 2
+    depth, patches = model.config.feature_layer % (vision.num_hidden_layers + 1), vision.num_patches
+    picture = see * patches * (depth * size(model.vision.layers[0]) + 3 * vision.patch_size**2 * vision.hidden_size + depth * 2 * patches * vision.hidden_size)
+    picture += patches * size(model.projector) * (2 + 2 * before * learns(model.vision) + 2 * learns(model.projector))
+    square = text.num_hidden_layers * text.num_attention_heads * text.head_dim * 2 * (3 if before else 1)  # half of the scores are masked
+    return sum(map(cost, model.decoder.layers)), cost(model.decoder.lm_head), picture, square
+
+
+def print_plan(model, recipe, args, samples, processes):
+    """Memory a process by arithmetic, steps, and hours from 200 samples of the data. The model may be on the meta device.
+
+    Activations are an estimate, of the fused kernels under bf16: what a block keeps for its backward; with --recompute its input, and one block's all."""
+    count = lambda parameters: sum(p.numel() for p in parameters)
+    every, learns = count(model.parameters()), count(p for p in model.parameters() if p.requires_grad)
+    muon = count(p for name, p in model.named_parameters() if recipe.muon_lr and p.requires_grad and ".layers." in name and p.dim() == 2)
+    chosen = [samples.sample(i) for i in range(0, len(samples), max(1, len(samples) // 200))]
+    mean = lambda values: sum(values) / len(chosen)
+    lengths = [len(ids) - 1 for ids, _, _ in chosen]
+    tokens, pictures = mean(lengths), mean(len(pixels) for _, _, pixels in chosen)
+    flops = recipe.batch * sum(a * b for a, b in zip(work(model), (tokens, mean(sum(mask) for _, mask, _ in chosen), pictures, mean(n * n for n in lengths))))
+    per_epoch = math.ceil(len(samples) / recipe.batch)
+    steps = args.steps or math.ceil(recipe.epochs * per_epoch)
+
+    text, L = model.config.text, model.config.text.num_hidden_layers
+    C, H, K, I = text.hidden_size, text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim, text.intermediate_size
+    block = 2 * 4 * C + 2 * 2 * C + 2 * (2 * H + 2 * K) + 3 * 2 * I  # bytes a token: two residuals in fp32; in bf16 two normed copies; q, k, v, output; gate, up, product
+    at_once = args.pack or (args.micro_batch or recipe.batch // processes) * max(lengths)
+    share = processes if args.shard else 1
+    copies = every if not args.shard else 2 * count(model.decoder.layers[0].parameters()) + count(model.decoder.embed_tokens.parameters()) + count(model.decoder.lm_head.parameters())
+    rows = {"weights (fp32)": 4 * every / share, "their bf16 copies": 2 * copies, "gradients (fp32)": 4 * learns / share,
+            "optimizer": (8 * (learns - muon) + 4 * muon) / share, "activations (estimate)": at_once * (4 * C * L + block if args.recompute else block * L)}  # fmt: skip
+    peak, memory = GPUS[args.gpu]
+    print(f"{args.stage}: {learns:,} parameters learn, {every - learns:,} are frozen; {len(samples):,} samples, about {tokens:,.0f} tokens and {pictures:.2f} pictures each")
+    print(f"{processes} process(es), a batch of {recipe.batch}: about {recipe.batch * tokens:,.0f} tokens a step, {per_epoch:,} steps an epoch, {steps:,} in all")
+    for name, size in rows.items():
+        print(f"  {name:24} {size / 2**30:10.2f} GiB a process")
+    total = sum(rows.values()) / 2**30
+    print(f"  {'together':24} {total:10.2f} GiB of the {args.gpu}'s {memory}" + ("" if total < 0.9 * memory else ": too much; try --shard, --recompute, a smaller --micro-batch, --lora-rank"))
+    print(f"{flops * steps:.3g} FLOPs: {flops * steps / (processes * peak * args.mfu) / 3600:,.2f} hours on {processes} × {args.gpu} at an MFU of {args.mfu:.0%}")

@@ -307,17 +307,19 @@ class Endpoint:
     def reserve(self, words, jpeg):
         """Room in the budget for one more request, with what all those under way may cost at most."""
         tokens, args = (estimate(words, jpeg)[0], self.args.max_tokens), self.args
-        with self.lock:
-            if self.stop.is_set():
-                raise Stop("stopped")
-            if args.max_requests is not None and self.sent >= args.max_requests:
-                raise Stop(f"--max-requests {args.max_requests:,} reached")
-            dearest_in = max([tokens[0]] + [t[0] for t in self.journal.tokens[-100:]])
-            most = cost((dearest_in, tokens[1]), args)
-            if args.max_cost is not None and self.spent + self.in_flight + most > args.max_cost:
-                raise Stop(f"--max-cost {args.max_cost:g} reached: {self.spent:.4f} spent, one more request may cost {most:.4f}")
-            self.sent, self.in_flight = self.sent + 1, self.in_flight + most
-        return most
+        while True:
+            with self.lock:
+                if self.stop.is_set():
+                    raise Stop("stopped")
+                if args.max_requests is not None and self.sent >= args.max_requests:
+                    raise Stop(f"--max-requests {args.max_requests:,} reached")
+                most = cost((max([tokens[0]] + [t[0] for t in self.journal.tokens[-100:]]), tokens[1]), args)
+                if args.max_cost is None or self.spent + self.in_flight + most <= args.max_cost:
+                    self.sent, self.in_flight = self.sent + 1, self.in_flight + most
+                    return most
+                if self.in_flight < 1e-12:
+                    raise Stop(f"--max-cost {args.max_cost:g} reached: {self.spent:.4f} spent, one more request may cost {most:.4f}")
+            self.wait(0.05)  # those under way may cost less than the most
 
     def post(self, body):
         """(status, headers, payload). Raises OSError or HTTPException where no whole answer came in time. Follows no redirect, knows no proxy."""
@@ -470,7 +472,7 @@ REFUSALS = re.compile(  # pairs are parallel: a language without a line here is 
     r"|(无法|不能|看不到|没法)(直接)?(看到|查看|识别|访问|分析|打开)?(这张|该|您的|此)?(图片|图像|照片|图)|^(抱歉|对不起|我?无法看到)|作为(一个|一名)?(AI|人工智能|语言模型)", re.IGNORECASE,
 )  # fmt: skip
 DENIALS = (  # of an object {}: looked for in question and answer, one after the other
-    r"\b(no|not an?|not any|without( an?| any)?|n['’]t( an?| any)) (?!other|more|second)(\w+ )?{}(s|es)?\b|\b(is|are) there (an?|any) {}(s|es)?( in (the|this) \w+)?\? ?no\b|\b{}(s|es)? (is|are) (absent|missing|nowhere)"
+    r"(\b(no|not an?|not any|without( an?| any)?)|n['’]t( an?| any)) (?!other|more|second)(\w+ )?{}(s|es)?\b|\b(is|are) there (an?|any) {}(s|es)?( in (the|this) \w+)?\? ?no\b|\b{}(s|es)? (is|are) (absent|missing|nowhere)"
     r"|{}(은|는|이|가|도)? ?(없|보이지 않)|{}(이|가|은|는)? ?(있|보이)[^?]{{0,6}}\? ?아니|(没有|沒有|看不到|不见)(任何)?{}|有(没有)?{}吗?[？?] ?(没有|不)"
 )
 
@@ -737,7 +739,13 @@ def annotate(args):
     journal = Journal(beside(args.out, ".journal.jsonl"))
     if journal.passed_over:
         print(f"{journal.path}: {journal.passed_over} broken line(s) passed over, as a crash leaves them", file=sys.stderr)
-    endpoint, why = Endpoint(args, key, journal), None
+    with journal.file:  # closed, it is free for the next process
+        return run(args, items, refused, journal, Endpoint(args, key, journal))
+
+
+def run(args, items, refused, journal, endpoint):
+    """Asks for what the journal lacks, then makes the set from it; returns the exit status."""
+    why = None
     bar = tqdm(total=len(items), unit="request", disable=None)
     pool = ThreadPoolExecutor(args.concurrency)
     try:

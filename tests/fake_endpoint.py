@@ -22,7 +22,7 @@ WORDS = {
 
 def good(picture, kind, languages, turns=3):
     """What a well-behaved model writes: different for every picture and kind, the same in every language."""
-    return {code: [dict(zip(("question", "answer"), (text.format(n=f"{n}{len(kind)}", p=picture) for text in WORDS[code]))) for n in range(turns)] for code in languages}
+    return {code: [dict(zip(("question", "answer"), (text.format(n=f"{n}{len(kind)}", p=picture) for text in WORDS[code]))) for n in range(turns)] for code in languages if code in WORDS}
 
 
 def completion(text, finish="stop", **more):

@@ -147,6 +147,19 @@ def test_killed_at_random_it_goes_on_and_pays_for_nothing_twice(tmp_path):
     assert asked >= 36
 
 
+def test_ctrl_c_waits_for_what_is_under_way_and_leaves_a_whole_set(tmp_path):
+    folder, journal = make_pictures(tmp_path / "pictures", 6), tmp_path / "set.journal.jsonl"
+    with Fake(lambda body, count: 0.1) as fake:
+        process = fork(options(folder, fake.url))
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
+            time.sleep(0.002)
+        os.kill(process, signal.SIGINT)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
+        records, rejected = result(folder)
+        assert len(fake.asked) == len(rows(journal)) == len(records) // 3 < 24, "every reply that was asked for has been kept"
+        assert {row["reason"] for row in rejected} == {"not asked yet"} and len(rejected) + len(records) // 3 == 24
+
+
 def test_a_second_process_on_the_same_journal_is_refused(tmp_path):
     first = annotate.Journal(tmp_path / "set.journal.jsonl")
     with pytest.raises(ValueError, match="another annotate.py"):
@@ -559,7 +572,6 @@ def test_the_demo_world_as_the_model_answers_in_parallel_from_the_pixels_alone(t
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        began, command = time.time(), [sys.executable, str(ROOT / "annotate.py")]
-        start = lambda arguments: subprocess.Popen(command + arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid
-        asked, served, records, rejected = killed_and_started_again(Path(temporary) / "pictures", int(sys.argv[1]), int(sys.argv[2]), 0, start)
+        began = time.time()
+        asked, served, records, rejected = killed_and_started_again(Path(temporary) / "pictures", int(sys.argv[1]), int(sys.argv[2]), 0, fork)
         print(f"{asked} requests, {records} records, {rejected} rejected rows, {time.time() - began:.0f} s: all assertions held")

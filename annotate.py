@@ -292,7 +292,7 @@ class Endpoint:
             elif status:
                 raise Stop(f"{self.args.base_url} answers HTTP {status}: {self.one_line(payload)}" + (f"; is the key in ${self.args.key_env} right?" if status in (401, 403) else ""))
             if tried < self.args.tries:
-                self.wait(max(asked_to_wait, min(60, self.args.backoff * 2 ** (tried - 1)) * random.uniform(0.5, 1.5)))
+                self.wait(min(60, self.args.backoff * 2 ** (tried - 1)) * random.uniform(0.5, 1.5))
         if status == 200 and tried >= self.args.tries:
             return  # the journal holds the malformed replies: they are the reason
         self.set_aside(key, name, reason)

@@ -250,6 +250,14 @@ def test_a_reply_that_is_not_the_json_asked_for_is_asked_again_then_set_aside(tm
     assert (tmp_path / "set.journal.jsonl").stat().st_size < 3 << 20
 
 
+def test_of_an_endless_reply_no_more_than_the_limit_is_read(tmp_path, monkeypatch):
+    folder, sizes, real = make_pictures(tmp_path / "pictures", 1), [], annotate.open_reply
+    monkeypatch.setattr(annotate, "open_reply", lambda payload, *rest: sizes.append(len(payload)) or real(payload, *rest))
+    with Fake(lambda body, count: completion("x" * 10_000_000)) as fake:
+        annotate.main(options(folder, fake.url, "--kinds", "object", "--tries", 1))
+    assert len(sizes) == 1 and annotate.MAX_REPLY < sizes[0] < annotate.MAX_REPLY + (1 << 17)
+
+
 def test_a_server_that_refuses_the_schema_is_asked_in_simpler_ways(tmp_path):
     def reply(body, count):
         if "max_tokens" in body:

@@ -47,12 +47,12 @@ FRESH := --preset tiny --tokenizer $(OUT)/tokenizer.model
 after_vision := $(if $(filter vision,$(WITHOUT)),$(FRESH),--model $(OUT)/vision)
 after_text := $(if $(filter text,$(WITHOUT)),$(after_vision),--model $(OUT)/text)
 after_align := $(if $(filter align,$(WITHOUT)),$(after_text),--model $(OUT)/align)
-after_describe := $(if $(filter describe,$(WITHOUT)),$(after_align),--model $(OUT)/describe)
+after_drill := $(if $(filter drill,$(WITHOUT)),$(after_align),--model $(OUT)/drill)
 needs = $(if $(filter $(1),$(WITHOUT)),$(2),$(OUT)/$(1)/config.json)
 vision_needs := $(call needs,vision,$(OUT)/tokenizer.model)
 text_needs := $(call needs,text,$(vision_needs))
 align_needs := $(call needs,align,$(text_needs))
-describe_needs := $(call needs,describe,$(align_needs))
+drill_needs := $(call needs,drill,$(align_needs))
 
 $(OUT)/vision/config.json: $(OUT)/tokenizer.model
 	$(call step,vision,$(TRAIN) vision $(FRESH) --data $(DATA)/phrases.json --lr 1e-3 --muon-lr 0.01 --batch 32 --steps 1800 --seed $(SEED) --resume -o $(OUT)/vision)
@@ -63,12 +63,12 @@ $(OUT)/text/config.json: $(vision_needs)
 $(OUT)/align/config.json: $(text_needs)
 	$(call step,align,$(TRAIN) align $(after_text) --data $(DATA)/captions.json --lr 2e-3 --batch 32 --steps 60 --seed $(SEED) --resume -o $(OUT)/align)
 
-# Captions once more, now the decoder learns as well: naming what stands beside a word is the easiest lookup, and questions build on it
-$(OUT)/describe/config.json: $(align_needs)
-	$(call step,describe,$(TRAIN) instruct $(after_align) --data $(DATA)/statements.json --lr 1e-3 --muon-lr 0.005 --batch 16 --steps 700 --seed $(SEED) --resume -o $(OUT)/describe)
+# Two plain questions about pictures of several things, over and over: the decoder learns to look one thing up by another, and all that follows builds on it
+$(OUT)/drill/config.json: $(align_needs)
+	$(call step,drill,$(TRAIN) instruct $(after_align) --data $(DATA)/drill.json --lr 1e-3 --muon-lr 0.005 --batch 32 --steps 700 --seed $(SEED) --resume -o $(OUT)/drill)
 
-$(OUT)/instruct/config.json: $(describe_needs)
-	$(call step,instruct,$(TRAIN) instruct $(after_describe) --data $(DATA)/instruct.json --lr 1e-3 --muon-lr 0.005 --batch 16 --parts $(PARTS) --merge 2 --steps 1500 --seed $(SEED) --resume -o $(OUT)/instruct)
+$(OUT)/instruct/config.json: $(drill_needs)
+	$(call step,instruct,$(TRAIN) instruct $(after_drill) --data $(DATA)/instruct.json --lr 1e-3 --muon-lr 0.005 --batch 16 --parts $(PARTS) --merge 2 --steps 1500 --seed $(SEED) --resume -o $(OUT)/instruct)
 
 $(OUT)/eval.json: $(OUT)/instruct/config.json
 	$(call step,evaluate,$(PYTHON) evaluate.py --model $(OUT)/instruct --data $(DATA)/unseen_pictures.json $(DATA)/unseen_combinations.json $(DATA)/cross_lingual.json -o $@)

@@ -73,8 +73,6 @@ WORDS = {
         "pair": "a/an {kind} {direction} a/an {other}",
         "sentences": ["There is a/an {size} {colour} {kind} {place}.", "I see a/an {size} {colour} {kind} {place}.", "A/an {size} {colour} {kind} is {place}.",
                       "The {kind} {place} is {size} and {colour}.", "The {kind} is {colour}. It is {size} and {place}.", "The {colour} thing {place} is a/an {size} {kind}."],  # fmt: skip
-        "statements": ["the {kind} is {colour}", "the {kind} is {size}", "the {kind} is {place}", "the {colour} thing is a/an {kind}", "the {colour} thing is {size}", "the {colour} thing is {place}",
-                       "{place} is a/an {kind}", "{place} is something {colour}", "{place} is something {size}"],  # fmt: skip
         "pair_says": "The {kind} is {direction} the {other}.",
         "note": "{place}: {notes};",
         "describe": ["Describe the picture.", "What is in the picture?", "What does the picture show?", "Tell me what you see."],
@@ -121,8 +119,6 @@ WORDS = {
         "pair": "{other} {direction}에 있는 {kind}",
         "sentences": ["{place}에 {size} {colour} {kind}이/가 있어요.", "{place}에 {size} {colour} {kind}이/가 보여요.", "{size} {colour} {kind}이/가 {place}에 있어요.",
                       "{place}에 있는 {kind}은/는 {colour}이고 {size_end}.", "{kind}은/는 {colour}이에요/예요. {place}에 있고 {size_end}.", "{place}에 있는 {colour} 물체는 {size} {kind}이에요/예요."],  # fmt: skip
-        "statements": ["{kind}은/는 {colour}", "{kind}은/는 {size_end}", "{kind}은/는 {place}에 있어요", "{colour} 물체는 {kind}", "{colour} 물체는 {size_end}", "{colour} 물체는 {place}에 있어요",
-                       "{place}에는 {kind}", "{place}에는 {colour} 물체", "{place}에는 {size} 물체"],  # fmt: skip
         "pair_says": "{kind}은/는 {other}의 {direction}에 있어요.",
         "note": "{place}: {notes};",
         "describe": ["그림을 설명해 주세요.", "그림에 무엇이 있나요?", "그림에 무엇이 보이나요?", "무엇이 보이는지 말해 주세요."],
@@ -169,8 +165,6 @@ WORDS = {
         "pair": "{other}{direction}有一{measure}{kind}",
         "sentences": ["{place}有一{measure}{colour}的{size}{kind}。", "我看到{place}有一{measure}{colour}的{size}{kind}。", "一{measure}{colour}的{size}{kind}在{place}。",
                       "{place}的{kind}是{colour}的，{size_end}。", "{kind}是{colour}的。它在{place}，{size_end}。", "{place}那个{colour}的东西是一{measure}{size}{kind}。"],  # fmt: skip
-        "statements": ["{kind}是{colour}", "{kind}{size_end}", "{kind}在{place}", "{colour}的东西是{kind}", "{colour}的东西{size_end}", "{colour}的东西在{place}",
-                       "{place}是{kind}", "{place}的东西是{colour}", "{place}的东西{size_end}"],  # fmt: skip
         "pair_says": "{kind}在{other}的{direction}。",
         "note": "{place}：{notes}；",
         "describe": ["描述这张图片。", "图片里有什么？", "图片里能看到什么？", "说说你看到了什么。"],
@@ -430,16 +424,6 @@ def phrases(scene, language, rng):
     return said
 
 
-def statements(scene, language, rng, most=12):
-    """What a scene is like, one thing's one property at a time and from every side: the cat is red, the red thing is a cat, at the top left is a cat.
-    Captions of nouns and adjectives alone never go from a kind to its colour, and a decoder that has not seen it said can't be asked for it."""
-    w = WORDS[language]
-    said = [say(template, **thing.words(language)) for thing in scene.things for template in w["statements"]]
-    pairs = [(a, d, b) for b in scene.things for d in DIRECTIONS for a in scene.beside(b, d)]
-    said += [say(w["pair_says"], **(a.words(language) | {"direction": w["direction"][d], "other": w["kind"][b.kind]})).strip(".。").replace("The", "the", 1) for a, d, b in pairs]
-    return rng.sample(said, min(most, len(said)))
-
-
 def full_caption(scene, language, rng):
     """One phrase a thing, with all its attributes, and one for the background."""
     said = [say(WORDS[language]["full"], **thing.words(language)) for thing in rng.sample(scene.things, len(scene.things))]
@@ -521,6 +505,17 @@ def chat(scene, language, rng, turns, thing=None, by="pronoun"):
     return talk[:turns]
 
 
+def drill(scene, language, rng, records=2):
+    """The two plainest questions that can't be answered without looking one thing up by another: what is the red thing, which colour is the cat.
+
+    Of one thing alone anything may be said that is seen; so only pictures of several are asked about. A decoder learns looking up all at once and late, and the
+    sooner the more of its loss hangs on nothing else (docs/experiments.md)."""
+    if len(scene.things) < 2:
+        return []
+    pairs = [rng.sample(scene.things, 2) for _ in range(records)]
+    return [rng.sample([ask(scene, "what", language, rng, one), ask(scene, "colour", language, rng, other)], 2) for one, other in pairs]
+
+
 def conversations(scene, language, rng, index):
     """{kind: turns} of one picture in one language: the four kinds of X-LLaVA, and yes/no."""
     things = rng.sample(scene.things, len(scene.things))
@@ -560,14 +555,14 @@ def random_for(*names):
 
 def train_records(scene, seed, index):
     """Captions, phrases and conversations of one training picture, in each of its languages."""
-    made = {"captions": [], "phrases": [], "statements": [], "instruct": []}
+    made = {"captions": [], "phrases": [], "drill": [], "instruct": []}
     image = f"pictures/train/{index:05}.png"
     for language in scene.languages():
         w, rng = WORDS[language], random_for(seed, "said", index, language)
         id = f"train-{index:05}-{language}"
         made["captions"].append(record(id + "-caption", language, "caption", [(rng.choice(w["describe"]), comma(language).join(full_caption(scene, language, rng)))], image))
         made["phrases"].append(record(id + "-phrases", language, "phrases", [(rng.choice(w["list"]), comma(language).join(phrases(scene, language, rng)))], image))
-        made["statements"].append(record(id + "-statements", language, "statements", [(rng.choice(w["list"]), comma(language).join(statements(scene, language, rng)))], image))
+        made["drill"] += [record(f"{id}-drill-{n}", language, "drill", turns, image) for n, turns in enumerate(drill(scene, language, rng))]
         made["instruct"] += [record(f"{id}-{kind}", language, kind, turns, image) for kind, turns in conversations(scene, language, rng, index).items()]
     return made
 
@@ -772,7 +767,7 @@ def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=prin
     splits = make_scenes(seed, pictures)
     for name in ("text", *(f"pictures/{split}" for split in splits)):
         (folder / name).mkdir(parents=True)
-    lines, counts = {"captions": [], "phrases": [], "statements": [], "instruct": []}, {}
+    lines, counts = {"captions": [], "phrases": [], "drill": [], "instruct": []}, {}
     jobs = [(folder, seed, split, i, scene) for split, scenes in splits.items() for i, scene in enumerate(scenes)]
     texts = [(kind, seed, start, min(start + 1000, documents)) for kind in LANGUAGES + ("parallel",) for start in range(0, documents, 1000)]
     with multiprocessing.Pool(workers) as pool:

@@ -15,6 +15,7 @@ TRAIN := $(if $(filter 1,$(PROCESSES)),$(PYTHON),.venv/bin/torchrun --standalone
 # step NAME,COMMAND: prints the command, runs it, and adds its seconds to timing.json
 define step
 @printf '\n\033[1m%s\033[0m\n' "$(strip $(2))"
+@mkdir -p $(OUT) && printf '%s\n' "$(strip $(2))" >> $(OUT)/commands.txt
 @start=$$(date +%s.%N); $(strip $(2)) && $(PYTHON) -c "import json, pathlib, time; \
 file = pathlib.Path('$(OUT)/timing.json'); times = json.loads(file.read_text()) if file.exists() else {}; \
 times['$(1)'] = round(times.get('$(1)', 0) + time.time() - $$start, 1); file.write_text(json.dumps(times, indent=1) + '\n'); print(f'$(1): {time.time() - $$start:.0f} s')"
@@ -23,7 +24,8 @@ endef
 .PHONY: demo test bench clean
 .DELETE_ON_ERROR:
 
-demo: $(OUT)/eval.json
+demo: $(OUT)/report.html
+	@printf '\nThe run on one page: %s\n' $(OUT)/report.html
 	@printf '\nAsk it something yourself:\n  %s generate.py --model $(OUT)/instruct --image $(DATA)/pictures/unseen_pictures/00000.png "왼쪽에 무엇이 있나요?"\n' $(PYTHON)
 	@$(PYTHON) -c "import json; times = json.load(open('$(OUT)/timing.json')); print('Seconds:', ', '.join(f'{k} {v:.0f}' for k, v in times.items()), '· together', round(sum(times.values())))"
 
@@ -73,8 +75,14 @@ $(OUT)/instruct/config.json: $(drill_needs)
 $(OUT)/eval.json: $(OUT)/instruct/config.json
 	$(call step,evaluate,$(PYTHON) evaluate.py --model $(OUT)/instruct --data $(DATA)/unseen_pictures.json $(DATA)/unseen_combinations.json $(DATA)/cross_lingual.json -o $@)
 
+$(OUT)/report.html: $(OUT)/eval.json
+	$(call step,report,$(PYTHON) report.py $(OUT))
+
+# Two processes of one thread each: the kernels in Triton's interpreter take about as long as all else. Their report comes first
+test: export OMP_NUM_THREADS = 1
 test: .venv/installed
-	$(PYTHON) -m pytest -q tests
+	@report=$$(mktemp); $(PYTHON) -m pytest -q tests --ignore-glob='*test_kernels_*' > $$report 2>&1 & rest=$$!; \
+	$(PYTHON) -m pytest -q tests/test_kernels_*.py; kernels=$$?; wait $$rest; rest=$$?; cat $$report; rm $$report; exit $$((kernels + rest))
 
 # Speed: the kernels against PyTorch's own (on a GPU; else what compiles to what), the tokenizer against sentencepiece and Hugging Face
 bench: .venv/installed

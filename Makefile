@@ -65,12 +65,12 @@ $(OUT)/text/config.json: $(vision_needs)
 $(OUT)/align/config.json: $(text_needs)
 	$(call step,align,$(TRAIN) align $(after_text) --data $(DATA)/captions.json --lr 2e-3 --batch 32 --steps 60 --seed $(SEED) --resume -o $(OUT)/align)
 
-# Two plain questions about pictures of several things, over and over: the decoder learns to look one thing up by another, and all that follows builds on it
+# Three plain questions about pictures of several things, over and over: the decoder learns to look one thing up by another, and all that follows builds on it
 $(OUT)/drill/config.json: $(align_needs)
-	$(call step,drill,$(TRAIN) instruct $(after_align) --data $(DATA)/drill.json --lr 1e-3 --muon-lr 0.005 --batch 32 --steps 700 --seed $(SEED) --resume -o $(OUT)/drill)
+	$(call step,drill,$(TRAIN) instruct $(after_align) --data $(DATA)/drill.json --lr 1e-3 --muon-lr 0.005 --batch 32 --steps 900 --seed $(SEED) --resume -o $(OUT)/drill)
 
 $(OUT)/instruct/config.json: $(drill_needs)
-	$(call step,instruct,$(TRAIN) instruct $(after_drill) --data $(DATA)/instruct.json --lr 1e-3 --muon-lr 0.005 --batch 16 --parts $(PARTS) --merge 2 --steps 1500 --seed $(SEED) --resume -o $(OUT)/instruct)
+	$(call step,instruct,$(TRAIN) instruct $(after_drill) --data $(DATA)/instruct.json --lr 1e-3 --muon-lr 0.005 --batch 16 --parts $(PARTS) --merge 2 --steps 1300 --seed $(SEED) --resume -o $(OUT)/instruct)
 
 $(OUT)/eval.json: $(OUT)/instruct/config.json
 	$(call step,evaluate,$(PYTHON) evaluate.py --model $(OUT)/instruct --data $(DATA)/unseen_pictures.json $(DATA)/unseen_combinations.json $(DATA)/cross_lingual.json -o $@)

@@ -506,14 +506,16 @@ def chat(scene, language, rng, turns, thing=None, by="pronoun"):
 
 
 def drill(scene, language, rng, records=2):
-    """The two plainest questions that can't be answered without looking one thing up by another: what is the red thing, which colour is the cat.
+    """The plainest questions that can't be answered without looking one thing up by another: what is the red thing, which colour is the cat, where is it or how big.
 
     Of one thing alone anything may be said that is seen; so only pictures of several are asked about. A decoder learns looking up all at once and late, and the
-    sooner the more of its loss hangs on nothing else (docs/experiments.md)."""
-    if len(scene.things) < 2:
-        return []
-    pairs = [rng.sample(scene.things, 2) for _ in range(records)]
-    return [rng.sample([ask(scene, "what", language, rng, one), ask(scene, "colour", language, rng, other)], 2) for one, other in pairs]
+    sooner the more of its loss hangs on nothing else; what is never asked for here, it learns to overlook (docs/experiments.md)."""
+    said = []
+    for _ in range(records if len(scene.things) > 1 else 0):
+        one, other = rng.sample(scene.things, 2)
+        turns = [ask(scene, "what", language, rng, one), ask(scene, "colour", language, rng, other), ask(scene, rng.choice(("where", "size")), language, rng, rng.choice((one, other)), "kind")]
+        said.append(rng.sample(turns, 3))
+    return said
 
 
 def conversations(scene, language, rng, index):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -148,11 +149,20 @@ def test_killed_at_random_it_goes_on_and_pays_for_nothing_twice(tmp_path):
 
 def test_ctrl_c_waits_for_what_is_under_way_and_leaves_a_whole_set(tmp_path):
     folder, journal = make_pictures(tmp_path / "pictures", 6), tmp_path / "set.journal.jsonl"
-    with Fake(lambda body, count: 0.1) as fake:
+    interrupted = threading.Event()  # the ninth request and those after it wait for it, however slow the machine
+
+    def reply(body, count):
+        if len(fake.asked) > 8:
+            interrupted.wait(20)
+        return 0.1
+
+    with Fake(reply) as fake:
         process = fork(options(folder, fake.url))
         while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
             time.sleep(0.002)
         os.kill(process, signal.SIGINT)
+        time.sleep(0.5)
+        interrupted.set()
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
         records, rejected = result(folder)
         assert len(fake.asked) == len(rows(journal)) == len(records) // 3 < 24, "every reply that was asked for has been kept"

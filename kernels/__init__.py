@@ -66,6 +66,12 @@ def processors(x):
     return 3 if INTERPRET else 132
 
 
+def as_rows(x):
+    """(..., C) as a matrix whose rows are contiguous; a copy only where strides leave no other way."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
 INTERPRETED = tl.constexpr(INTERPRET)
 
 

@@ -159,7 +159,7 @@ def _sees(i, lo, hi, T, other_T, MASK: tl.constexpr, KEYS: tl.constexpr):
 
 @triton.jit
 def _span(t, lo, hi, T, other_T, MASK: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
-    """The drawing above for the tile t … t+BLOCK: where the masked, the plain and the second masked part begin, and the end."""
+    """The drawing above for the tile t … t+BLOCK: where its three parts, masked, plain and masked, begin, and where the last ends."""
     lo_first, hi_first = _sees(t, lo, hi, T, other_T, MASK, KEYS)
     lo_last, hi_last = _sees(tl.minimum(t + BLOCK, T) - 1, lo, hi, T, other_T, MASK, KEYS)
     start = lo_first // STEP * STEP
@@ -200,13 +200,13 @@ def _forward(q, k, v, o, lse, lo, hi, q_strides, k_strides, v_strides, o_strides
     lo, hi = lo + b * rows_stride, hi + b * rows_stride
     i = t + tl.arange(0, BM)
     first, end = _sees(i, lo, hi, Tq, Tk, MASK, False)
-    start, plain, tail, stop = _span(t, lo, hi, Tq, Tk, MASK, False, BM, BN)
+    span = _span(t, lo, hi, Tq, Tk, MASK, False, BM, BN)
     rows = _load(q, q_strides, b, h, t, Tq, TMA, BM, D, BD)
     acc, l, m = tl.zeros((BM, BD), tl.float32), tl.zeros((BM,), tl.float32), tl.full((BM,), -INF, tl.float32)
-    if MASK == ROWS:
-        acc, l, m = _forward_part(acc, l, m, rows, k, v, k_strides, v_strides, b, h // G, Tk, first, end, start, plain, scale, True, TMA, BN, D, BD)
-    acc, l, m = _forward_part(acc, l, m, rows, k, v, k_strides, v_strides, b, h // G, Tk, first, end, plain, tail, scale, False, TMA, BN, D, BD)
-    acc, l, m = _forward_part(acc, l, m, rows, k, v, k_strides, v_strides, b, h // G, Tk, first, end, tail, stop, scale, True, TMA, BN, D, BD)
+    for part in tl.static_range(3):
+        if part > 0 or MASK == ROWS:            # causal and full see the first key: nothing to mask there
+            acc, l, m = _forward_part(acc, l, m, rows, k, v, k_strides, v_strides, b, h // G, Tk, first, end,
+                                      span[part], span[part + 1], scale, part != 1, TMA, BN, D, BD)
     empty = l == 0.0
     l = tl.where(empty, 1.0, l)
     _store(o, acc / l[:, None], o_strides, b, h, t, Tq, BM, D, BD)
@@ -239,7 +239,7 @@ def _backward_queries(q, k, v, o, do, dq, lse, delta, lo, hi, q_strides, k_strid
     lo, hi = lo + b * rows_stride, hi + b * rows_stride
     i = t + tl.arange(0, BM)
     first, end = _sees(i, lo, hi, Tq, Tk, MASK, False)
-    start, plain, tail, stop = _span(t, lo, hi, Tq, Tk, MASK, False, BM, BN)
+    span = _span(t, lo, hi, Tq, Tk, MASK, False, BM, BN)
     rows = _load(q, q_strides, b, h, t, Tq, TMA, BM, D, BD)
     drows = _load(do, do_strides, b, h, t, Tq, TMA, BM, D, BD)
     d = tl.sum(_load(o, o_strides, b, h, t, Tq, False, BM, D, BD).to(tl.float32) * drows.to(tl.float32), 1)
@@ -247,10 +247,10 @@ def _backward_queries(q, k, v, o, do, dq, lse, delta, lo, hi, q_strides, k_strid
     tl.store(delta + row, d, mask=i < Tq)
     L = tl.load(lse + row, mask=i < Tq, other=INF)
     acc = tl.zeros((BM, BD), tl.float32)
-    if MASK == ROWS:
-        acc = _dq_part(acc, rows, drows, L, d, k, v, k_strides, v_strides, b, h // G, Tk, first, end, start, plain, scale_log2, True, TMA, BN, D, BD)
-    acc = _dq_part(acc, rows, drows, L, d, k, v, k_strides, v_strides, b, h // G, Tk, first, end, plain, tail, scale_log2, False, TMA, BN, D, BD)
-    acc = _dq_part(acc, rows, drows, L, d, k, v, k_strides, v_strides, b, h // G, Tk, first, end, tail, stop, scale_log2, True, TMA, BN, D, BD)
+    for part in tl.static_range(3):
+        if part > 0 or MASK == ROWS:
+            acc = _dq_part(acc, rows, drows, L, d, k, v, k_strides, v_strides, b, h // G, Tk, first, end,
+                           span[part], span[part + 1], scale_log2, part != 1, TMA, BN, D, BD)
     _store(dq, acc * scale, dq_strides, b, h, t, Tq, BM, D, BD)
 
 
@@ -283,16 +283,16 @@ def _backward_keys(q, k, v, do, dk, dv, lse, delta, lo, hi, q_strides, k_strides
     b, h = pid // blocks // H, pid // blocks % H
     lo, hi = lo + b * rows_stride, hi + b * rows_stride
     first, end = _sees(t + tl.arange(0, BN), lo, hi, Tk, Tq, MASK, True)
-    start, plain, tail, stop = _span(t, lo, hi, Tk, Tq, MASK, True, BN, BM)
+    span = _span(t, lo, hi, Tk, Tq, MASK, True, BN, BM)
     row = (b * H + h).to(tl.int64) * Tq
     lse, delta = lse + row, delta + row
     keys = _load(k, k_strides, b, h // G, t, Tk, TMA, BN, D, BD)
     values = _load(v, v_strides, b, h // G, t, Tk, TMA, BN, D, BD)
     dkeys, dvalues = tl.zeros((BN, BD), tl.float32), tl.zeros((BN, BD), tl.float32)
-    if MASK != FULL:
-        dkeys, dvalues = _dkdv_part(dkeys, dvalues, keys, values, q, do, lse, delta, q_strides, do_strides, b, h, Tq, first, end, start, plain, scale_log2, True, TMA, BM, D, BD)
-    dkeys, dvalues = _dkdv_part(dkeys, dvalues, keys, values, q, do, lse, delta, q_strides, do_strides, b, h, Tq, first, end, plain, tail, scale_log2, False, TMA, BM, D, BD)
-    dkeys, dvalues = _dkdv_part(dkeys, dvalues, keys, values, q, do, lse, delta, q_strides, do_strides, b, h, Tq, first, end, tail, stop, scale_log2, True, TMA, BM, D, BD)
+    for part in tl.static_range(3):
+        if part > 0 or MASK != FULL:
+            dkeys, dvalues = _dkdv_part(dkeys, dvalues, keys, values, q, do, lse, delta, q_strides, do_strides, b, h, Tq, first, end,
+                                        span[part], span[part + 1], scale_log2, part != 1, TMA, BM, D, BD)
     _store(dk, dkeys * scale, dk_strides, b, h, t, Tk, BN, D, BD)
     _store(dv, dvalues, dk_strides, b, h, t, Tk, BN, D, BD)
 

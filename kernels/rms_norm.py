@@ -12,7 +12,7 @@ the partials. No atomics: the same inputs give the same bits.
 """
 import torch
 
-from kernels import processors, tl, triton, use_triton
+from kernels import as_rows, processors, tl, triton, use_triton
 
 
 def rms_norm_reference(x, weight, eps=1e-5):
@@ -65,15 +65,9 @@ def _backward(x, weight, dy, dtotal, dx, dw_partials, x_stride, dy_stride, dtota
     tl.store(dw_partials + program.to(tl.int64) * C + c, dw, mask=inside)
 
 
-def _rows(x):
-    """(..., C) as a matrix of rows, each contiguous; a copy only where strides leave no other way."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
 def _launch_forward(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    add, rows, C = residual is not None, _rows(x), x.shape[-1]
-    other = _rows(residual) if add else rows
+    add, rows, C = residual is not None, as_rows(x), x.shape[-1]
+    other = as_rows(residual) if add else rows
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = torch.empty_like(y) if add else y.new_empty(0)
     if rows.shape[0]:
@@ -84,8 +78,8 @@ def _launch_forward(x: torch.Tensor, residual: torch.Tensor | None, weight: torc
 
 
 def _launch_backward(x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, dtotal: torch.Tensor | None, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    add, C, dy = dtotal is not None, x.shape[-1], _rows(dy)
-    rows, extra = _rows(x), _rows(dtotal) if add else dy
+    add, C, dy = dtotal is not None, x.shape[-1], as_rows(dy)
+    rows, extra = as_rows(x), as_rows(dtotal) if add else dy
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(C)
     warps = min(16, max(1, block // 512))

@@ -9,7 +9,7 @@ silu(gate) from gate, which is cheaper than keeping it:
 import torch
 import torch.nn.functional as F
 
-from kernels import tl, triton, use_triton
+from kernels import as_rows, tl, triton, use_triton
 
 
 def swiglu_reference(gate, up):
@@ -42,11 +42,6 @@ def _backward(gate, up, dy, dgate, dup, gate_stride, up_stride, dy_stride, N, BL
 BLOCK = 2048
 
 
-def _rows(x):
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
 def _grid(x):
     return x.shape[0], triton.cdiv(x.shape[1], BLOCK)
 
@@ -54,7 +49,7 @@ def _grid(x):
 def _launch_forward(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     if y.numel():
-        gate, up = _rows(gate), _rows(up)
+        gate, up = as_rows(gate), as_rows(up)
         _forward[_grid(gate)](gate, up, y, gate.stride(0), up.stride(0), gate.shape[1], BLOCK=BLOCK, num_warps=8)
     return y
 
@@ -63,7 +58,7 @@ def _launch_backward(gate: torch.Tensor, up: torch.Tensor, dy: torch.Tensor) -> 
     dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     dup = torch.empty(up.shape, dtype=up.dtype, device=up.device)
     if dgate.numel():
-        gate, up, dy = _rows(gate), _rows(up), _rows(dy)
+        gate, up, dy = as_rows(gate), as_rows(up), as_rows(dy)
         _backward[_grid(gate)](gate, up, dy, dgate, dup, gate.stride(0), up.stride(0), dy.stride(0), gate.shape[1], BLOCK=BLOCK, num_warps=8)
     return dgate, dup
 

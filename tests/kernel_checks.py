@@ -42,19 +42,38 @@ def run(choice, fn, inputs, double=False):
     return [t.detach() for t in (*out, *grads)]
 
 
-def agree(fn, inputs, rival=None):
-    """The Triton kernel's distance from float64 is at most twice that of plain torch in the same dtype, or of `rival`, torch's own
-    fused operator, plus rounding: one unit in the last place of a 16-bit result (the interpreter cuts bf16 off), and in fp32 four units of the call's largest
-    result, for a gradient may be what is left when larger terms cancel: a query with one key has dq = 0, which plain torch meets by luck. In norm and at the worst element."""
+class Roomy:
+    """torch.empty and empty_like with a margin of sevens behind each tensor: `whole()` says whether all margins are still sevens."""
+    def __init__(self, monkeypatch):
+        self.made = []
+        monkeypatch.setattr(torch, "empty", self.empty)
+        monkeypatch.setattr(torch, "empty_like", lambda x: self.empty(*x.shape, dtype=x.dtype, device=x.device))
+
+    def empty(self, *shape, **kind):
+        size = torch.Size(shape[0] if isinstance(shape[0], tuple) else shape)
+        memory = torch.full((size.numel() + 30000,), 7.0, **kind)
+        self.made.append((memory, size.numel()))
+        return memory[:size.numel()].view(size)
+
+    def whole(self):
+        return all((memory[size:] == 7).all() for memory, size in self.made)
+
+
+def agree(fn, inputs, cancel=0.0):
+    """The Triton kernel's distance from float64 is at most twice that of plain torch in the same dtype, plus one unit of fp32 in
+    the last place (on a GPU four: its exp2, rsqrt and division are approximations). In norm and at the worst element.
+    cancel: results may be what is left when terms `cancel` times as large as the call's largest result cancel, so the unit is of those.
+    A query with one key has dq = 0, which plain torch meets exactly and dP − δ only to rounding.
+    The interpreter cuts bf16 off instead of rounding: one unit of bf16 more there."""
     exact, plain, ours = run("torch", fn, inputs, double=True), run("torch", fn, inputs), run("triton", fn, inputs)
-    others = [plain] + ([run("torch", rival, inputs)] if rival else [])
-    dtype = inputs[0].dtype
+    unit = torch.finfo(torch.float32).eps * (4 if DEVICE == "cuda" else 1)
+    cut = torch.finfo(torch.bfloat16).eps if kernels.INTERPRET and inputs[0].dtype == torch.bfloat16 else 0
     for size in torch.linalg.vector_norm, lambda t: t.abs().max():
         largest = max(size(t).item() for t in exact)
-        for n, (e, o, *theirs) in enumerate(zip(exact, ours, *others)):
-            assert o.dtype == plain[n].dtype and o.shape == e.shape, (n, o.dtype, plain[n].dtype, o.shape, e.shape)
+        for n, (e, p, o) in enumerate(zip(exact, plain, ours)):
+            assert o.dtype == p.dtype and o.shape == e.shape, (n, o.dtype, p.dtype, o.shape, e.shape)
             assert o.isfinite().all(), f"result {n} is not finite"
-            rounding = torch.finfo(dtype).eps * (4 * largest if dtype == torch.float32 else size(e).item())
-            error, allowed = size(o.double() - e).item(), 2 * max(size(t.double() - e).item() for t in theirs) + rounding
+            error = size(o.double() - e).item()
+            allowed = 2 * size(p.double() - e).item() + unit * max(size(e).item(), cancel * largest) + cut * size(e).item()
             assert error <= allowed, f"result {n}: error {error:.2e}, allowed {allowed:.2e}"
     return ours

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from kernel_checks import agree, guarded, run, triton_kernels  # noqa: F401
-from test_kernels_attention import GRID, mask, qkv
+from kernel_checks import guarded, run, triton_kernels  # noqa: F401
+from test_kernels_attention import GRID, attends, mask, qkv
 
 import kernels
 from kernels import add_rms_norm, attend_cache, attention, linear_cross_entropy, rope, rows_from_docs, rows_window, swiglu
@@ -25,7 +25,7 @@ def needs(gigabytes):
 
 @pytest.mark.parametrize("T,D,H,K,name", GRID)
 def test_attention_in_bf16_with_the_tiles_of_this_gpu(T, D, H, K, name):
-    agree(lambda *x: attention(*x, **mask(name, 2, T)), qkv(2, T, T, H, K, D, BF16))
+    attends(lambda *x: attention(*x, **mask(name, 2, T)), qkv(2, T, T, H, K, D, BF16))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -33,7 +33,7 @@ def test_attention_in_bf16_with_the_tiles_of_this_gpu(T, D, H, K, name):
 def test_twenty_seeds_are_right_and_reruns_equal_to_the_bit(D, seed):
     torch.manual_seed(seed)
     inputs = qkv(4, 1000, 1000, 8, 2, D, BF16)
-    first = agree(lambda *x: attention(*x, **mask("docs", 4, 1000)), inputs)
+    first = attends(lambda *x: attention(*x, **mask("docs", 4, 1000)), inputs)
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(first, run("triton", lambda *x: attention(*x, **mask("docs", 4, 1000)), inputs)))
 
@@ -50,7 +50,7 @@ def test_reruns_of_the_other_kernels_are_equal_to_the_bit():
 @pytest.mark.parametrize("causal", [True, False])
 def test_sixteen_thousand_tokens(causal):
     needs(40)  # the float64 definition holds the scores
-    agree(lambda *x: attention(*x, causal=causal), qkv(1, 16384, 16384, 1, 1, 128, BF16))
+    attends(lambda *x: attention(*x, causal=causal), qkv(1, 16384, 16384, 1, 1, 128, BF16))
 
 
 def far(*shape):

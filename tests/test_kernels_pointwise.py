@@ -2,7 +2,7 @@ import sys
 
 import pytest
 import torch
-from kernel_checks import DEVICE, DTYPES, agree, guarded, run, triton_kernels  # noqa: F401
+from kernel_checks import DEVICE, DTYPES, Roomy, agree, guarded, run, triton_kernels  # noqa: F401
 
 import kernels
 from kernels import add_rms_norm, linear_cross_entropy, rms_norm, rope, swiglu
@@ -11,7 +11,7 @@ CE = sys.modules["kernels.cross_entropy"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows,C", [(1, 1), (3, 7), (5, 64), (9, 130), (3, 4096), (4, 5120)])
+@pytest.mark.parametrize("rows,C", [(1, 1), (3, 7), (5, 64), (9, 130), (3, 4096), (4, 5120), (1, 13824)])
 def test_rms_norm(rows, C, dtype):
     x, r, w = guarded(rows, C, dtype=dtype), guarded(rows, C, dtype=dtype), guarded(C, dtype=dtype)
     agree(rms_norm, [x, w])
@@ -45,11 +45,12 @@ def test_norm_agrees_with_torch():
 @pytest.mark.parametrize("H,K,D", [(1, 1, 2), (4, 2, 16), (5, 1, 80), (6, 6, 128)])
 def test_rope(H, K, D, dtype):
     angles = torch.rand(40, D // 2, device=DEVICE) * 6
+    cos, sin = guarded(40, D // 2).copy_(angles.cos()), guarded(40, D // 2).copy_(angles.sin())
     positions = torch.randint(0, 40, (2, 5), device=DEVICE)
     q, k = guarded(2, 5, H, D, dtype=dtype), guarded(2, 5, K, D, dtype=dtype)
     for at in (None, positions, positions[:1].expand(2, 5)):
-        agree(lambda q, k: rope(q, k, angles.cos(), angles.sin(), at), [q, k])
-    agree(lambda x: rope(x[:, :, :H], x[:, :, H:], angles.cos(), angles.sin()), [guarded(2, 5, H + K, D, dtype=dtype)])
+        agree(lambda q, k: rope(q, k, cos, sin, at), [q, k])
+    agree(lambda x: rope(x[:, :, :H], x[:, :, H:], cos, sin), [guarded(2, 5, H + K, D, dtype=dtype)])
 
 
 def test_rope_by_hand_and_out_of_place():
@@ -83,6 +84,38 @@ def test_linear_cross_entropy_in_half_precision_and_chunks(dtype):
     x, w, target = guarded(40, 32, dtype=dtype), guarded(300, 32, dtype=dtype), torch.randint(0, 300, (40,), device=DEVICE)
     for chunk in (1 << 30, 7000):
         agree(lambda x, w: linear_cross_entropy(x, w, target, chunk_bytes=chunk), [x, w])
+
+
+def every_kernel():
+    """Name -> the public function on something small."""
+    x, w, heads, angles, target = guarded(3, 70), guarded(70), guarded(1, 3, 5, 10), guarded(3, 5), torch.tensor([1, -100, 2], device=DEVICE)
+    return {"attention": lambda: kernels.attention(heads, heads, heads), "attend_cache": lambda: kernels.attend_cache(heads[:, 0], heads, heads, target[:1]),
+            "rms_norm": lambda: (rms_norm(x, w), add_rms_norm(x, x, w)), "rope": lambda: rope(heads, heads, angles, angles), "swiglu": lambda: swiglu(x, x),
+            "linear_cross_entropy_rows": lambda: linear_cross_entropy(x, x, target), "linear_cross_entropy_total": lambda: linear_cross_entropy(x.requires_grad_(), x, target)}
+
+
+@pytest.mark.parametrize("name", every_kernel())
+def test_the_choice_is_followed(name):
+    for choice in ("triton", "torch", "auto"):
+        kernels.set_kernels(choice)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            every_kernel()[name]()
+        ran = f"xllava::{name}" in {event.key for event in profile.key_averages()}
+        assert ran == (choice == "triton" or choice == "auto" and DEVICE == "cuda"), (choice, ran)
+
+
+def test_nothing_is_written_past_an_output(monkeypatch):
+    x, w, heads, angles, target = guarded(3, 70), guarded(70), guarded(1, 3, 5, 10), guarded(3, 5), torch.tensor([1, -100, 2], device=DEVICE)
+    norm, gate, turn = (sys.modules[f"kernels.{n}"] for n in ("rms_norm", "swiglu", "rope"))
+    room = Roomy(monkeypatch)
+    norm._launch_forward(x, x, w, 1e-5)
+    norm._launch_backward(x, w, x, x, 1e-5)
+    gate._launch_forward(x, x)
+    gate._launch_backward(x, x, x)
+    turn._launch(heads, angles, angles, None, 1.0)
+    CE._chunks(x, x, target, w[:3], -100, 1 << 20, True, False)
+    monkeypatch.undo()
+    assert len(room.made) == 11 and room.whole()
 
 
 class Watch(torch.utils._python_dispatch.TorchDispatchMode):

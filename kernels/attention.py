@@ -311,7 +311,8 @@ def _cache_part(q, k, v, lengths, o, lse, q_strides, k_strides, v_strides, S, K,
     inside = (i < G)[:, None] & (d < D)[None, :]
     rows = tl.load(q + tl.cast(b, tl.int64) * q_strides[0] + head[:, None] * q_strides[1] + d[None, :], mask=inside, other=0.0)
     acc, l, m = tl.zeros((BG, BD), tl.float32), tl.zeros((BG,), tl.float32), tl.full((BG,), -INF, tl.float32)
-    acc, l, m = _forward_part(acc, l, m, rows, k, v, k_strides, v_strides, b, g, stop, i * 0, i * 0 + stop, start, stop, scale, True, False, BN, D, BD)
+    acc, l, m = _forward_part(acc, l, m, rows, k, v, k_strides, v_strides, b, g, stop, i * 0, i * 0 + stop,
+                              start, stop, scale, True, False, BN, D, BD)
     empty = l == 0.0
     row = (b * K * G + head).to(tl.int64) * splits + part
     tl.store(lse + row, tl.where(empty, -INF, m + tl.log2(tl.where(empty, 1.0, l))), mask=i < G)
@@ -396,8 +397,9 @@ def _launch_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: b
     return o, lse
 
 
-def _launch_backward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor, lse: torch.Tensor, do: torch.Tensor, causal: bool,
-                     lo: torch.Tensor | None, hi: torch.Tensor | None, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _launch_backward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor, lse: torch.Tensor, do: torch.Tensor,
+                     causal: bool, lo: torch.Tensor | None, hi: torch.Tensor | None,
+                     scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     q, k, v, do = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v, do))
     B, Tq, H, D = q.shape
     Tk, K = k.shape[1:3]
@@ -438,9 +440,10 @@ def _launch_cache(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor,
     o = torch.empty(B, H, D, dtype=q.dtype, device=q.device)
     parts = torch.empty(B, H, splits, D, dtype=torch.float32, device=q.device)
     lse = torch.empty(B, H, splits, dtype=torch.float32, device=q.device)
-    BD = max(16, triton.next_power_of_2(D))
-    _cache_part[(B * K * splits,)](q, k, v, lengths.contiguous(), parts, lse, q.stride()[:2], k.stride()[:3], v.stride()[:3], S, K, H // K, splits,
-                                   D ** -0.5 * math.log2(math.e), BG=max(16, triton.next_power_of_2(H // K)), BN=64, D=D, BD=BD, num_warps=4, num_stages=3)
+    BG, BD = (max(16, triton.next_power_of_2(n)) for n in (H // K, D))
+    _cache_part[(B * K * splits,)](
+        q, k, v, lengths.contiguous(), parts, lse, q.stride()[:2], k.stride()[:3], v.stride()[:3], S, K, H // K, splits,
+        D ** -0.5 * math.log2(math.e), BG=BG, BN=64, D=D, BD=BD, num_warps=4, num_stages=3)
     _cache_merge[(B * H,)](parts, lse, o, splits, SPLITS=triton.next_power_of_2(splits), D=D, BD=BD, num_warps=4)
     return o
 
@@ -478,6 +481,8 @@ def attention(q, k, v, causal=True, rows=None, scale=None):
     """q (B, Tq, H, D), k and v (B, Tk, K, D) -> (B, Tq, H, D). Any lengths, any strides, D ≤ 128; scale defaults to D^−½.
     causal: the last query stands at the last key. rows = (lo, hi), int32 (B or 1, Tq): query i sees the keys
     lo ≤ j < hi; neither may fall along i (the `rows_…` helpers keep to that), and given rows, `causal` is not looked at."""
+    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:  # a kernel would read past the smaller one's end
+        raise ValueError(f"attention: q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}: k and v must have one shape, and q their B and D")
     if q.shape[2] % k.shape[2] or q.shape[3] > 128 or (scale is not None and scale <= 0):
         raise ValueError(f"attention: {q.shape[2]} query heads must be a multiple of {k.shape[2]} key heads, head dim {q.shape[3]} "
                          f"at most 128, scale {scale} above 0")

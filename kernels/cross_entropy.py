@@ -8,7 +8,8 @@ fp32. Instead the tokens go through in chunks: a chunk's logits by one matrix pr
 row twice, once for its log-sum-exp and once to turn it, in place, into its gradient
     dlogits[n, v] = (softmax(logits[n])[v] − [v = target[n]]) · g[n]
 and two matrix products to dx and dw at once. For a mean or a sum g[n] is known beforehand, so the backward only has to
-scale what the forward left: the peak is one chunk's logits, dx and dw, 1.1 GB in bf16 at 8,192 × 5,120 × 39,478. For one loss a token it is not: the backward runs the chunks again, with the g that arrives.
+scale what the forward left: the peak is one chunk's logits, dx and dw, 1.1 GB in bf16 at 8,192 × 5,120 × 39,478.
+For one loss a token it is not: the backward runs the chunks again, with the g that arrives.
 Sums across chunks are kept in fp32. Nothing waits for the GPU: the number of target tokens stays a tensor.
 """
 import torch
@@ -107,7 +108,8 @@ def _launch_total(x: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, g
 _rows_op = torch.library.custom_op("xllava::linear_cross_entropy_rows", _launch_rows, mutates_args=())
 _total_op = torch.library.custom_op("xllava::linear_cross_entropy_total", _launch_total, mutates_args=())
 _rows_op.register_fake(lambda x, *_: x.new_empty(x.shape[:1], dtype=torch.float32))
-_total_op.register_fake(lambda x, weight, *rest: (x.new_empty((), dtype=torch.float32), *(y.new_empty(y.shape if wanted else 0) for y, wanted in zip((x, weight), rest[-2:]))))
+_total_op.register_fake(lambda x, weight, *rest: (
+    x.new_empty((), dtype=torch.float32), *(y.new_empty(y.shape if wanted else 0) for y, wanted in zip((x, weight), rest[-2:]))))
 
 
 def _save_rows(ctx, inputs, output):

@@ -77,7 +77,8 @@ def _launch_forward(x: torch.Tensor, residual: torch.Tensor | None, weight: torc
     return y, total
 
 
-def _launch_backward(x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, dtotal: torch.Tensor | None, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _launch_backward(x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, dtotal: torch.Tensor | None,
+                     eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     add, C, dy = dtotal is not None, x.shape[-1], as_rows(dy)
     rows, extra = as_rows(x), as_rows(dtotal) if add else dy
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)

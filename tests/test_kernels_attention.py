@@ -73,8 +73,10 @@ def test_any_strides_are_taken(descriptors, monkeypatch):
     monkeypatch.setattr(A, "TMA_IN_INTERPRETER", descriptors)                            # which only some of these strides allow
     fused = guarded(2, 40, 3, 2, 64)
     attends(lambda x: attention(*x.unbind(2)), [fused])                                  # slices of one projection
-    q, k, v = (guarded(2, 2, 40, 64).transpose(1, 2) for _ in range(3))                  # (B, H, T, D) underneath
-    attends(lambda *x: attention(*x), [q, k, v])
+    for B in (1, 2):
+        q, k, v = (guarded(B, 2, 40, 64).transpose(1, 2) for _ in range(3))              # (B, H, T, D) underneath
+        attends(lambda *x: attention(*x), [q, k, v])
+    attends(lambda *x: attention(*x), [q, k, guarded(2, 40, 2, 64)])                     # keys and values laid out differently
     q = guarded(2, 40, 2, 128)[..., ::2]                                                 # channels apart
     attends(lambda *x: attention(*x), [q, k, v])
     q, k, v = (guarded(3, 40, 2, 64)[::2] for _ in range(3))                             # sequences apart
@@ -90,6 +92,9 @@ def test_a_scale_of_ones_own():
         attention(*qkv(1, 4, 4, 1, 1, 16), scale=-1.0)
     with pytest.raises(ValueError, match="multiple"):
         attention(*qkv(1, 4, 4, 3, 2, 16))
+    q, k, v = qkv(2, 4, 4, 1, 1, 16)
+    with pytest.raises(ValueError, match="one shape"):
+        attention(q, k[:1], v)
 
 
 def test_documents_and_the_future_do_not_leak():
@@ -161,7 +166,7 @@ def test_the_definition_agrees_with_torchs_attention_and_finite_differences():
 
 @pytest.mark.parametrize("H,K,splits", [(1, 1, 1), (4, 4, 3), (6, 2, 8), (8, 1, 0)])
 def test_one_query_against_a_cache_is_the_last_row_of_attention(H, K, splits):
-    q, (k, v) = guarded(5, H, 80), (guarded(5, 300, K, 80) for _ in range(2))
+    q, k, v = guarded(5, H, 80), guarded(5, 300, K, 80), guarded(5, K, 300, 80).transpose(1, 2)
     lengths = torch.tensor([1, 63, 64, 65, 300], device=DEVICE)
     ours = A._cache_op(q, k, v, lengths, splits)
     for b, n in enumerate(lengths.tolist()):

@@ -21,6 +21,12 @@ def test_rms_norm(rows, C, dtype):
     agree(lambda a, b, w: add_rms_norm(a, b, w, 1e-2), [wide[:, C:], r, w])
 
 
+def test_the_norm_of_a_sum_sees_it_as_the_next_layer_does():
+    x, r, w = (guarded(*shape, dtype=torch.float16) for shape in ((5, 64), (5, 64), (64,)))
+    y, total = add_rms_norm(x, r, w)
+    assert torch.equal(total, x + r) and torch.equal(y, rms_norm(total, w))
+
+
 def test_incoming_gradients_may_have_any_strides():
     """The gradient of a concatenation is a slice of a wider tensor."""
     x, r, w, heads, angles = guarded(5, 24), guarded(5, 24), guarded(24), guarded(2, 3, 2, 8), torch.rand(3, 4, device=DEVICE)
@@ -82,7 +88,7 @@ def test_linear_cross_entropy(N, V, C, reduction):
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_linear_cross_entropy_in_half_precision_and_chunks(dtype):
     x, w, target = guarded(40, 32, dtype=dtype), guarded(300, 32, dtype=dtype), torch.randint(0, 300, (40,), device=DEVICE)
-    for chunk in (1 << 30, 7000):
+    for chunk in (1 << 30, 640):                                                         # all at once, and row by row
         agree(lambda x, w: linear_cross_entropy(x, w, target, chunk_bytes=chunk), [x, w])
 
 
@@ -116,6 +122,12 @@ def test_nothing_is_written_past_an_output(monkeypatch):
     CE._chunks(x, x, target, w[:3], -100, 1 << 20, True, False)
     monkeypatch.undo()
     assert len(room.made) == 11 and room.whole()
+
+
+def test_six_hundred_chunks_add_up_in_fp32():
+    """In bf16 a sum stands still as soon as its terms are 1/512 of it."""
+    x, w, target = guarded(600, 8, dtype=torch.bfloat16).abs_(), guarded(5, 8, dtype=torch.bfloat16), torch.zeros(600, dtype=torch.int64, device=DEVICE)
+    agree(lambda x, w: linear_cross_entropy(x, w, target, reduction="sum", chunk_bytes=1), [x, w])
 
 
 class Watch(torch.utils._python_dispatch.TorchDispatchMode):

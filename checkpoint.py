@@ -436,6 +436,7 @@ def processor_files(config, tokenizer):
         "generation_config.json": {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": config.pad_token_id, "do_sample": False},
         "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.text.max_position_embeddings, "padding_side": "left", **names,
+                                  "model_input_names": ["input_ids", "attention_mask"],
                                   "image_token": "<image>", "processor_class": "LlavaProcessor", "clean_up_tokenization_spaces": False,
                                   "add_bos_token": True, "add_eos_token": False},
         "special_tokens_map.json": names,

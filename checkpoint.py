@@ -98,10 +98,11 @@ def save_safetensors(specs, tensors, folder, shard_size=SHARD_SIZE, before_renam
                 file.write(head)
                 place |= {name: (file, at) for name, at in starts.items()}
             for name, tensor in tensors:
-                dtype, shape = specs.get(name, (None, None))
-                if name not in place or tuple(tensor.shape) != tuple(shape):
-                    raise ValueError(f"{folder}: can't save {name} {list(tensor.shape)}: " + (f"it must be {list(shape)}" if name in place else "it was saved before" if shape else "no such tensor"))
-                file, at = place.pop(name)
+                if name not in place:
+                    raise ValueError(f"{folder}: can't save {name}: no such tensor, or it was saved before")
+                (file, at), (dtype, shape) = place.pop(name), specs[name]
+                if tuple(tensor.shape) != tuple(shape):
+                    raise ValueError(f"{folder}: can't save {name} {list(tensor.shape)}: it must be {list(shape)}")
                 file.seek(at)
                 if tensor.numel():
                     file.write(tensor.detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -121,7 +122,8 @@ def save_safetensors(specs, tensors, folder, shard_size=SHARD_SIZE, before_renam
             old.unlink()
     if len(plan) > 1:
         total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in specs.values())
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": {name: file for file, shard in plan.items() for name in shard}})
+        where = {name: file for file, shard in plan.items() for name in shard}
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def load_safetensors(path):
@@ -140,8 +142,10 @@ def load_safetensors(path):
             for name, entry in header.items():
                 if name != "__metadata__":
                     start, end = entry["data_offsets"]
-                    if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*entry["shape"], start, end)):
-                        raise ValueError("a size that is not a whole number below 2^48")
+                    if not name.isprintable():  # it would break the one line of an error
+                        raise ValueError(f"the name {name[:80]!r}")
+                    if len(entry["shape"]) > 64 or not all(type(n) is int and 0 <= n < 1 << 48 for n in (*entry["shape"], start, end)):
+                        raise ValueError(f"tensor {name}: a size that is not a whole number below 2^48, or more than 64 of them")
                     if entry["dtype"] not in DTYPES:
                         raise ValueError(f"tensor {name} is {entry['dtype']!r}, supported: {', '.join(DTYPES)}")
                     entries[name] = DTYPES[entry["dtype"]], entry["shape"], start, end
@@ -151,7 +155,7 @@ def load_safetensors(path):
     tensors, reached = {}, 0
     for name, (dtype, shape, start, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         count = math.prod(shape)
-        if end - start != count * dtype.itemsize or start != reached or end > size - 8 - length or len(shape) > 64:
+        if end - start != count * dtype.itemsize or start != reached or end > size - 8 - length:
             raise ValueError(f"{path}: tensor {name}: bytes {start}–{end} don't hold {DTYPE_NAMES[dtype]} {shape}, overlap, leave a gap, or lie outside the file")
         reached = end
         try:
@@ -181,14 +185,17 @@ def load_weights(path):
         if absent := where.keys() - tensors.keys():
             raise ValueError(f"{path}: {some(sorted(absent))}: not in any shard")
         return tensors
+    if path.is_dir():
+        raise ValueError(f"{path}: no weights: neither model.safetensors, pytorch_model.bin, nor an index of shards")
     if not path.is_file():
-        raise ValueError(f"{path}: no weights: neither model.safetensors, pytorch_model.bin, nor an index of shards" if path.is_dir() else f"{path}: no such file")
+        raise ValueError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return load_safetensors(path)
     try:  # a pickle may run any code; weights_only allows tensors and nothing else
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # what torch raises for a damaged or a foreign file is of a dozen kinds
-        raise ValueError(f"{path}: can't be read as weights ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''})") from None
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"{path}: can't be read as weights ({type(error).__name__}: {reason})") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
         raise ValueError(f"{path}: not a table of tensors")
     return tensors
@@ -197,11 +204,13 @@ def load_weights(path):
 # ---------------------------------------------------------------------------------------------- names
 # How each family of files begins the names of our five parts; "": nothing stands before them, None: it has no such part. We write the first row.
 PARTS = ("vision.", "projector.0.", "projector.2.", "decoder.", "decoder.lm_head.")
+LINEAR = ("multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.")
+MODEL_LINEAR = ("model.multi_modal_projector.linear_1.", "model.multi_modal_projector.linear_2.")
 FAMILIES = {
-    "LLaVA, transformers 4": ("vision_tower.vision_model.", "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.", "language_model.model.", "language_model.lm_head."),
-    "LLaVA, transformers 5": ("vision_tower.", "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.", "language_model.model.", "language_model.lm_head."),
-    "LLaVA, as modules of transformers 5": ("model.vision_tower.", "model.multi_modal_projector.linear_1.", "model.multi_modal_projector.linear_2.", "model.language_model.", "lm_head."),
-    "LLaVA, as modules of transformers 4.52": ("model.vision_tower.vision_model.", "model.multi_modal_projector.linear_1.", "model.multi_modal_projector.linear_2.", "model.language_model.", "lm_head."),
+    "LLaVA, transformers 4": ("vision_tower.vision_model.", *LINEAR, "language_model.model.", "language_model.lm_head."),
+    "LLaVA, transformers 5": ("vision_tower.", *LINEAR, "language_model.model.", "language_model.lm_head."),
+    "LLaVA, as modules of transformers 4.52": ("model.vision_tower.vision_model.", *MODEL_LINEAR, "model.language_model.", "lm_head."),
+    "LLaVA, as modules of transformers 5": ("model.vision_tower.", *MODEL_LINEAR, "model.language_model.", "lm_head."),
     "LLaVA, as first published": ("model.vision_tower.vision_tower.vision_model.", "model.mm_projector.0.", "model.mm_projector.2.", "model.", "lm_head."),
     "Llama": (None, None, None, "model.", "lm_head."),
     "CLIP": ("vision_model.", None, None, None, None),
@@ -255,9 +264,13 @@ def match_names(tensors, wanted, where, aside=NOT_WEIGHTS):
 
     Raises ValueError that lists what is missing, of another shape, or left over (but for names that `aside` fits)."""
     family = max(FAMILIES, key=lambda family: sum(rename(name, family) in tensors for name in wanted))
-    theirs = {name: rename(name, family) or name for name in wanted}
-    problems = [f"missing {theirs[name]}" for name in wanted if theirs[name] not in tensors]
-    problems += [f"{theirs[name]} is {list(tensors[theirs[name]].shape)}, must be {list(shape)}" for name, shape in wanted.items() if theirs[name] in tensors and tensors[theirs[name]].shape != shape]
+    theirs, problems = {name: rename(name, family) or name for name in wanted}, []
+    for name, shape in wanted.items():
+        tensor = tensors.get(theirs[name])
+        if tensor is None:
+            problems.append(f"missing {theirs[name]}")
+        elif tensor.shape != shape:
+            problems.append(f"{theirs[name]} is {list(tensor.shape)}, must be {list(shape)}")
     over = sorted(name for name in tensors.keys() - set(theirs.values()) if not NOT_WEIGHTS.fullmatch(name) and not aside.fullmatch(name))
     if "decoder.lm_head.weight" not in wanted and "decoder.embed_tokens.weight" in wanted:  # tied; some files hold the table twice all the same
         head, table = rename("decoder.lm_head.weight", family), tensors.get(theirs["decoder.embed_tokens.weight"])
@@ -419,8 +432,8 @@ def load_tokenizer(path):
     if not path.is_file():
         raise ValueError(f"{path}: no such tokenizer; only SentencePiece models are read")
     tokenizer, beside = Tokenizer.load(path), path.with_name("tokenizer_config.json")
-    added = read_json(path.parent, beside.name).get("added_tokens_decoder") if beside.is_file() else None
-    for id, token in sorted((int(id), token["content"]) for id, token in (added or {}).items()):
+    added = section(read_json(path.parent, beside.name), "added_tokens_decoder", beside) if beside.is_file() else {}
+    for id, token in sorted((int(id), token["content"]) for id, token in added.items()):
         if id == tokenizer.vocab_size:
             tokenizer = Tokenizer([*tokenizer.pieces, Piece(token, 0.0, CONTROL)], tokenizer.fields)
         elif id > tokenizer.vocab_size or tokenizer.piece(id) != token:
@@ -480,7 +493,7 @@ def load_config(folder):
     for name, ours in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
         if picture.get(name) is not None and (not isinstance(picture[name], list) or len(picture[name]) != 3 or max(abs(a - b) for a, b in zip(picture[name], ours)) > 1e-4):
             raise ValueError(f"{folder}: its pictures have {name} {picture[name]}, only CLIP's {list(ours)} is supported")
-    return read_config(data, where, picture.get("picture_mode") or ("square" if picture.get("do_pad") is False else "pad"))
+    return read_config(data, where, "square" if picture.get("do_pad") is False else "pad")
 
 
 def load_model(folder, dtype=torch.float32):

@@ -430,7 +430,7 @@ def load_tokenizer(path):
     (a LLaVA from Hugging Face has Llama's own .model, and <image> and <pad> only there)."""
     path = Path(path) / "tokenizer.model" if Path(path).is_dir() else Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such tokenizer; only SentencePiece models are read")
+        raise ValueError(f"{path}: no such tokenizer; only SentencePiece models are read: put the one beside it that the model was made with")
     tokenizer, beside = Tokenizer.load(path), path.with_name("tokenizer_config.json")
     added = section(read_json(path.parent, beside.name), "added_tokens_decoder", beside) if beside.is_file() else {}
     for id, token in sorted((int(id), token["content"]) for id, token in added.items()):

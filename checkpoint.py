@@ -159,7 +159,8 @@ def load_safetensors(path):
             raise ValueError(f"{path}: tensor {name}: bytes {start}–{end} don't hold {DTYPE_NAMES[dtype]} {shape}, overlap, leave a gap, or lie outside the file")
         reached = end
         try:
-            tensors[name] = (torch.frombuffer(data, dtype=dtype, count=count, offset=8 + length + start) if count else torch.empty(0, dtype=dtype)).reshape(shape)
+            flat = torch.frombuffer(data, dtype=dtype, count=count, offset=8 + length + start) if count else torch.empty(0, dtype=dtype)
+            tensors[name] = flat.reshape(shape)
         except (RuntimeError, TypeError, OverflowError):
             raise ValueError(f"{path}: tensor {name}: no tensor has the shape {shape}") from None
     if reached != size - 8 - length:
@@ -290,7 +291,8 @@ def some(items, comma=", "):
 
 # ---------------------------------------------------------------------------------------------- config
 # What transformers takes where a config.json leaves a field out: its own defaults, which are not LLaVA's.
-LLAMA_DEFAULTS = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+LLAMA_DEFAULTS = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+                  "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}  # fmt: skip
 CLIP_DEFAULTS = {"image_size": 224, "patch_size": 32, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 
@@ -331,8 +333,8 @@ def read_text_config(data, where):
     """transformers' LlamaConfig as ours, as 4.x writes it (rope_theta, rope_scaling) or 5.x (rope_parameters)."""
     allow(data, where, model_type=["llama"], hidden_act=["silu"], attention_bias=[False], mlp_bias=[False])
     rope = {"rope_theta": data.get("rope_theta"), **section(data, "rope_scaling", where), **section(data, "rope_parameters", where)}
-    allow({"rope scaling": rope.get("rope_type", rope.get("type")), "partial_rotary_factor": rope.get("partial_rotary_factor", data.get("partial_rotary_factor"))},
-          where, **{"rope scaling": ["default"], "partial_rotary_factor": [1.0]})  # fmt: skip
+    allow({"rope scaling": rope.get("rope_type", rope.get("type"))}, where, **{"rope scaling": ["default"]})
+    allow({**data, **rope}, where, partial_rotary_factor=[1.0])
     data = {**LLAMA_DEFAULTS, **{k: v for k, v in data.items() if v is not None}, "rope_theta": rope["rope_theta"] or 10000.0}
     sizes = take(DecoderConfig, {**data, "num_key_value_heads": 1, "head_dim": 2}, where)  # right, before we divide
     return take(DecoderConfig, {"num_key_value_heads": sizes.num_attention_heads, "head_dim": sizes.hidden_size // sizes.num_attention_heads, **data}, where)
@@ -350,12 +352,13 @@ def read_config(data, where, picture_mode="pad"):
     """transformers' LlavaConfig as ours."""
     allow(data, where, model_type=["llava"], vision_feature_select_strategy=["default"], projector_hidden_act=["gelu"], multimodal_projector_bias=[True])
     vision, text = section(data, "vision_config", where), section(data, "text_config", where)
-    layer, image, pad = data.get("vision_feature_layer"), data.get("image_token_index", data.get("image_token_id")), data.get("pad_token_id", text.get("pad_token_id"))
+    layer, image = data.get("vision_feature_layer"), data.get("image_token_index", data.get("image_token_id"))
+    pad = data.get("pad_token_id", text.get("pad_token_id"))
     text = read_text_config({**text, "tie_word_embeddings": bool(data.get("tie_word_embeddings") or text.get("tie_word_embeddings"))}, where)
     vision = read_vision_config(vision, where) if vision else VisionConfig()
     layer, image = -2 if layer is None else layer, 32000 if image is None else image
     check_layer(layer, vision, where)
-    if type(image) is not int or image >= text.vocab_size:
+    if type(image) is not int or not 0 <= image < text.vocab_size:
         raise ValueError(f"{where}: image_token_index is {image!r}, the vocabulary has {text.vocab_size:,} rows")
     return ModelConfig(vision, text, layer, picture_mode, image, -1 if pad is None else pad)
 
@@ -378,8 +381,8 @@ def write_config(config, dtype, tokenizer):
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": config.text.tie_word_embeddings,
         "vision_config": {"model_type": "clip_vision_model", "projection_dim": config.vision.hidden_size, **asdict(config.vision)},
-        "text_config": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, **ids, **asdict(config.text),
-                        "rope_parameters": {"rope_type": "default", "rope_theta": config.text.rope_theta}},
+        "text_config": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+                        **ids, **asdict(config.text), "rope_parameters": {"rope_type": "default", "rope_theta": config.text.rope_theta}},
     }  # fmt: skip
 
 
@@ -402,7 +405,11 @@ CHAT_TEMPLATE = r"""{%- for message in messages -%}
 def tokenizer_json(tokenizer):
     """The SentencePiece model as transformers' tokenizer.json: the same pieces, and each way to join two into a third, best score first."""
     ids, scores = tokenizer.ids, tokenizer.scores
-    joins = [(-scores[text], ids[text[:i]], ids[text[i:]], [text[:i], text[i:]]) for text in scores for i in range(1, len(text)) if text[:i] in scores and text[i:] in scores]
+    joins = []
+    for text in scores:
+        for left, right in ((text[:i], text[i:]) for i in range(1, len(text))):
+            if left in scores and right in scores:
+                joins.append((-scores[text], ids[left], ids[right], [left, right]))
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     bos = tokenizer.piece(tokenizer.bos_id)
     normal = [{"type": "Precompiled", "precompiled_charsmap": base64.b64encode(tokenizer.charsmap).decode()}] if tokenizer.charsmap else []
@@ -418,10 +425,12 @@ def tokenizer_json(tokenizer):
         "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
                            "pair": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
                            "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}}},
-        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, *[{"type": "ByteFallback"}] * tokenizer.byte_fallback, {"type": "Fuse"}]
+        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}]
+                    + [{"type": "ByteFallback"}] * tokenizer.byte_fallback + [{"type": "Fuse"}]
                     + [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * tokenizer.dummy_prefix},
         "model": {"type": "BPE", "dropout": None, "unk_token": tokenizer.piece(tokenizer.unk_id), "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": True, "byte_fallback": tokenizer.byte_fallback, "ignore_merges": False, "vocab": ids, "merges": [pair for _, _, _, pair in sorted(joins)]},
+                  "fuse_unk": True, "byte_fallback": tokenizer.byte_fallback, "ignore_merges": False, "vocab": ids,
+                  "merges": [pair for _, _, _, pair in sorted(joins)]},
     }  # fmt: skip
 
 
@@ -456,9 +465,10 @@ def processor_files(config, tokenizer):
         "processor_config.json": {"processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": config.vision.patch_size,
                                   "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"},
         # CLIPImageProcessor cuts the centre out; LlavaImageProcessor can pad with the mean colour first, as LLaVA-1.5 was trained
-        "preprocessor_config.json": {"image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor", "processor_class": "LlavaProcessor", "do_pad": pad,
-                                     "do_convert_rgb": True, "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255,
-                                     "size": {"shortest_edge": S}, "crop_size": {"height": S, "width": S}, "image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+        "preprocessor_config.json": {"image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor", "processor_class": "LlavaProcessor",
+                                     "do_convert_rgb": True, "do_pad": pad, "do_resize": True, "size": {"shortest_edge": S}, "resample": 3,
+                                     "do_center_crop": True, "crop_size": {"height": S, "width": S}, "do_rescale": True, "rescale_factor": 1 / 255,
+                                     "do_normalize": True, "image_mean": CLIP_MEAN, "image_std": CLIP_STD},
     }  # fmt: skip
 
 
@@ -484,15 +494,17 @@ def load_config(folder):
     """The config of a LLaVA folder. Where its preprocessing says nothing of padding, LLaVA-1.5's is taken: that is what the weights were trained with."""
     data, where = read_json(folder, "config.json"), Path(folder) / "config.json"
     if "mm_vision_tower" in data or data.get("model_type") != "llava":
-        raise ValueError(f"{where}: model_type is {data.get('model_type')!r}, this wants a LLaVA folder in transformers' layout: python checkpoint.py build --llm {folder} … makes one")
+        wanted = f"this wants a LLaVA folder in transformers' layout: python checkpoint.py build --llm {folder} … makes one"
+        raise ValueError(f"{where}: model_type is {data.get('model_type')!r}, {wanted}")
     picture = {}
     if (Path(folder) / "preprocessor_config.json").is_file():
         picture = read_json(folder, "preprocessor_config.json")
     elif (Path(folder) / "processor_config.json").is_file():  # transformers 5
         picture = read_json(folder, "processor_config.json").get("image_processor") or {}
-    for name, ours in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
-        if picture.get(name) is not None and (not isinstance(picture[name], list) or len(picture[name]) != 3 or max(abs(a - b) for a, b in zip(picture[name], ours)) > 1e-4):
-            raise ValueError(f"{folder}: its pictures have {name} {picture[name]}, only CLIP's {list(ours)} is supported")
+    for name, clip in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+        given = picture.get(name) or list(clip)
+        if not isinstance(given, list) or len(given) != 3 or max(abs(a - b) for a, b in zip(given, clip)) > 1e-4:
+            raise ValueError(f"{folder}: its pictures have {name} {given}, only CLIP's {list(clip)} is supported")
     return read_config(data, where, "square" if picture.get("do_pad") is False else "pad")
 
 
@@ -518,7 +530,8 @@ def write_model(config, tensors, tokenizer, folder, dtype=torch.float32, shard_s
         tokenizer = load_tokenizer(tokenizer)  # may be the one in `folder`
     files, wanted = processor_files(config, tokenizer), shapes(config)
     if tokenizer.whole or not tokenizer.is_bpe:
-        print(f"{folder}: without tokenizer.json, which is written for a BPE without user-defined pieces: transformers makes one itself if protobuf is installed", file=sys.stderr)
+        print(f"{folder}: without tokenizer.json, which is written for a BPE without user-defined pieces: "
+              "transformers makes one itself if protobuf is installed", file=sys.stderr)  # fmt: skip
         del files["tokenizer.json"]
     folder.mkdir(parents=True, exist_ok=True)
     save_safetensors({rename(name): (dtype, shape) for name, shape in wanted.items()},
@@ -581,17 +594,14 @@ def expand_rows(rows, old, new, init="mean", generator=None, dtype=None):
     return out
 
 
-def build(llm, out, vision=None, projector=None, tokenizer=None, init="mean", dtype=None, shard_size=SHARD_SIZE, seed=0, dry_run=False):
-    """Assembles a model folder from published parts, tensor by tensor, and says what came from where.
-
-    llm: a Llama folder, or a LLaVA in transformers' layout or in the one first published; vision: CLIP's folder, where llm brings no tower;
-    projector: a file with one, as LLaVA publishes it after its first stage; tokenizer: a .model that begins with the pieces of llm's.
-    dry_run reads configs and tokenizers, no weights."""
+def find_parts(llm, vision=None, projector=None):
+    """(config, {part: the folder or file it comes from}) of a model to build, from the config.json files alone; a projector that is in neither is to be made."""
     data, where, parts = read_json(llm, "config.json"), Path(llm) / "config.json", {"decoder": llm}
-    if "mm_vision_tower" in data:  # as first published: Llama's config, and a few names more
+    if "mm_vision_tower" in data:  # LLaVA as first published: Llama's config, and a few names more
         allow(data, where, mm_projector_type=["mlp2x_gelu"], mm_vision_select_feature=["patch"], mm_use_im_start_end=[False])
-        layer = data.get("mm_vision_select_layer", -2)
-        config = ModelConfig(text=read_text_config({**data, "model_type": "llama"}, where), feature_layer=layer, picture_mode="pad" if data.get("image_aspect_ratio", "pad") == "pad" else "square")
+        mode = "pad" if data.get("image_aspect_ratio", "pad") == "pad" else "square"
+        text = read_text_config({**data, "model_type": "llama"}, where)
+        config = ModelConfig(text=text, feature_layer=data.get("mm_vision_select_layer", -2), picture_mode=mode)
         parts["projector"] = llm
     elif data.get("model_type") == "llava":
         config = load_config(llm)
@@ -601,31 +611,43 @@ def build(llm, out, vision=None, projector=None, tokenizer=None, init="mean", dt
     for part, given in (("vision", vision), ("projector", projector)):
         if given and part in parts:
             raise ValueError(f"{llm}: it brings its own {part}: leave out --{part}")
-    if vision:
-        config, parts["vision"] = replace(config, vision=read_vision_config(read_json(vision, "config.json"), Path(vision) / "config.json")), vision
-        check_layer(config.feature_layer, config.vision, where)
+        if given:
+            parts[part] = given
     if "vision" not in parts:
         elsewhere = f" (mm_vision_tower: {data['mm_vision_tower']})" if "mm_vision_tower" in data else ""
         raise ValueError(f"{llm}: its vision tower is not there{elsewhere}: give CLIP's folder with --vision")
-    if projector:
-        parts["projector"] = projector
+    if vision:
+        config = replace(config, vision=read_vision_config(read_json(vision, "config.json"), Path(vision) / "config.json"))
+        check_layer(config.feature_layer, config.vision, where)
+    return config, parts
+
+
+def build(llm, out, vision=None, projector=None, tokenizer=None, init="mean", dtype=None, shard_size=SHARD_SIZE, seed=0, dry_run=False):
+    """Assembles a model folder from published parts, tensor by tensor, and says what came from where.
+
+    llm: a Llama folder, or a LLaVA in transformers' layout or in the one first published; vision: CLIP's folder, where llm brings no tower;
+    projector: a file with one, as LLaVA publishes it after its first stage; tokenizer: a .model that begins with the pieces of llm's.
+    dry_run reads configs and tokenizers, no weights."""
+    config, parts = find_parts(llm, vision, projector)
     new = Tokenizer.load(tokenizer) if tokenizer else merge(load_tokenizer(llm), [])
     if None in (new.image_id, new.pad_id):
         raise ValueError(f"{tokenizer}: it has no <image> or no <pad>: python tokenizer.py merge adds them")
-    wanted, rows = shapes(config), config.text.vocab_size
-    config = replace(config, text=replace(config.text, vocab_size=max(rows, new.vocab_size)), image_token_id=new.image_id, pad_token_id=new.pad_id)
+    data, where = read_json(llm, "config.json"), Path(llm) / "config.json"
     dtype = dtype or data.get("dtype") or data.get("torch_dtype") or section(data, "text_config", where).get("torch_dtype") or "float32"
     allow({"dtype": dtype}, where, dtype=["float32", "float16", "bfloat16"])
     dtype = getattr(torch, dtype)
+    wanted, rows = shapes(config), config.text.vocab_size
+    config = replace(config, text=replace(config.text, vocab_size=max(rows, new.vocab_size)), image_token_id=new.image_id, pad_token_id=new.pad_id)
     specs = {rename(name): (dtype, shape) for name, shape in shapes(config).items()}
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, (_, shape) in specs.items()}
     fresh = "projector" not in parts
-    peak = max(sizes.values()) + fresh * sum(4 * math.prod(shape) for name, shape in wanted.items() if name.startswith("projector."))
+    peak = max(math.prod(shape) for _, shape in specs.values()) * dtype.itemsize
+    peak += fresh * 4 * sum(math.prod(shape) for name, shape in wanted.items() if name.startswith("projector."))
     print_tensors(specs)
-    print(f"{len(plan_shards(specs, shard_size))} file(s) · memory for tensors at most {peak / 1e9:.3f} GB beyond the mapped files (the largest tensor{', a fresh projector in float32' * fresh}); some 0.2 GB for the tokenizers")
-    for part, source in sorted(parts.items()):
-        print(f"{part}: {source}")
-    print("projector: fresh\n" * fresh + f"vocabulary: {rows:,} rows → {config.text.vocab_size:,} for {new.vocab_size:,} pieces; pictures: {config.picture_mode}; {dtype}".replace("torch.", ""))
+    print(f"{len(plan_shards(specs, shard_size))} file(s) · memory for tensors at most {peak / 1e9:.3f} GB beyond the mapped files "
+          f"(the largest tensor{', a fresh projector in float32' * fresh}); some 0.2 GB for the tokenizers")  # fmt: skip
+    for part in ("decoder", "projector", "vision"):
+        print(f"{part}: {parts.get(part, 'fresh')}")
+    print(f"vocabulary: {rows:,} rows → {config.text.vocab_size:,} for {new.vocab_size:,} pieces; pictures: {config.picture_mode}; {str(dtype).removeprefix('torch.')}")
     if dry_run:
         return
     old, weights, found = load_tokenizer(llm), {source: load_weights(source) for source in set(parts.values())}, {}

@@ -98,10 +98,11 @@ def save_safetensors(specs, tensors, folder, shard_size=SHARD_SIZE, before_renam
                 file.write(head)
                 place |= {name: (file, at) for name, at in starts.items()}
             for name, tensor in tensors:
-                dtype, shape = specs.get(name, (None, None))
-                if name not in place or tuple(tensor.shape) != tuple(shape):
-                    raise ValueError(f"{folder}: can't save {name} {list(tensor.shape)}: " + (f"it must be {list(shape)}" if name in place else "it was saved before" if shape else "no such tensor"))
-                file, at = place.pop(name)
+                if name not in place:
+                    raise ValueError(f"{folder}: can't save {name}: no such tensor, or it was saved before")
+                (file, at), (dtype, shape) = place.pop(name), specs[name]
+                if tuple(tensor.shape) != tuple(shape):
+                    raise ValueError(f"{folder}: can't save {name} {list(tensor.shape)}: it must be {list(shape)}")
                 file.seek(at)
                 if tensor.numel():
                     file.write(tensor.detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -121,7 +122,8 @@ def save_safetensors(specs, tensors, folder, shard_size=SHARD_SIZE, before_renam
             old.unlink()
     if len(plan) > 1:
         total = sum(math.prod(shape) * dtype.itemsize for dtype, shape in specs.values())
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": {name: file for file, shard in plan.items() for name in shard}})
+        where = {name: file for file, shard in plan.items() for name in shard}
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def load_safetensors(path):
@@ -140,8 +142,10 @@ def load_safetensors(path):
             for name, entry in header.items():
                 if name != "__metadata__":
                     start, end = entry["data_offsets"]
-                    if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*entry["shape"], start, end)):
-                        raise ValueError("a size that is not a whole number below 2^48")
+                    if not name.isprintable():  # it would break the one line of an error
+                        raise ValueError(f"the name {name[:80]!r}")
+                    if len(entry["shape"]) > 64 or not all(type(n) is int and 0 <= n < 1 << 48 for n in (*entry["shape"], start, end)):
+                        raise ValueError(f"tensor {name}: a size that is not a whole number below 2^48, or more than 64 of them")
                     if entry["dtype"] not in DTYPES:
                         raise ValueError(f"tensor {name} is {entry['dtype']!r}, supported: {', '.join(DTYPES)}")
                     entries[name] = DTYPES[entry["dtype"]], entry["shape"], start, end
@@ -151,11 +155,12 @@ def load_safetensors(path):
     tensors, reached = {}, 0
     for name, (dtype, shape, start, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         count = math.prod(shape)
-        if end - start != count * dtype.itemsize or start != reached or end > size - 8 - length or len(shape) > 64:
+        if end - start != count * dtype.itemsize or start != reached or end > size - 8 - length:
             raise ValueError(f"{path}: tensor {name}: bytes {start}–{end} don't hold {DTYPE_NAMES[dtype]} {shape}, overlap, leave a gap, or lie outside the file")
         reached = end
         try:
-            tensors[name] = (torch.frombuffer(data, dtype=dtype, count=count, offset=8 + length + start) if count else torch.empty(0, dtype=dtype)).reshape(shape)
+            flat = torch.frombuffer(data, dtype=dtype, count=count, offset=8 + length + start) if count else torch.empty(0, dtype=dtype)
+            tensors[name] = flat.reshape(shape)
         except (RuntimeError, TypeError, OverflowError):
             raise ValueError(f"{path}: tensor {name}: no tensor has the shape {shape}") from None
     if reached != size - 8 - length:
@@ -181,14 +186,17 @@ def load_weights(path):
         if absent := where.keys() - tensors.keys():
             raise ValueError(f"{path}: {some(sorted(absent))}: not in any shard")
         return tensors
+    if path.is_dir():
+        raise ValueError(f"{path}: no weights: neither model.safetensors, pytorch_model.bin, nor an index of shards")
     if not path.is_file():
-        raise ValueError(f"{path}: no weights: neither model.safetensors, pytorch_model.bin, nor an index of shards" if path.is_dir() else f"{path}: no such file")
+        raise ValueError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return load_safetensors(path)
     try:  # a pickle may run any code; weights_only allows tensors and nothing else
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # what torch raises for a damaged or a foreign file is of a dozen kinds
-        raise ValueError(f"{path}: can't be read as weights ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''})") from None
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"{path}: can't be read as weights ({type(error).__name__}: {reason})") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
         raise ValueError(f"{path}: not a table of tensors")
     return tensors
@@ -197,11 +205,13 @@ def load_weights(path):
 # ---------------------------------------------------------------------------------------------- names
 # How each family of files begins the names of our five parts; "": nothing stands before them, None: it has no such part. We write the first row.
 PARTS = ("vision.", "projector.0.", "projector.2.", "decoder.", "decoder.lm_head.")
+LINEAR = ("multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.")
+MODEL_LINEAR = ("model.multi_modal_projector.linear_1.", "model.multi_modal_projector.linear_2.")
 FAMILIES = {
-    "LLaVA, transformers 4": ("vision_tower.vision_model.", "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.", "language_model.model.", "language_model.lm_head."),
-    "LLaVA, transformers 5": ("vision_tower.", "multi_modal_projector.linear_1.", "multi_modal_projector.linear_2.", "language_model.model.", "language_model.lm_head."),
-    "LLaVA, as modules of transformers 5": ("model.vision_tower.", "model.multi_modal_projector.linear_1.", "model.multi_modal_projector.linear_2.", "model.language_model.", "lm_head."),
-    "LLaVA, as modules of transformers 4.52": ("model.vision_tower.vision_model.", "model.multi_modal_projector.linear_1.", "model.multi_modal_projector.linear_2.", "model.language_model.", "lm_head."),
+    "LLaVA, transformers 4": ("vision_tower.vision_model.", *LINEAR, "language_model.model.", "language_model.lm_head."),
+    "LLaVA, transformers 5": ("vision_tower.", *LINEAR, "language_model.model.", "language_model.lm_head."),
+    "LLaVA, as modules of transformers 4.52": ("model.vision_tower.vision_model.", *MODEL_LINEAR, "model.language_model.", "lm_head."),
+    "LLaVA, as modules of transformers 5": ("model.vision_tower.", *MODEL_LINEAR, "model.language_model.", "lm_head."),
     "LLaVA, as first published": ("model.vision_tower.vision_tower.vision_model.", "model.mm_projector.0.", "model.mm_projector.2.", "model.", "lm_head."),
     "Llama": (None, None, None, "model.", "lm_head."),
     "CLIP": ("vision_model.", None, None, None, None),
@@ -255,9 +265,13 @@ def match_names(tensors, wanted, where, aside=NOT_WEIGHTS):
 
     Raises ValueError that lists what is missing, of another shape, or left over (but for names that `aside` fits)."""
     family = max(FAMILIES, key=lambda family: sum(rename(name, family) in tensors for name in wanted))
-    theirs = {name: rename(name, family) or name for name in wanted}
-    problems = [f"missing {theirs[name]}" for name in wanted if theirs[name] not in tensors]
-    problems += [f"{theirs[name]} is {list(tensors[theirs[name]].shape)}, must be {list(shape)}" for name, shape in wanted.items() if theirs[name] in tensors and tensors[theirs[name]].shape != shape]
+    theirs, problems = {name: rename(name, family) or name for name in wanted}, []
+    for name, shape in wanted.items():
+        tensor = tensors.get(theirs[name])
+        if tensor is None:
+            problems.append(f"missing {theirs[name]}")
+        elif tensor.shape != shape:
+            problems.append(f"{theirs[name]} is {list(tensor.shape)}, must be {list(shape)}")
     over = sorted(name for name in tensors.keys() - set(theirs.values()) if not NOT_WEIGHTS.fullmatch(name) and not aside.fullmatch(name))
     if "decoder.lm_head.weight" not in wanted and "decoder.embed_tokens.weight" in wanted:  # tied; some files hold the table twice all the same
         head, table = rename("decoder.lm_head.weight", family), tensors.get(theirs["decoder.embed_tokens.weight"])
@@ -277,7 +291,8 @@ def some(items, comma=", "):
 
 # ---------------------------------------------------------------------------------------------- config
 # What transformers takes where a config.json leaves a field out: its own defaults, which are not LLaVA's.
-LLAMA_DEFAULTS = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+LLAMA_DEFAULTS = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+                  "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}  # fmt: skip
 CLIP_DEFAULTS = {"image_size": 224, "patch_size": 32, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 
@@ -318,8 +333,8 @@ def read_text_config(data, where):
     """transformers' LlamaConfig as ours, as 4.x writes it (rope_theta, rope_scaling) or 5.x (rope_parameters)."""
     allow(data, where, model_type=["llama"], hidden_act=["silu"], attention_bias=[False], mlp_bias=[False])
     rope = {"rope_theta": data.get("rope_theta"), **section(data, "rope_scaling", where), **section(data, "rope_parameters", where)}
-    allow({"rope scaling": rope.get("rope_type", rope.get("type")), "partial_rotary_factor": rope.get("partial_rotary_factor", data.get("partial_rotary_factor"))},
-          where, **{"rope scaling": ["default"], "partial_rotary_factor": [1.0]})  # fmt: skip
+    allow({"rope scaling": rope.get("rope_type", rope.get("type"))}, where, **{"rope scaling": ["default"]})
+    allow({**data, **rope}, where, partial_rotary_factor=[1.0])
     data = {**LLAMA_DEFAULTS, **{k: v for k, v in data.items() if v is not None}, "rope_theta": rope["rope_theta"] or 10000.0}
     sizes = take(DecoderConfig, {**data, "num_key_value_heads": 1, "head_dim": 2}, where)  # right, before we divide
     return take(DecoderConfig, {"num_key_value_heads": sizes.num_attention_heads, "head_dim": sizes.hidden_size // sizes.num_attention_heads, **data}, where)
@@ -337,12 +352,13 @@ def read_config(data, where, picture_mode="pad"):
     """transformers' LlavaConfig as ours."""
     allow(data, where, model_type=["llava"], vision_feature_select_strategy=["default"], projector_hidden_act=["gelu"], multimodal_projector_bias=[True])
     vision, text = section(data, "vision_config", where), section(data, "text_config", where)
-    layer, image, pad = data.get("vision_feature_layer"), data.get("image_token_index", data.get("image_token_id")), data.get("pad_token_id", text.get("pad_token_id"))
+    layer, image = data.get("vision_feature_layer"), data.get("image_token_index", data.get("image_token_id"))
+    pad = data.get("pad_token_id", text.get("pad_token_id"))
     text = read_text_config({**text, "tie_word_embeddings": bool(data.get("tie_word_embeddings") or text.get("tie_word_embeddings"))}, where)
     vision = read_vision_config(vision, where) if vision else VisionConfig()
     layer, image = -2 if layer is None else layer, 32000 if image is None else image
     check_layer(layer, vision, where)
-    if type(image) is not int or image >= text.vocab_size:
+    if type(image) is not int or not 0 <= image < text.vocab_size:
         raise ValueError(f"{where}: image_token_index is {image!r}, the vocabulary has {text.vocab_size:,} rows")
     return ModelConfig(vision, text, layer, picture_mode, image, -1 if pad is None else pad)
 
@@ -365,8 +381,8 @@ def write_config(config, dtype, tokenizer):
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": config.text.tie_word_embeddings,
         "vision_config": {"model_type": "clip_vision_model", "projection_dim": config.vision.hidden_size, **asdict(config.vision)},
-        "text_config": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, **ids, **asdict(config.text),
-                        "rope_parameters": {"rope_type": "default", "rope_theta": config.text.rope_theta}},
+        "text_config": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+                        **ids, **asdict(config.text), "rope_parameters": {"rope_type": "default", "rope_theta": config.text.rope_theta}},
     }  # fmt: skip
 
 
@@ -389,7 +405,11 @@ CHAT_TEMPLATE = r"""{%- for message in messages -%}
 def tokenizer_json(tokenizer):
     """The SentencePiece model as transformers' tokenizer.json: the same pieces, and each way to join two into a third, best score first."""
     ids, scores = tokenizer.ids, tokenizer.scores
-    joins = [(-scores[text], ids[text[:i]], ids[text[i:]], [text[:i], text[i:]]) for text in scores for i in range(1, len(text)) if text[:i] in scores and text[i:] in scores]
+    joins = []
+    for text in scores:
+        for left, right in ((text[:i], text[i:]) for i in range(1, len(text))):
+            if left in scores and right in scores:
+                joins.append((-scores[text], ids[left], ids[right], [left, right]))
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     bos = tokenizer.piece(tokenizer.bos_id)
     normal = [{"type": "Precompiled", "precompiled_charsmap": base64.b64encode(tokenizer.charsmap).decode()}] if tokenizer.charsmap else []
@@ -405,10 +425,12 @@ def tokenizer_json(tokenizer):
         "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
                            "pair": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
                            "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}}},
-        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, *[{"type": "ByteFallback"}] * tokenizer.byte_fallback, {"type": "Fuse"}]
+        "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}]
+                    + [{"type": "ByteFallback"}] * tokenizer.byte_fallback + [{"type": "Fuse"}]
                     + [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * tokenizer.dummy_prefix},
         "model": {"type": "BPE", "dropout": None, "unk_token": tokenizer.piece(tokenizer.unk_id), "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": True, "byte_fallback": tokenizer.byte_fallback, "ignore_merges": False, "vocab": ids, "merges": [pair for _, _, _, pair in sorted(joins)]},
+                  "fuse_unk": True, "byte_fallback": tokenizer.byte_fallback, "ignore_merges": False, "vocab": ids,
+                  "merges": [pair for _, _, _, pair in sorted(joins)]},
     }  # fmt: skip
 
 
@@ -417,10 +439,10 @@ def load_tokenizer(path):
     (a LLaVA from Hugging Face has Llama's own .model, and <image> and <pad> only there)."""
     path = Path(path) / "tokenizer.model" if Path(path).is_dir() else Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such tokenizer; only SentencePiece models are read")
+        raise ValueError(f"{path}: no such tokenizer; only SentencePiece models are read: put the one beside it that the model was made with")
     tokenizer, beside = Tokenizer.load(path), path.with_name("tokenizer_config.json")
-    added = read_json(path.parent, beside.name).get("added_tokens_decoder") if beside.is_file() else None
-    for id, token in sorted((int(id), token["content"]) for id, token in (added or {}).items()):
+    added = section(read_json(path.parent, beside.name), "added_tokens_decoder", beside) if beside.is_file() else {}
+    for id, token in sorted((int(id), token["content"]) for id, token in added.items()):
         if id == tokenizer.vocab_size:
             tokenizer = Tokenizer([*tokenizer.pieces, Piece(token, 0.0, CONTROL)], tokenizer.fields)
         elif id > tokenizer.vocab_size or tokenizer.piece(id) != token:
@@ -436,15 +458,17 @@ def processor_files(config, tokenizer):
         "generation_config.json": {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": config.pad_token_id, "do_sample": False},
         "tokenizer.json": tokenizer_json(tokenizer),
         "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.text.max_position_embeddings, "padding_side": "left", **names,
+                                  "model_input_names": ["input_ids", "attention_mask"],
                                   "image_token": "<image>", "processor_class": "LlavaProcessor", "clean_up_tokenization_spaces": False,
                                   "add_bos_token": True, "add_eos_token": False},
         "special_tokens_map.json": names,
         "processor_config.json": {"processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": config.vision.patch_size,
                                   "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"},
         # CLIPImageProcessor cuts the centre out; LlavaImageProcessor can pad with the mean colour first, as LLaVA-1.5 was trained
-        "preprocessor_config.json": {"image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor", "processor_class": "LlavaProcessor", "do_pad": pad,
-                                     "do_convert_rgb": True, "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255,
-                                     "size": {"shortest_edge": S}, "crop_size": {"height": S, "width": S}, "image_mean": CLIP_MEAN, "image_std": CLIP_STD},
+        "preprocessor_config.json": {"image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor", "processor_class": "LlavaProcessor",
+                                     "do_convert_rgb": True, "do_pad": pad, "do_resize": True, "size": {"shortest_edge": S}, "resample": 3,
+                                     "do_center_crop": True, "crop_size": {"height": S, "width": S}, "do_rescale": True, "rescale_factor": 1 / 255,
+                                     "do_normalize": True, "image_mean": CLIP_MEAN, "image_std": CLIP_STD},
     }  # fmt: skip
 
 
@@ -470,16 +494,18 @@ def load_config(folder):
     """The config of a LLaVA folder. Where its preprocessing says nothing of padding, LLaVA-1.5's is taken: that is what the weights were trained with."""
     data, where = read_json(folder, "config.json"), Path(folder) / "config.json"
     if "mm_vision_tower" in data or data.get("model_type") != "llava":
-        raise ValueError(f"{where}: model_type is {data.get('model_type')!r}, this wants a LLaVA folder in transformers' layout: python checkpoint.py build --llm {folder} … makes one")
+        wanted = f"this wants a LLaVA folder in transformers' layout: python checkpoint.py build --llm {folder} … makes one"
+        raise ValueError(f"{where}: model_type is {data.get('model_type')!r}, {wanted}")
     picture = {}
     if (Path(folder) / "preprocessor_config.json").is_file():
         picture = read_json(folder, "preprocessor_config.json")
     elif (Path(folder) / "processor_config.json").is_file():  # transformers 5
         picture = read_json(folder, "processor_config.json").get("image_processor") or {}
-    for name, ours in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
-        if picture.get(name) is not None and (not isinstance(picture[name], list) or len(picture[name]) != 3 or max(abs(a - b) for a, b in zip(picture[name], ours)) > 1e-4):
-            raise ValueError(f"{folder}: its pictures have {name} {picture[name]}, only CLIP's {list(ours)} is supported")
-    return read_config(data, where, picture.get("picture_mode") or ("square" if picture.get("do_pad") is False else "pad"))
+    for name, clip in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+        given = picture.get(name) or list(clip)
+        if not isinstance(given, list) or len(given) != 3 or max(abs(a - b) for a, b in zip(given, clip)) > 1e-4:
+            raise ValueError(f"{folder}: its pictures have {name} {given}, only CLIP's {list(clip)} is supported")
+    return read_config(data, where, "square" if picture.get("do_pad") is False else "pad")
 
 
 def load_model(folder, dtype=torch.float32):
@@ -504,7 +530,8 @@ def write_model(config, tensors, tokenizer, folder, dtype=torch.float32, shard_s
         tokenizer = load_tokenizer(tokenizer)  # may be the one in `folder`
     files, wanted = processor_files(config, tokenizer), shapes(config)
     if tokenizer.whole or not tokenizer.is_bpe:
-        print(f"{folder}: without tokenizer.json, which is written for a BPE without user-defined pieces: transformers makes one itself if protobuf is installed", file=sys.stderr)
+        print(f"{folder}: without tokenizer.json, which is written for a BPE without user-defined pieces: "
+              "transformers makes one itself if protobuf is installed", file=sys.stderr)  # fmt: skip
         del files["tokenizer.json"]
     folder.mkdir(parents=True, exist_ok=True)
     save_safetensors({rename(name): (dtype, shape) for name, shape in wanted.items()},
@@ -567,17 +594,14 @@ def expand_rows(rows, old, new, init="mean", generator=None, dtype=None):
     return out
 
 
-def build(llm, out, vision=None, projector=None, tokenizer=None, init="mean", dtype=None, shard_size=SHARD_SIZE, seed=0, dry_run=False):
-    """Assembles a model folder from published parts, tensor by tensor, and says what came from where.
-
-    llm: a Llama folder, or a LLaVA in transformers' layout or in the one first published; vision: CLIP's folder, where llm brings no tower;
-    projector: a file with one, as LLaVA publishes it after its first stage; tokenizer: a .model that begins with the pieces of llm's.
-    dry_run reads configs and tokenizers, no weights."""
+def find_parts(llm, vision=None, projector=None):
+    """(config, {part: the folder or file it comes from}) of a model to build, from the config.json files alone; a projector that is in neither is to be made."""
     data, where, parts = read_json(llm, "config.json"), Path(llm) / "config.json", {"decoder": llm}
-    if "mm_vision_tower" in data:  # as first published: Llama's config, and a few names more
+    if "mm_vision_tower" in data:  # LLaVA as first published: Llama's config, and a few names more
         allow(data, where, mm_projector_type=["mlp2x_gelu"], mm_vision_select_feature=["patch"], mm_use_im_start_end=[False])
-        layer = data.get("mm_vision_select_layer", -2)
-        config = ModelConfig(text=read_text_config({**data, "model_type": "llama"}, where), feature_layer=layer, picture_mode="pad" if data.get("image_aspect_ratio", "pad") == "pad" else "square")
+        mode = "pad" if data.get("image_aspect_ratio", "pad") == "pad" else "square"
+        text = read_text_config({**data, "model_type": "llama"}, where)
+        config = ModelConfig(text=text, feature_layer=data.get("mm_vision_select_layer", -2), picture_mode=mode)
         parts["projector"] = llm
     elif data.get("model_type") == "llava":
         config = load_config(llm)
@@ -587,31 +611,43 @@ def build(llm, out, vision=None, projector=None, tokenizer=None, init="mean", dt
     for part, given in (("vision", vision), ("projector", projector)):
         if given and part in parts:
             raise ValueError(f"{llm}: it brings its own {part}: leave out --{part}")
-    if vision:
-        config, parts["vision"] = replace(config, vision=read_vision_config(read_json(vision, "config.json"), Path(vision) / "config.json")), vision
-        check_layer(config.feature_layer, config.vision, where)
+        if given:
+            parts[part] = given
     if "vision" not in parts:
         elsewhere = f" (mm_vision_tower: {data['mm_vision_tower']})" if "mm_vision_tower" in data else ""
         raise ValueError(f"{llm}: its vision tower is not there{elsewhere}: give CLIP's folder with --vision")
-    if projector:
-        parts["projector"] = projector
+    if vision:
+        config = replace(config, vision=read_vision_config(read_json(vision, "config.json"), Path(vision) / "config.json"))
+        check_layer(config.feature_layer, config.vision, where)
+    return config, parts
+
+
+def build(llm, out, vision=None, projector=None, tokenizer=None, init="mean", dtype=None, shard_size=SHARD_SIZE, seed=0, dry_run=False):
+    """Assembles a model folder from published parts, tensor by tensor, and says what came from where.
+
+    llm: a Llama folder, or a LLaVA in transformers' layout or in the one first published; vision: CLIP's folder, where llm brings no tower;
+    projector: a file with one, as LLaVA publishes it after its first stage; tokenizer: a .model that begins with the pieces of llm's.
+    dry_run reads configs and tokenizers, no weights."""
+    config, parts = find_parts(llm, vision, projector)
     new = Tokenizer.load(tokenizer) if tokenizer else merge(load_tokenizer(llm), [])
     if None in (new.image_id, new.pad_id):
         raise ValueError(f"{tokenizer}: it has no <image> or no <pad>: python tokenizer.py merge adds them")
-    wanted, rows = shapes(config), config.text.vocab_size
-    config = replace(config, text=replace(config.text, vocab_size=max(rows, new.vocab_size)), image_token_id=new.image_id, pad_token_id=new.pad_id)
+    data, where = read_json(llm, "config.json"), Path(llm) / "config.json"
     dtype = dtype or data.get("dtype") or data.get("torch_dtype") or section(data, "text_config", where).get("torch_dtype") or "float32"
     allow({"dtype": dtype}, where, dtype=["float32", "float16", "bfloat16"])
     dtype = getattr(torch, dtype)
+    wanted, rows = shapes(config), config.text.vocab_size
+    config = replace(config, text=replace(config.text, vocab_size=max(rows, new.vocab_size)), image_token_id=new.image_id, pad_token_id=new.pad_id)
     specs = {rename(name): (dtype, shape) for name, shape in shapes(config).items()}
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, (_, shape) in specs.items()}
     fresh = "projector" not in parts
-    peak = max(sizes.values()) + fresh * sum(4 * math.prod(shape) for name, shape in wanted.items() if name.startswith("projector."))
+    peak = max(math.prod(shape) for _, shape in specs.values()) * dtype.itemsize
+    peak += fresh * 4 * sum(math.prod(shape) for name, shape in wanted.items() if name.startswith("projector."))
     print_tensors(specs)
-    print(f"{len(plan_shards(specs, shard_size))} file(s) · memory for tensors at most {peak / 1e9:.3f} GB beyond the mapped files (the largest tensor{', a fresh projector in float32' * fresh}); some 0.2 GB for the tokenizers")
-    for part, source in sorted(parts.items()):
-        print(f"{part}: {source}")
-    print("projector: fresh\n" * fresh + f"vocabulary: {rows:,} rows → {config.text.vocab_size:,} for {new.vocab_size:,} pieces; pictures: {config.picture_mode}; {dtype}".replace("torch.", ""))
+    print(f"{len(plan_shards(specs, shard_size))} file(s) · memory for tensors at most {peak / 1e9:.3f} GB beyond the mapped files "
+          f"(the largest tensor{', a fresh projector in float32' * fresh}); some 0.2 GB for the tokenizers")  # fmt: skip
+    for part in ("decoder", "projector", "vision"):
+        print(f"{part}: {parts.get(part, 'fresh')}")
+    print(f"vocabulary: {rows:,} rows → {config.text.vocab_size:,} for {new.vocab_size:,} pieces; pictures: {config.picture_mode}; {str(dtype).removeprefix('torch.')}")
     if dry_run:
         return
     old, weights, found = load_tokenizer(llm), {source: load_weights(source) for source in set(parts.values())}, {}

@@ -159,7 +159,7 @@ class Batcher:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def answer_all(model, tokenizer, questions, batch_size=None, max_new=64, precision="auto", each=lambda n, full, blind: None):
+def answer_all(model, tokenizer, questions, batch_size=None, max_new=128, precision="auto", each=lambda n, full, blind: None):
     """The model's answers in the questions' order: (full, blind). `each` is told every answer as soon as it is there."""
     batcher, full, without = Batcher(model, precision, batch_size, max(len(q["prompt"]) for q in questions) + max_new), [None] * len(questions), {}
     bar = tqdm(total=len(questions), desc="answers", unit="question", disable=None)
@@ -473,32 +473,54 @@ def compare(groups):
     return models, pairs
 
 
-def verdict(row, level=0.05):
-    """One sentence: what the numbers of a comparison support, and what they don't."""
-    points = lambda x: f"{100 * x:+.1f}"
-    what = f"{row['model']} against {row['against']} on {row['split']} ({row['language']}): {points(row['difference'])} points ({points(row['low'])} to {points(row['high'])}), p {row['p_holm']:.2g} corrected"
+def standing(row, level=0.05):
+    """What a comparison shows: "recipe", "seeds", "models", "open" or "same", see STANDING."""
     if row["low"] == row["high"] == 0:
-        return what + "; no difference at all: each question is worth the same to both."
+        return "same"
     if row["p_holm"] >= level or row["low"] <= 0 <= row["high"]:
-        return what + f"; no difference is shown, and one of up to {100 * max(abs(row['low']), abs(row['high'])):.1f} points is not ruled out."
+        return "open"
     if "seeds_low" not in row:
-        return what + "; these two trained models differ. One seed says nothing of what another would give."
-    over = f" (over seeds {points(row['seeds_low'])} to {points(row['seeds_high'])})"
-    if row["seeds_low"] <= 0 <= row["seeds_high"]:
-        return what + f"; these trained models differ, but seeds differ too much{over} to lay it to the recipe."
-    return what + f"; the recipe makes the difference, seed for seed{over}."
+        return "models"
+    return "seeds" if row["seeds_low"] <= 0 <= row["seeds_high"] else "recipe"
+
+
+STANDING = {
+    "recipe": "Supported, for it also outweighs how much seeds differ; the recipe makes the difference:",
+    "seeds": "These trained models differ, but seeds differ too much to lay it to the recipe:",
+    "models": "These two trained models differ. One seed says nothing of what another would give:",
+    "open": "No difference is shown, and up to {most:.1f} points are not ruled out:",
+    "same": "No difference at all, each question is worth the same to both:",
+}
+
+
+def paragraph(pairs):
+    """What the numbers of a comparison support, and what they don't."""
+    said = [f"Points of difference from {pairs[0]['against']}, in brackets their 95% interval over pictures; {len(pairs)} comparisons, corrected together (Holm)."]
+    for kind, words in STANDING.items():
+        rows, found = [row for row in pairs if standing(row) == kind], defaultdict(list)
+        for r in rows:
+            found[r["model"], r["split"]].append(f"{r['language']} {100 * r['difference']:+.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f})")
+        if rows:
+            most = 100 * max(abs(end) for row in rows for end in (row["low"], row["high"]))
+            said.append(words.format(most=most) + " " + "; ".join(f"{model} on {split.replace('_', ' ')}: {', '.join(cells)}" for (model, split), cells in found.items()) + ".")
+    return " ".join(said) + " All of it holds for other questions of these kinds; none of it speaks of other data, sizes or lengths of training."
 
 
 def compare_tables(models, pairs):
-    width = max(12, *(len(r["model"]) for r in models)) + 2
-    lines = [f"{'split':24}{'language':9}{'model':{width}}{'n':>6}  accuracy (95%)           each seed"]
-    for r in models:
-        seeds = " ".join(f"{100 * s:.1f}" for s in r["seeds"])
-        lines.append(f"{r['split']:24}{r['language']:9}{r['model']:{width}}{r['n']:>6}  {100 * r['accuracy']:5.1f} ({100 * r['low']:5.1f} – {100 * r['high']:5.1f})    {seeds}")
-    lines += ["", f"{'split':24}{'language':9}{'model':{width}}{'n':>6}{'pictures':>9}  difference (95%)            d_z       p  p (Holm)   over seeds (95%)"]
+    """The rows as text for people: accuracies with a column for each language, then the differences."""
+    width, cell = max(len(r["model"]) for r in models) + 4, {(r["split"], r["model"], r["language"]): r for r in models}
+    languages, lines = sorted({r["language"] for r in models}), []
+    for split in dict.fromkeys(r["split"] for r in models):
+        own = [m for s, m, l in cell if s == split and l == "all"]
+        lines += ["", f"{split}, % (95%)", " " * width + "".join(f"{l + ', n ' + format(cell[split, own[0], l]['n'], ','):>22}" for l in languages if (split, own[0], l) in cell) + "    all, each seed"]
+        for m in own:
+            rows = [cell[split, m, l] for l in languages if (split, m, l) in cell]
+            lines.append(f"  {m:{width - 2}}" + "".join(f"{interval(r['accuracy'], r['low'], r['high']):>22}" for r in rows) + "    " + " ".join(f"{100 * s:.1f}" for s in cell[split, m, "all"]["seeds"]))
+    lines += ["", f"{'against ' + pairs[0]['against']:{width}}{'split':21}{'language':9}{'n':>6}{'pictures':>9}  difference (95%)            d_z       p  p (Holm)   over seeds (95%)"]
     for r in pairs:
         seeds = f"{100 * r['seeds_low']:+.1f} to {100 * r['seeds_high']:+.1f}" if "seeds_low" in r else "one seed"
-        lines.append(f"{r['split']:24}{r['language']:9}{r['model']:{width}}{r['n']:>6}{r['pictures']:>9}  {100 * r['difference']:+6.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f}){r['effect']:>12.2f}  {r['p']:6.4f}  {r['p_holm']:8.4f}   {seeds}")
+        lines.append(f"  {r['model']:{width - 2}}{r['split']:21}{r['language']:9}{r['n']:>6}{r['pictures']:>9}  {100 * r['difference']:+6.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f})"
+                     f"{r['effect']:>12.2f}  {r['p']:6.4f}  {r['p_holm']:8.4f}   {seeds}")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -618,11 +640,9 @@ def compare_command(args):
     if len(groups) < 2:
         raise ValueError("give two runs or more, as NAME=eval.json or, with several seeds, NAME=a.json,b.json")
     models, pairs = compare(groups)
-    sentences = [verdict(row) for row in pairs if row["language"] == "all"]
-    print(compare_tables(models, pairs), "", *sentences, sep="\n")
-    print(f"\nIntervals: pictures resampled with all their questions. p: {len(pairs)} permutation tests, corrected together (Holm). What one trained model shows holds for other questions of these kinds;\nonly the interval over seeds speaks of the recipe, and none of this of other data.")
+    print(compare_tables(models, pairs), "", paragraph(pairs), sep="\n")
     if args.out:
-        write_json(args.out, {"models": models, "pairs": pairs, "sentences": sentences})
+        write_json(args.out, {"models": models, "pairs": pairs, "paragraph": paragraph(pairs)})
 
 
 def main():
@@ -649,7 +669,7 @@ def main():
         sub.add_argument("--annotations", help="VQAv2's file of ten answers for each question")
         sub.add_argument("--suffix", default="", help='a line after each question, such as LLaVA-1.5\'s "Answer the question using a single word or phrase."')
         if name == "answer":
-            sub.add_argument("--max-new", type=int, default=64, help="tokens of an answer at most")
+            sub.add_argument("--max-new", type=int, default=128, help="tokens of an answer at most")
         else:
             sub.add_argument("--text", nargs="+", default=[], help="text files, one document a line, named by their language")
     sub = commands.add_parser("compare", help="runs on the same questions", description="runs on the same questions: differences from the first, with intervals, effect sizes and corrected p values")

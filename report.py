@@ -140,12 +140,26 @@ def retrieval_table(rows):
 
 
 def comparison_table(found):
-    body = "".join(f"<tr><td>{esc(r['model'])} against {esc(r['against'])}</td><td>{esc(r['split'].replace('_', ' '))}</td><td>{esc(LANGUAGES.get(r['language'], r['language']))}</td><td>{r['n']:,}</td>"
-                   f"<td>{number(r, 'difference')}</td><td>{r['effect']:.2f}</td><td>{r['p_holm']:.4f}</td></tr>" for r in found["pairs"])  # fmt: skip
-    sentences = "".join(f"<p>{esc(s)}</p>" for s in found.get("sentences", []))
-    models = "".join(f"<tr><td>{esc(r['model'])}</td><td>{esc(r['split'].replace('_', ' '))}</td><td>{esc(LANGUAGES.get(r['language'], r['language']))}</td><td>{r['n']:,}</td><td>{number(r)}</td><td>{', '.join(f'{100 * s:.1f}' for s in r['seeds'])}</td></tr>" for r in found["models"])
-    return (f'<div class="scroll"><table><tr><th>model</th><th>split</th><th>language</th><th>n</th><th>accuracy % (95%)</th><th>each seed</th></tr>{models}</table></div>'
-            f'<div class="scroll"><table style="margin-top:18px"><tr><th>difference</th><th>split</th><th>language</th><th>n</th><th>points (95%)</th><th>d<sub>z</sub></th><th>p (Holm)</th></tr>{body}</table></div>{sentences}')  # fmt: skip
+    """Accuracies, a column for each language; what they show, in words; and every difference."""
+    models, cell = found["models"], {(r["split"], r["model"], r["language"]): r for r in found["models"]}
+    languages, tables = sorted({r["language"] for r in models}, key=lambda l: (l == "all", l)), ""
+    for split in dict.fromkeys(r["split"] for r in models):
+        names = [m for s, m, l in cell if s == split and l == "all"]
+        spoken = [l for l in languages if (split, names[0], l) in cell]
+        head = "".join(f'<th>{esc(LANGUAGES.get(l, l))} % (95%), n {cell[split, names[0], l]["n"]:,}</th>' for l in spoken)
+        body = ""
+        for name in names:
+            seeds = ", ".join(f"{100 * s:.1f}" for s in cell[split, name, "all"]["seeds"])
+            style = "sub" if name == "chance" or name.endswith(", blind") else ""
+            body += f'<tr class="{style}"><td>{esc(name)}</td>' + "".join(f"<td>{number(cell[split, name, l])}</td>" for l in spoken) + f'<td class="soft small">{seeds}</td></tr>'
+        tables += f'<h3>{esc(split.replace("_", " "))}</h3><div class="scroll"><table><tr><th></th>{head}<th>all, each seed</th></tr>{body}</table></div>'
+    body = ""
+    for r in found["pairs"]:
+        seeds = f'{100 * r["seeds_low"]:.1f} – {100 * r["seeds_high"]:.1f}' if "seeds_low" in r else "one seed"
+        body += (f"<tr><td>{esc(r['model'])} against {esc(r['against'])}</td><td>{esc(r['split'].replace('_', ' '))}</td><td>{esc(LANGUAGES.get(r['language'], r['language']))}</td>"
+                 f"<td>{r['n']:,}</td><td>{number(r, 'difference')}</td><td>{r['effect']:.2f}</td><td>{r['p_holm']:.4f}</td><td>{seeds}</td></tr>")  # fmt: skip
+    return (f'<p>{esc(found["paragraph"])}</p>{tables}<h3>differences</h3><div class="scroll"><table><tr><th></th><th>split</th><th>language</th><th>n</th><th>points (95%)</th>'
+            f'<th>d<sub>z</sub></th><th>p (Holm)</th><th>over seeds (95%)</th></tr>{body}</table></div>')  # fmt: skip
 
 
 def judge_table(rows):
@@ -190,12 +204,12 @@ def attention_over_patches(model, tokenizer, prompt, answer, path):
 
 
 def heat(picture, weights):
-    """The picture darkened where no attention went; the patches' square of weights smoothed over it."""
+    """The picture faded where no attention went; the patches' square of weights smoothed over it."""
     side = round(len(weights) ** 0.5)
     weights = (weights - weights.min()) / max(float(np.ptp(weights)), 1e-9)
     mask = Image.fromarray((255 * weights.reshape(side, side)).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
-    glow = Image.blend(picture, Image.new("RGB", picture.size, (255, 120, 0)), 0.35)
-    return Image.composite(glow, Image.blend(picture, Image.new("RGB", picture.size, (15, 23, 42)), 0.72), mask)
+    faded = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, "white"), 0.75)
+    return Image.composite(picture, faded, mask)
 
 
 def card(row, image, note=""):
@@ -330,7 +344,7 @@ def page(folders, eval_file, seed, each, attention):
     if rows:
         sections.append(f'<h2>Questions and answers</h2><p class="soft">Drawn by seed {seed} from all answers of the evaluation, not picked.</p>' + gallery(header, rows, seed, each))
     if rows and attention and (model_folder / "config.json").is_file():
-        sections.append('<h2>Where it looks</h2><p>Where the decoder\'s attention lies while it says its answer, over the patches of the picture: mean of all layers and heads; bright is more. Right answers, '
+        sections.append('<h2>Where it looks</h2><p>Where the decoder\'s attention lies while it says its answer, over the patches of the picture: mean of all layers and heads; in colour what it looked at, faded what not. Right answers, '
                         f'drawn by seed {seed}. Attention shows what was looked at, not why an answer was given.</p>' + attention_gallery(model_folder, header, rows, seed, attention))  # fmt: skip
     lines = commands_of(folders, evaluated)
     sections.append("<h2>Every command</h2><pre>" + esc("\n".join(lines)) + "</pre>")

@@ -244,7 +244,8 @@ def cells(questions):
         for language in dict.fromkeys((q["language"], "all")):
             for kind in dict.fromkeys((q["kind"], q["kind"] if q["skill"] == q["kind"] else f"{q['kind']}.{q['skill']}", "all")):
                 found[q["split"], language, kind].append(i)
-    return found
+    splits = list(dict.fromkeys(split for split, _, _ in found))
+    return dict(sorted(found.items(), key=lambda cell: (splits.index(cell[0][0]), cell[0][1] == "all", cell[0][1])))
 
 
 def score(model_name, questions, answers):
@@ -345,10 +346,11 @@ def likelihood_rows(questions, logps, tokens, vocab_size):
     rows = []
     size = np.array([len(main_truth(q).encode()) for q in questions], float)
     tokens = np.array(tokens, float)
+    languages = Counter(split for split, language in {(q["split"], q["language"]) for q in questions})
     statistics = {"perplexity": lambda s: np.exp(s[..., 0] / s[..., 1]), "bits per byte": lambda s: s[..., 0] / s[..., 2] / math.log(2)}
     for model_name, logp in (logps | {"chance": -tokens * math.log(vocab_size)}).items():
         for (split, language, kind), own in cells(questions).items():
-            if kind == "all":
+            if kind == "all" and (language != "all" or languages[split] > 1):
                 columns = by_picture([questions[i] for i in own], -np.array(logp)[own], tokens[own], size[own])
                 for metric, statistic in statistics.items():
                     value, low, high = bootstrap(columns, statistic)
@@ -499,7 +501,8 @@ def paragraph(pairs):
     for kind, words in STANDING.items():
         rows, found = [row for row in pairs if standing(row) == kind], defaultdict(list)
         for r in rows:
-            found[r["model"], r["split"]].append(f"{r['language']} {100 * r['difference']:+.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f})")
+            points = f" {100 * r['difference']:+.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f})"
+            found[r["model"], r["split"]].append(r["language"] + points * (kind != "same"))
         if rows:
             most = 100 * max(abs(end) for row in rows for end in (row["low"], row["high"]))
             said.append(words.format(most=most) + " " + "; ".join(f"{model} on {split.replace('_', ' ')}: {', '.join(cells)}" for (model, split), cells in found.items()) + ".")

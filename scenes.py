@@ -798,6 +798,10 @@ def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=prin
     lines = {name: thin(said, shares) for name, said in lines.items()}
     for split in list(splits)[1:]:
         lines[split] = [json.dumps(r, ensure_ascii=False) for r in split_records(split, splits[split], seed)]
+    lines["unseen_captions"] = []
+    for i, scene in enumerate(splits["unseen_pictures"]):
+        for r in train_records(scene, f"{seed} unseen", i)["captions"]:
+            lines["unseen_captions"].append(json.dumps(r | {"id": f"unseen_pictures-{i:05}-{r['language']}-caption", "image": f"pictures/unseen_pictures/{i:05}.png"}, ensure_ascii=False))
     lines["scenes"] = [json.dumps({"image": f"pictures/{split}/{i:05}.png"} | asdict(scene)) for split, scenes in splits.items() for i, scene in enumerate(scenes)]
     counts |= {f"{name}.json": write_json(folder / f"{name}.json", said) for name, said in lines.items()} | {f"pictures/{split}": len(scenes) for split, scenes in splits.items()}
     world = {"arguments": arguments, "held_out": HELD_OUT, "english_only": ENGLISH_ONLY, "counts": counts}

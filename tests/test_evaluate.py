@@ -173,7 +173,7 @@ def test_the_likelihood_command_covers_questions_and_plain_text(folder, world, t
     command("likelihood", "--model", folder, "--data", world / "chats.json", "--text", tmp_path / "ko.txt", "-o", tmp_path / "l.json")
     rows = json.loads((tmp_path / "l.json").read_text())["likelihood"]
     assert {(r["split"], r["model"]) for r in rows} == {("chats", m) for m in ("full", "blind", "chance")} | {("ko", "full"), ("ko", "chance")}
-    assert all(r["value"] > 0 for r in rows)
+    assert all(r["value"] > 0 for r in rows) and {r["language"] for r in rows if r["split"] == "ko"} == {"ko"}
 
 
 def test_ranks_share_ties_evenly():
@@ -220,7 +220,7 @@ def test_a_run_against_itself_is_no_difference_and_a_worse_one_is_worse(tmp_path
     row = {r["model"]: r for r in found["pairs"] if r["language"] == "all"}
     assert (row["same"]["difference"], row["same"]["p_holm"], row["same"]["effect"]) == (0, 1, 0)
     assert row["worse"]["difference"] == pytest.approx(-40 / 120) and row["worse"]["high"] < 0 and row["worse"]["p_holm"] < 0.01 and row["worse"]["n"] == 120 and row["worse"]["pictures"] == 60
-    assert "No difference at all, each question is worth the same to both: same on s: en +0.0" in said and "worse on s: en -33.3 (" in said and "One seed says nothing of what another would give" in said
+    assert "No difference at all, each question is worth the same to both: same on s: en, all." in said and "worse on s: en -33.3 (" in said and "One seed says nothing of what another would give" in said
     said = command("compare", f"full={a}", f"worse={b}", "--languages", "en", "-o", out)
     assert {r["n"] for r in json.loads(out.read_text())["pairs"]} == {120}
     assert {r["model"] for r in found["models"]} == {"full", "full, blind", "same", "same, blind", "worse", "worse, blind", "chance"}
@@ -228,7 +228,7 @@ def test_a_run_against_itself_is_no_difference_and_a_worse_one_is_worse(tmp_path
 
 def test_a_difference_that_chance_explains_is_not_claimed(tmp_path):
     said = command("compare", f"full={answered(tmp_path / 'a.answers.jsonl', 90)}", f"other={answered(tmp_path / 'b.answers.jsonl', 88)}")
-    assert re.search(r"No difference is shown, and up to \d+\.\d points are not ruled out: other on s: en -1\.7 \(", said) and "differ" not in said.partition("No difference is shown")[0].partition("(Holm)")[2]
+    assert re.search(r"No difference is shown, and up to \d+\.\d points are not ruled out: other on s: en -1\.7 \(", said) and "models differ" not in said
 
 
 def test_seeds_decide_about_recipes(tmp_path):
@@ -299,6 +299,14 @@ def test_the_page_shows_curves_tables_pictures_attention_and_commands(folder, wo
     assert "python train.py instruct --seed 7" in (run / "report.html").read_text()
     with pytest.raises(ValueError, match="is this a run's folder"):
         command(tmp_path, module=report)
+    command("compare", f"a={run / 'eval.json'}", f"<b>={run / 'eval.json'}", "-o", tmp_path / "c.json")
+    command(tmp_path, module=report)
+    assert "Compared: c" in (tmp_path / "report.html").read_text() and "&lt;b&gt;" in (tmp_path / "report.html").read_text(), "a folder of comparisons has its page, too"
+
+
+def test_ticks_are_round_numbers_within_the_range():
+    assert report.round_ticks(0.97, 22.3).tolist() == [5, 10, 15, 20] and report.round_ticks(1, 60).tolist() == [20, 40, 60]
+    assert report.round_ticks(0.02, 0.31) == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_attention_over_patches_is_the_decoders_own(folder, world, config, tokenizer):

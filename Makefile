@@ -101,8 +101,10 @@ world_of = out/ablation/data$(if $(findstring SHARE,$($(1))),.$(1))
 WORLDS := $(sort $(foreach variant,$(VARIANTS),$(call world_of,$(variant))/world.json))
 RUNS := $(foreach seed,$(SEEDS),$(VARIANTS:%=out/ablation/%.$(seed)/eval.json))
 comma := ,
+seeds_of = $(1)=$(subst $() $(),$(comma),$(SEEDS:%=out/ablation/$(1).%/eval.json))
 # compare NAME,VARIANTS,FLAGS: those of the variants that were run, against the first of them
-compare = $(if $(word 2,$(filter $(VARIANTS),$(2))),$(PYTHON) evaluate.py compare $(foreach variant,$(filter $(VARIANTS),$(2)),$(variant)=$(subst $() $(),$(comma),$(SEEDS:%=out/ablation/$(variant).%/eval.json))) $(3) -o out/ablation/$(1).json)
+compare = $(if $(word 2,$(filter $(VARIANTS),$(2))),$(PYTHON) evaluate.py compare \
+$(foreach variant,$(filter $(VARIANTS),$(2)),$(call seeds_of,$(variant))) $(3) -o out/ablation/$(1).json)
 
 ablation: $(RUNS)
 	$(call compare,paper,full no-V no-P no-V-P)

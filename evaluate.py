@@ -499,31 +499,34 @@ def paragraph(pairs):
     """What the numbers of a comparison support, and what they don't."""
     said = [f"Points of difference from {pairs[0]['against']}, in brackets their 95% interval over pictures; {len(pairs)} comparisons, corrected together (Holm)."]
     for kind, words in STANDING.items():
-        rows, found = [row for row in pairs if standing(row) == kind], defaultdict(list)
-        for r in rows:
+        most, found = 0.0, defaultdict(list)
+        for r in (row for row in pairs if standing(row) == kind):
             points = f" {100 * r['difference']:+.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f})"
-            found[r["model"], r["split"]].append(r["language"] + points * (kind != "same"))
-        if rows:
-            most = 100 * max(abs(end) for row in rows for end in (row["low"], row["high"]))
-            said.append(words.format(most=most) + " " + "; ".join(f"{model} on {split.replace('_', ' ')}: {', '.join(cells)}" for (model, split), cells in found.items()) + ".")
+            found[f"{r['model']} on {r['split'].replace('_', ' ')}"].append(r["language"] + points * (kind != "same"))
+            most = max(most, 100 * abs(r["low"]), 100 * abs(r["high"]))
+        if found:
+            said.append(words.format(most=most) + " " + "; ".join(f"{what}: {', '.join(each)}" for what, each in found.items()) + ".")
     return " ".join(said) + " All of it holds for other questions of these kinds; none of it speaks of other data, sizes or lengths of training."
 
 
 def compare_tables(models, pairs):
     """The rows as text for people: accuracies with a column for each language, then the differences."""
-    width, cell = max(len(r["model"]) for r in models) + 4, {(r["split"], r["model"], r["language"]): r for r in models}
-    languages, lines = sorted({r["language"] for r in models}), []
+    width, cell, lines = max(len(r["model"]) for r in models) + 2, {(r["split"], r["model"], r["language"]): r for r in models}, []
     for split in dict.fromkeys(r["split"] for r in models):
-        own = [m for s, m, l in cell if s == split and l == "all"]
-        lines += ["", f"{split}, % (95%)", " " * width + "".join(f"{l + ', n ' + format(cell[split, own[0], l]['n'], ','):>22}" for l in languages if (split, own[0], l) in cell) + "    all, each seed"]
-        for m in own:
-            rows = [cell[split, m, l] for l in languages if (split, m, l) in cell]
-            lines.append(f"  {m:{width - 2}}" + "".join(f"{interval(r['accuracy'], r['low'], r['high']):>22}" for r in rows) + "    " + " ".join(f"{100 * s:.1f}" for s in cell[split, m, "all"]["seeds"]))
-    lines += ["", f"{'against ' + pairs[0]['against']:{width}}{'split':21}{'language':9}{'n':>6}{'pictures':>9}  difference (95%)            d_z       p  p (Holm)   over seeds (95%)"]
+        names = list(dict.fromkeys(m for s, m, _ in cell if s == split))
+        languages = list(dict.fromkeys(l for s, _, l in cell if s == split))
+        heads = [f"{l}, n {cell[split, names[0], l]['n']:,}" for l in languages]
+        lines += ["", f"{split}, % (95%)", " " * (width + 2) + "".join(f"{head:>22}" for head in heads) + "    all, each seed"]
+        for name in names:
+            rows = [cell[split, name, l] for l in languages]
+            seeds = " ".join(f"{100 * s:.1f}" for s in rows[-1]["seeds"])
+            lines.append(f"  {name:{width}}" + "".join(f"{interval(r['accuracy'], r['low'], r['high']):>22}" for r in rows) + "    " + seeds)
+    first = f"against {pairs[0]['against']}"
+    lines += ["", f"{first:{width + 2}}{'split':21}{'language':9}{'n':>6}{'pictures':>9}  difference (95%)            d_z       p  p (Holm)   over seeds (95%)"]
     for r in pairs:
+        difference = f"{100 * r['difference']:+6.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f})"
         seeds = f"{100 * r['seeds_low']:+.1f} to {100 * r['seeds_high']:+.1f}" if "seeds_low" in r else "one seed"
-        lines.append(f"  {r['model']:{width - 2}}{r['split']:21}{r['language']:9}{r['n']:>6}{r['pictures']:>9}  {100 * r['difference']:+6.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f})"
-                     f"{r['effect']:>12.2f}  {r['p']:6.4f}  {r['p_holm']:8.4f}   {seeds}")  # fmt: skip
+        lines.append(f"  {r['model']:{width}}{r['split']:21}{r['language']:9}{r['n']:>6}{r['pictures']:>9}  {difference:24}{r['effect']:>7.2f}  {r['p']:6.4f}  {r['p_holm']:8.4f}   {seeds}")
     return "\n".join(lines)
 
 

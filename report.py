@@ -224,7 +224,8 @@ def heat(picture, weights):
 
 def card(row, image, rows=(), note=""):
     """A picture with its question, after what was said before it (among `rows`), and its answers; captions are neither right nor wrong, so they get their chrF."""
-    before = "".join(f"<div class='tag'>{esc(r['question'])} {esc(evaluate.main_truth(r))}</div>" for r in rows if (r["split"], r["id"]) == (row["split"], row["id"]) and r["turn"] < row["turn"])
+    earlier = [r for r in rows if (r["split"], r["id"]) == (row["split"], row["id"]) and r["turn"] < row["turn"]]
+    before = "".join(f'<div class="tag">{esc(r["question"])} {esc(evaluate.main_truth(r))}</div>' for r in sorted(earlier, key=lambda r: r["turn"]))
     found, truth, turn = evaluate.worth(row, row["full"]), evaluate.main_truth(row), f" · turn {row['turn'] + 1}" if row["turn"] else ""
     right = found["accuracy"] >= 0.5
     mark = f'<span class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {esc(row["full"] or "(nothing)")}</span>' if "chrf" not in found else f"<b>{esc(row['full'] or '(nothing)')}</b> · chrF {100 * found['chrf']:.1f}"

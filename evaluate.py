@@ -487,26 +487,26 @@ def standing(row, level=0.05):
 
 
 STANDING = {
-    "recipe": "Supported, for it also outweighs how much seeds differ; the recipe makes the difference:",
-    "seeds": "These trained models differ, but seeds differ too much to lay it to the recipe:",
-    "models": "These two trained models differ. One seed says nothing of what another would give:",
-    "open": "No difference is shown, and up to {most:.1f} points are not ruled out:",
+    "recipe": "Supported, for it outweighs how much seeds differ, so that the recipe makes the difference:",
+    "seeds": "Only these trained models differ; seeds differ too much to lay it to the recipe:",
+    "models": "These two trained models differ; one seed says nothing of what another would give:",
+    "open": "Not shown, and not ruled out up to {most:.1f} points:",
     "same": "No difference at all, each question is worth the same to both:",
 }
 
 
-def paragraph(pairs):
-    """What the numbers of a comparison support, and what they don't."""
-    said = [f"Points of difference from {pairs[0]['against']}, in brackets their 95% interval over pictures; {len(pairs)} comparisons, corrected together (Holm)."]
+def conclusions(pairs):
+    """What the numbers of a comparison support, and what they don't, in sentences."""
+    said = [f"In points against {pairs[0]['against']}, with 95% intervals over pictures; {len(pairs)} comparisons, corrected together (Holm)."]
     for kind, words in STANDING.items():
-        most, found = 0.0, defaultdict(list)
-        for r in (row for row in pairs if standing(row) == kind):
+        rows, found = [r for r in pairs if standing(r) == kind and r["language"] != "all"], defaultdict(lambda: defaultdict(list))
+        for r in rows:
             points = f" {100 * r['difference']:+.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f})"
-            found[f"{r['model']} on {r['split'].replace('_', ' ')}"].append(r["language"] + points * (kind != "same"))
-            most = max(most, 100 * abs(r["low"]), 100 * abs(r["high"]))
+            found[r["model"]][r["split"].replace("_", " ")].append(r["language"] + points * (kind != "same"))
         if found:
-            said.append(words.format(most=most) + " " + "; ".join(f"{what}: {', '.join(each)}" for what, each in found.items()) + ".")
-    return " ".join(said) + " All of it holds for other questions of these kinds; none of it speaks of other data, sizes or lengths of training."
+            most = 100 * max(abs(r[end]) for r in rows for end in ("low", "high"))
+            said.append(words.format(most=most) + " " + "; ".join(model + ": " + " · ".join(f"{split} {', '.join(own)}" for split, own in cells.items()) for model, cells in found.items()) + ".")
+    return [*said, "All of it holds for other questions of these kinds; none of it speaks of other data, sizes or lengths of training."]
 
 
 def compare_tables(models, pairs):
@@ -625,7 +625,7 @@ def retrieve_command(args):
             found[key] += scores
     rows = []
     print(f"{len(pictures)} queries in {pools} pools of {K}; each measure with its 95% interval")
-    for (direction, model_name), scores in sorted(found.items()):
+    for (direction, model_name), scores in sorted(found.items(), key=lambda item: (item[0][0], ("full", "blind", "chance").index(item[0][1]))):
         row = {"direction": direction, "model": model_name, "n": len(scores), "pool": K}
         for metric in scores[0]:
             values = [s[metric] for s in scores]
@@ -646,9 +646,9 @@ def compare_command(args):
     if len(groups) < 2:
         raise ValueError("give two runs or more, as NAME=eval.json or, with several seeds, NAME=a.json,b.json")
     models, pairs = compare(groups)
-    print(compare_tables(models, pairs), "", paragraph(pairs), sep="\n")
+    print(compare_tables(models, pairs), "", *conclusions(pairs), sep="\n")
     if args.out:
-        write_json(args.out, {"models": models, "pairs": pairs, "paragraph": paragraph(pairs)})
+        write_json(args.out, {"models": models, "pairs": pairs, "conclusions": conclusions(pairs)})
 
 
 def main():

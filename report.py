@@ -150,7 +150,7 @@ def retrieval_table(rows):
 
 
 def comparison_table(found):
-    """Accuracies, a column for each language; what they show, in words; and every difference."""
+    """Accuracies, a column for each language; what they show, in words; every difference."""
     models, cell = found["models"], {(r["split"], r["model"], r["language"]): r for r in found["models"]}
     languages, tables = sorted({r["language"] for r in models}, key=lambda l: (l == "all", l)), ""
     for split in dict.fromkeys(r["split"] for r in models):
@@ -163,12 +163,13 @@ def comparison_table(found):
             style = "sub" if name == "chance" or name.endswith(", blind") else ""
             body += f'<tr class="{style}"><td>{esc(name)}</td>' + "".join(f"<td>{number(cell[split, name, l])}</td>" for l in spoken) + f'<td class="soft small">{seeds}</td></tr>'
         tables += f'<h3>{esc(split.replace("_", " "))}</h3><div class="scroll"><table><tr><th></th>{head}<th>all, each seed</th></tr>{body}</table></div>'
+    said = "".join("<p><b>{}{}</b>{}</p>".format(*map(esc, sentence.partition(":"))) if ":" in sentence else f'<p class="soft">{esc(sentence)}</p>' for sentence in found.get("conclusions", []))
     body = ""
     for r in found["pairs"]:
         seeds = f'{100 * r["seeds_low"]:.1f} – {100 * r["seeds_high"]:.1f}' if "seeds_low" in r else "one seed"
         body += (f"<tr><td>{esc(r['model'])} against {esc(r['against'])}</td><td>{esc(r['split'].replace('_', ' '))}</td><td>{esc(LANGUAGES.get(r['language'], r['language']))}</td>"
                  f"<td>{r['n']:,}</td><td>{number(r, 'difference')}</td><td>{r['effect']:.2f}</td><td>{r['p_holm']:.4f}</td><td>{seeds}</td></tr>")  # fmt: skip
-    return (f'<p>{esc(found["paragraph"])}</p>{tables}<h3>differences</h3><div class="scroll"><table><tr><th></th><th>split</th><th>language</th><th>n</th><th>points (95%)</th>'
+    return (f'{said}{tables}<h3>differences</h3><div class="scroll"><table><tr><th></th><th>split</th><th>language</th><th>n</th><th>points (95%)</th>'
             f'<th>d<sub>z</sub></th><th>p (Holm)</th><th>over seeds (95%)</th></tr>{body}</table></div>')  # fmt: skip
 
 

@@ -215,12 +215,12 @@ def attention_over_patches(model, tokenizer, prompt, answer, path):
 
 
 def heat(picture, weights):
-    """The picture faded where no attention went; the patches' square of weights smoothed over it."""
+    """The picture pale and grey, orange where attention went; the patches' square of weights smoothed over it."""
     side = round(len(weights) ** 0.5)
     weights = (weights - weights.min()) / max(float(np.ptp(weights)), 1e-9)
     mask = Image.fromarray((255 * weights.reshape(side, side)).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
-    faded = Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, "white"), 0.75)
-    return Image.composite(picture, faded, mask)
+    pale, glow = (Image.blend(p, Image.new("RGB", p.size, c), share) for p, c, share in ((picture.convert("L").convert("RGB"), "white", 0.6), (picture, (255, 80, 0), 0.65)))
+    return Image.composite(glow, pale, mask)
 
 
 def card(row, image, rows=(), note=""):
@@ -273,7 +273,7 @@ def commands_of(folders, evaluated):
     """The lines that made the run: commands.txt where it was kept, else what each stage noted of itself."""
     kept = [*folders[0].glob("commands.txt"), *sorted(folders[0].glob("*/commands.txt"))]
     if kept:
-        return [line for file in kept for line in file.read_text(encoding="utf-8").splitlines()]
+        return list(dict.fromkeys(line for file in kept for line in file.read_text(encoding="utf-8").splitlines()))  # a resumed run says them again
     lines = []
     for folder in stage_folders(folders):
         runs, states = folder / "runs.jsonl", sorted(folder.glob("checkpoints/step-*.pt"))
@@ -357,7 +357,7 @@ def page(folders, eval_file, seed, each, attention):
     if rows:
         sections.append(f'<h2>Questions and answers</h2><p class="soft">Drawn by seed {seed} from all answers of the evaluation, not picked.</p>' + gallery(header, rows, seed, each))
     if rows and attention and (model_folder / "config.json").is_file():
-        sections.append('<h2>Where it looks</h2><p>Where the decoder\'s attention lies while it says its answer, over the patches of the picture: mean of all layers and heads; in colour what it looked at, faded what not. Right answers, '
+        sections.append('<h2>Where it looks</h2><p>Where the decoder\'s attention lies while it says its answer, over the patches of the picture: mean of all layers and heads; orange is more. Right answers, '
                         f'drawn by seed {seed}. Attention shows what was looked at, not why an answer was given.</p>' + attention_gallery(model_folder, header, rows, seed, attention))  # fmt: skip
     lines = commands_of(folders, evaluated)
     sections.append("<h2>Every command</h2><pre>" + esc("\n".join(lines)) + "</pre>")

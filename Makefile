@@ -106,7 +106,7 @@ seeds_of = $(1)=$(subst $() $(),$(comma),$(SEEDS:%=out/ablation/$(1).%/eval.json
 compare = $(if $(word 2,$(filter $(VARIANTS),$(2))),$(PYTHON) evaluate.py compare \
 $(foreach variant,$(filter $(VARIANTS),$(2)),$(call seeds_of,$(variant))) $(3) -o out/ablation/$(1).json)
 
-ablation: $(RUNS)
+ablation: $(WORLDS) $(RUNS)
 	$(call compare,paper,full no-V no-P no-V-P)
 	$(call compare,en-ko,full en-ko,--languages en ko)
 	$(call compare,en-zh,full en-zh,--languages en zh)

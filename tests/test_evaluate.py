@@ -262,6 +262,7 @@ def test_make_ablation_is_the_demo_with_one_thing_changed(tmp_path):
     outside = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     made = subprocess.run(["make", "-n", "ablation", "SEEDS=3 4"], cwd=tmp_path, env=outside, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
+    assert not re.search("^rm ", made.stdout, re.MULTILINE), "make takes no file for one that may go when all is done"
     lines = re.findall(r"start=\$\(date \+%s.%N\); \.venv/bin/python (.*?) && ", made.stdout)
     of = lambda variant, step: next(line for line in lines if line.startswith(step) and f"out/ablation/{variant}.4/" in line).replace(f"{variant}.4", "RUN")
     stages = ("train.py vision", "train.py align", "train.py instruct", "evaluate.py")

@@ -5,6 +5,8 @@ OUT ?= out/demo
 SEED ?= 0
 PROCESSES ?= 1
 WITHOUT ?=
+VOCABULARY ?= en ko zh
+TEXTS ?= en ko zh parallel
 PARTS ?= projector decoder
 PYTHON3 ?= python3
 
@@ -21,7 +23,7 @@ file = pathlib.Path('$(OUT)/timing.json'); times = json.loads(file.read_text()) 
 times['$(1)'] = round(times.get('$(1)', 0) + time.time() - $$start, 1); file.write_text(json.dumps(times, indent=1) + '\n'); print(f'$(1): {time.time() - $$start:.0f} s')"
 endef
 
-.PHONY: demo test bench clean
+.PHONY: demo ablation test bench clean
 .DELETE_ON_ERROR:
 
 demo: $(OUT)/report.html
@@ -36,13 +38,16 @@ demo: $(OUT)/report.html
 
 $(DATA)/world.json: | .venv/installed
 	@mkdir -p $(OUT)
-	$(call step,scenes,$(PYTHON) scenes.py -o $(DATA) --pictures 6000 --seed $(SEED))
+	$(call step,scenes,$(PYTHON) scenes.py -o $(DATA) --pictures 6000 --seed $(SEED)$(if $(SHARE), --share $(SHARE)))
 
-$(OUT)/tokenizer.model: $(DATA)/world.json
-	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/en.txt --vocab-size 600 -o $(OUT)/en.model)
-	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/ko.txt --vocab-size 540 -o $(OUT)/ko.model)
-	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/zh.txt --vocab-size 500 --max-piece-length 2 -o $(OUT)/zh.model)
-	$(call step,tokenizer,$(PYTHON) tokenizer.py merge $(OUT)/en.model $(OUT)/ko.model $(OUT)/zh.model -o $@)
+pieces_en := 600
+pieces_ko := 540
+pieces_zh := 500 --max-piece-length 2
+$(OUT)/%.model: $(DATA)/world.json
+	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/$*.txt --vocab-size $(pieces_$*) -o $@)
+
+$(OUT)/tokenizer.model: $(VOCABULARY:%=$(OUT)/%.model)
+	$(call step,tokenizer,$(PYTHON) tokenizer.py merge $^ -o $@)
 
 # Each stage starts from the model that the one before it left. WITHOUT=stage leaves a stage out, to see what it is for: make demo OUT=out/no-text WITHOUT=text
 FRESH := --preset tiny --tokenizer $(OUT)/tokenizer.model
@@ -60,7 +65,7 @@ $(OUT)/vision/config.json: $(OUT)/tokenizer.model
 	$(call step,vision,$(TRAIN) vision $(FRESH) --data $(DATA)/phrases.json --lr 1e-3 --muon-lr 0.01 --batch 32 --steps 1800 --seed $(SEED) --resume -o $(OUT)/vision)
 
 $(OUT)/text/config.json: $(vision_needs)
-	$(call step,text,$(TRAIN) text $(after_vision) --data $(DATA)/text/en.txt $(DATA)/text/ko.txt $(DATA)/text/zh.txt $(DATA)/text/parallel.txt --lr 1e-3 --muon-lr 0.005 --batch 32 --steps 300 --seed $(SEED) --resume -o $(OUT)/text)
+	$(call step,text,$(TRAIN) text $(after_vision) --data $(TEXTS:%=$(DATA)/text/%.txt) --lr 1e-3 --muon-lr 0.005 --batch 32 --steps 300 --seed $(SEED) --resume -o $(OUT)/text)
 
 $(OUT)/align/config.json: $(text_needs)
 	$(call step,align,$(TRAIN) align $(after_text) --data $(DATA)/captions.json --lr 2e-3 --batch 32 --steps 60 --seed $(SEED) --resume -o $(OUT)/align)
@@ -77,6 +82,42 @@ $(OUT)/eval.json: $(OUT)/instruct/config.json
 
 $(OUT)/report.html: $(OUT)/eval.json
 	$(call step,report,$(PYTHON) report.py $(OUT))
+
+# What is each idea of X-LLaVA worth, and each language? The demo with one thing changed, on the same pictures and questions, at equal steps, some seeds of each; a run
+# that is finished is not run again. `make ablation VARIANTS="full no-V" SEEDS="0 1"` does a part, `make -j2 ablation OMP_NUM_THREADS=1` two at a time.
+SEEDS ?= 0 1 2
+VARIANTS ?= full no-V no-P no-V-P en-ko en-zh low-ko
+# without vocabulary expansion: the English tokenizer, which spells Korean and Chinese in bytes
+no-V := VOCABULARY=en
+# without bilingual pretraining: the text stage reads as much, but all of it English
+no-P := TEXTS=en
+no-V-P := $(no-V) $(no-P)
+# a world that speaks two languages, and one with a tenth of the Korean
+en-ko := SHARE=zh=0 VOCABULARY="en ko" TEXTS="en ko parallel"
+en-zh := SHARE=ko=0 VOCABULARY="en zh" TEXTS="en zh parallel"
+low-ko := SHARE=ko=0.1
+
+world_of = out/ablation/data$(if $(findstring SHARE,$($(1))),.$(1))
+WORLDS := $(sort $(foreach variant,$(VARIANTS),$(call world_of,$(variant))/world.json))
+RUNS := $(foreach seed,$(SEEDS),$(VARIANTS:%=out/ablation/%.$(seed)/eval.json))
+comma := ,
+seeds_of = $(1)=$(subst $() $(),$(comma),$(SEEDS:%=out/ablation/$(1).%/eval.json))
+# compare NAME,VARIANTS,FLAGS: those of the variants that were run, against the first of them
+compare = $(if $(word 2,$(filter $(VARIANTS),$(2))),$(PYTHON) evaluate.py compare \
+$(foreach variant,$(filter $(VARIANTS),$(2)),$(call seeds_of,$(variant))) $(3) -o out/ablation/$(1).json)
+
+ablation: $(WORLDS) $(RUNS)
+	$(call compare,paper,full no-V no-P no-V-P)
+	$(call compare,en-ko,full en-ko,--languages en ko)
+	$(call compare,en-zh,full en-zh,--languages en zh)
+	$(call compare,low-ko,full low-ko)
+	$(PYTHON) report.py out/ablation
+
+out/ablation/%/world.json:
+	$(MAKE) -j1 $@ DATA=$(@D) OUT=out/ablation SEED=0 $($(patsubst .%,%,$(suffix $*)))
+
+out/ablation/%/eval.json: | $(WORLDS)
+	$(MAKE) -j1 $@ DATA=$(call world_of,$(basename $*)) OUT=$(@D) SEED=$(patsubst .%,%,$(suffix $*)) $($(basename $*))
 
 # Two processes of one thread each: the kernels in Triton's interpreter take about as long as all else. Their report comes first
 test: export OMP_NUM_THREADS = 1

@@ -159,7 +159,7 @@ class Batcher:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def answer_all(model, tokenizer, questions, batch_size=None, max_new=64, precision="auto", each=lambda n, full, blind: None):
+def answer_all(model, tokenizer, questions, batch_size=None, max_new=128, precision="auto", each=lambda n, full, blind: None):
     """The model's answers in the questions' order: (full, blind). `each` is told every answer as soon as it is there."""
     batcher, full, without = Batcher(model, precision, batch_size, max(len(q["prompt"]) for q in questions) + max_new), [None] * len(questions), {}
     bar = tqdm(total=len(questions), desc="answers", unit="question", disable=None)
@@ -244,7 +244,8 @@ def cells(questions):
         for language in dict.fromkeys((q["language"], "all")):
             for kind in dict.fromkeys((q["kind"], q["kind"] if q["skill"] == q["kind"] else f"{q['kind']}.{q['skill']}", "all")):
                 found[q["split"], language, kind].append(i)
-    return found
+    splits = list(dict.fromkeys(split for split, _, _ in found))
+    return dict(sorted(found.items(), key=lambda cell: (splits.index(cell[0][0]), cell[0][1] == "all", cell[0][1])))
 
 
 def score(model_name, questions, answers):
@@ -345,10 +346,11 @@ def likelihood_rows(questions, logps, tokens, vocab_size):
     rows = []
     size = np.array([len(main_truth(q).encode()) for q in questions], float)
     tokens = np.array(tokens, float)
+    languages = Counter(split for split, language in {(q["split"], q["language"]) for q in questions})
     statistics = {"perplexity": lambda s: np.exp(s[..., 0] / s[..., 1]), "bits per byte": lambda s: s[..., 0] / s[..., 2] / math.log(2)}
     for model_name, logp in (logps | {"chance": -tokens * math.log(vocab_size)}).items():
         for (split, language, kind), own in cells(questions).items():
-            if kind == "all":
+            if kind == "all" and (language != "all" or languages[split] > 1):
                 columns = by_picture([questions[i] for i in own], -np.array(logp)[own], tokens[own], size[own])
                 for metric, statistic in statistics.items():
                     value, low, high = bootstrap(columns, statistic)
@@ -473,32 +475,58 @@ def compare(groups):
     return models, pairs
 
 
-def verdict(row, level=0.05):
-    """One sentence: what the numbers of a comparison support, and what they don't."""
-    points = lambda x: f"{100 * x:+.1f}"
-    what = f"{row['model']} against {row['against']} on {row['split']} ({row['language']}): {points(row['difference'])} points ({points(row['low'])} to {points(row['high'])}), p {row['p_holm']:.2g} corrected"
+def standing(row, level=0.05):
+    """What a comparison shows: "recipe", "seeds", "models", "open" or "same", see STANDING."""
     if row["low"] == row["high"] == 0:
-        return what + "; no difference at all: each question is worth the same to both."
+        return "same"
     if row["p_holm"] >= level or row["low"] <= 0 <= row["high"]:
-        return what + f"; no difference is shown, and one of up to {100 * max(abs(row['low']), abs(row['high'])):.1f} points is not ruled out."
+        return "open"
     if "seeds_low" not in row:
-        return what + "; these two trained models differ. One seed says nothing of what another would give."
-    over = f" (over seeds {points(row['seeds_low'])} to {points(row['seeds_high'])})"
-    if row["seeds_low"] <= 0 <= row["seeds_high"]:
-        return what + f"; these trained models differ, but seeds differ too much{over} to lay it to the recipe."
-    return what + f"; the recipe makes the difference, seed for seed{over}."
+        return "models"
+    return "seeds" if row["seeds_low"] <= 0 <= row["seeds_high"] else "recipe"
+
+
+STANDING = {
+    "recipe": "Supported, for it outweighs how much seeds differ, so that the recipe makes the difference:",
+    "seeds": "Only these trained models differ; seeds differ too much to lay it to the recipe:",
+    "models": "These two trained models differ; one seed says nothing of what another would give:",
+    "open": "Not shown, and not ruled out up to {most:.1f} points:",
+    "same": "No difference at all, each question is worth the same to both:",
+}
+
+
+def conclusions(pairs):
+    """What the numbers of a comparison support, and what they don't, in sentences."""
+    said = [f"In points against {pairs[0]['against']}, with 95% intervals over pictures; {len(pairs)} comparisons, corrected together (Holm)."]
+    for kind, words in STANDING.items():
+        rows, found = [r for r in pairs if standing(r) == kind and r["language"] != "all"], defaultdict(lambda: defaultdict(list))
+        for r in rows:
+            points = f" {100 * r['difference']:+.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f})"
+            found[r["model"]][r["split"].replace("_", " ")].append(r["language"] + points * (kind != "same"))
+        if found:
+            most = 100 * max(abs(r[end]) for r in rows for end in ("low", "high"))
+            said.append(words.format(most=most) + " " + "; ".join(model + ": " + " · ".join(f"{split} {', '.join(own)}" for split, own in cells.items()) for model, cells in found.items()) + ".")
+    return [*said, "All of it holds for other questions of these kinds; none of it speaks of other data, sizes or lengths of training."]
 
 
 def compare_tables(models, pairs):
-    width = max(12, *(len(r["model"]) for r in models)) + 2
-    lines = [f"{'split':24}{'language':9}{'model':{width}}{'n':>6}  accuracy (95%)           each seed"]
-    for r in models:
-        seeds = " ".join(f"{100 * s:.1f}" for s in r["seeds"])
-        lines.append(f"{r['split']:24}{r['language']:9}{r['model']:{width}}{r['n']:>6}  {100 * r['accuracy']:5.1f} ({100 * r['low']:5.1f} – {100 * r['high']:5.1f})    {seeds}")
-    lines += ["", f"{'split':24}{'language':9}{'model':{width}}{'n':>6}{'pictures':>9}  difference (95%)            d_z       p  p (Holm)   over seeds (95%)"]
+    """The rows as text for people: accuracies with a column for each language, then the differences."""
+    width, cell, lines = max(len(r["model"]) for r in models) + 2, {(r["split"], r["model"], r["language"]): r for r in models}, []
+    for split in dict.fromkeys(r["split"] for r in models):
+        names = list(dict.fromkeys(m for s, m, _ in cell if s == split))
+        languages = list(dict.fromkeys(l for s, _, l in cell if s == split))
+        heads = [f"{l}, n {cell[split, names[0], l]['n']:,}" for l in languages]
+        lines += ["", f"{split}, % (95%)", " " * (width + 2) + "".join(f"{head:>22}" for head in heads) + "    all, each seed"]
+        for name in names:
+            rows = [cell[split, name, l] for l in languages]
+            seeds = " ".join(f"{100 * s:.1f}" for s in rows[-1]["seeds"])
+            lines.append(f"  {name:{width}}" + "".join(f"{interval(r['accuracy'], r['low'], r['high']):>22}" for r in rows) + "    " + seeds)
+    first = f"against {pairs[0]['against']}"
+    lines += ["", f"{first:{width + 2}}{'split':21}{'language':9}{'n':>6}{'pictures':>9}  difference (95%)            d_z       p  p (Holm)   over seeds (95%)"]
     for r in pairs:
+        difference = f"{100 * r['difference']:+6.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f})"
         seeds = f"{100 * r['seeds_low']:+.1f} to {100 * r['seeds_high']:+.1f}" if "seeds_low" in r else "one seed"
-        lines.append(f"{r['split']:24}{r['language']:9}{r['model']:{width}}{r['n']:>6}{r['pictures']:>9}  {100 * r['difference']:+6.1f} ({100 * r['low']:+.1f} to {100 * r['high']:+.1f}){r['effect']:>12.2f}  {r['p']:6.4f}  {r['p_holm']:8.4f}   {seeds}")
+        lines.append(f"  {r['model']:{width}}{r['split']:21}{r['language']:9}{r['n']:>6}{r['pictures']:>9}  {difference:24}{r['effect']:>7.2f}  {r['p']:6.4f}  {r['p_holm']:8.4f}   {seeds}")
     return "\n".join(lines)
 
 
@@ -597,7 +625,7 @@ def retrieve_command(args):
             found[key] += scores
     rows = []
     print(f"{len(pictures)} queries in {pools} pools of {K}; each measure with its 95% interval")
-    for (direction, model_name), scores in sorted(found.items()):
+    for (direction, model_name), scores in sorted(found.items(), key=lambda item: (item[0][0], ("full", "blind", "chance").index(item[0][1]))):
         row = {"direction": direction, "model": model_name, "n": len(scores), "pool": K}
         for metric in scores[0]:
             values = [s[metric] for s in scores]
@@ -618,11 +646,9 @@ def compare_command(args):
     if len(groups) < 2:
         raise ValueError("give two runs or more, as NAME=eval.json or, with several seeds, NAME=a.json,b.json")
     models, pairs = compare(groups)
-    sentences = [verdict(row) for row in pairs if row["language"] == "all"]
-    print(compare_tables(models, pairs), "", *sentences, sep="\n")
-    print(f"\nIntervals: pictures resampled with all their questions. p: {len(pairs)} permutation tests, corrected together (Holm). What one trained model shows holds for other questions of these kinds;\nonly the interval over seeds speaks of the recipe, and none of this of other data.")
+    print(compare_tables(models, pairs), "", *conclusions(pairs), sep="\n")
     if args.out:
-        write_json(args.out, {"models": models, "pairs": pairs, "sentences": sentences})
+        write_json(args.out, {"models": models, "pairs": pairs, "conclusions": conclusions(pairs)})
 
 
 def main():
@@ -649,7 +675,7 @@ def main():
         sub.add_argument("--annotations", help="VQAv2's file of ten answers for each question")
         sub.add_argument("--suffix", default="", help='a line after each question, such as LLaVA-1.5\'s "Answer the question using a single word or phrase."')
         if name == "answer":
-            sub.add_argument("--max-new", type=int, default=64, help="tokens of an answer at most")
+            sub.add_argument("--max-new", type=int, default=128, help="tokens of an answer at most")
         else:
             sub.add_argument("--text", nargs="+", default=[], help="text files, one document a line, named by their language")
     sub = commands.add_parser("compare", help="runs on the same questions", description="runs on the same questions: differences from the first, with intervals, effect sizes and corrected p values")

@@ -4,6 +4,7 @@ Where it stands: after evaluate, whose files it reads; nothing is measured here.
 
     python report.py out/demo                                     # writes out/demo/report.html
     python report.py out/align out/instruct --eval eval.json      # a run whose stages lie in folders of their own
+    python report.py out/ablation                                 # comparisons of runs
 
 From each stage's folder: log.jsonl. From the first folder: eval.json with its answers, and whatever else evaluate.py (likelihood, retrieve, compare) and
 judge.py wrote there; timing.json and commands.txt where there are such. The gallery is drawn by --seed: neither good nor bad answers are picked by hand.
@@ -14,9 +15,11 @@ import base64
 import html
 import io
 import json
+import math
 import random
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +50,10 @@ th, td { padding: 7px 14px; text-align: right; border-top: 1px solid var(--line)
 td:first-child, th:first-child { text-align: left } tr.sum td { font-weight: 700; background: #f8fafc } td .ci { color: var(--soft); font-size: 13.5px; font-weight: 400 }
 .sub td:first-child { padding-left: 34px; color: var(--soft) } .scroll { overflow-x: auto } .bar { width: 190px; min-width: 190px }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(268px, 1fr)); gap: 18px } .gallery .card { padding: 0; overflow: hidden } .gallery img { width: 100%; display: block; background: var(--line) }
-.gallery .text { padding: 12px 16px 16px } .q { font-weight: 600 } .tag { font-size: 13px; color: var(--soft) } .right { color: var(--right); font-weight: 700 } .wrong { color: var(--wrong); font-weight: 700 }
-.pair { display: grid; grid-template-columns: 1fr 1fr } .missing { padding: 60px 16px; text-align: center; color: var(--soft); background: var(--line) }
+.gallery .text { padding: 12px 16px 16px } .q { font-weight: 600 } .tag { font-size: 14px; color: var(--soft) } .right { color: var(--right); font-weight: 700 } .wrong { color: var(--wrong); font-weight: 700 }
+:lang(ko) { word-break: keep-all } .pair { display: grid; grid-template-columns: 1fr 1fr } .missing { padding: 60px 16px; text-align: center; color: var(--soft); background: var(--line) }
 pre { background: #0f172a; color: #e2e8f0; border-radius: 14px; padding: 18px 20px; overflow-x: auto; font: 14px/1.6 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
-.legend span { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin: 0 6px 0 16px; vertical-align: -1px }
+.legend span { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin: 0 6px 0 0; vertical-align: -1px } .legend { display: flex; gap: 18px }
 @media print { body { background: #fff } .card, table { break-inside: avoid } }
 """
 
@@ -72,6 +75,13 @@ def read_log(path):
     return [found[step] for step in sorted(found)]
 
 
+def round_ticks(low, high, about=4):
+    """Multiples of 1, 2 or 5 times a power of ten from low to high."""
+    power = 10 ** math.floor(math.log10((high - low) / about))
+    step = next(n * power for n in (1, 2, 5, 10) if n * power * about >= 0.7 * (high - low))
+    return np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
+
+
 def curve(title, rows, width=560, height=250):
     """A stage's loss as SVG: every step faint, their running mean (a twentieth of the run) strong."""
     steps, loss = np.array([r["step"] for r in rows]), np.array([r["loss"] for r in rows], float)
@@ -81,12 +91,12 @@ def curve(title, rows, width=560, height=250):
     thin = np.unique(np.linspace(0, len(loss) - 1, min(500, len(loss))).astype(int))
     low, high = float(loss.min()), float(np.quantile(loss, 0.995))
     high = high if high > low else low + 1
-    left, right, top, bottom = 52, width - 12, 14, height - 30
+    left, right, top, bottom = 52, width - 24, 14, height - 30
     x = lambda s: left + (right - left) * (s - steps[0]) / max(1, steps[-1] - steps[0])
     y = lambda l: bottom - (bottom - top) * (min(l, high) - low) / (high - low)
     line = lambda values: " ".join(f"{x(steps[i]):.1f},{y(values[i]):.1f}" for i in thin)
-    ticks = "".join(f'<line x1="{left}" x2="{right}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#e2e8f0"/><text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.3g}</text>' for v in np.linspace(low, high, 5))
-    ticks += "".join(f'<text x="{x(s):.1f}" y="{height - 8}" text-anchor="{a}">{s:,}</text>' for s, a in ((steps[0], "start"), (steps[len(steps) // 2], "middle"), (steps[-1], "end")))
+    ticks = "".join(f'<line x1="{left}" x2="{right}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#e2e8f0"/><text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.3g}</text>' for v in round_ticks(low, high))
+    ticks += "".join(f'<text x="{x(s):.1f}" y="{height - 8}" text-anchor="middle">{s:,.0f}</text>' for s in round_ticks(steps[0], max(steps[-1], steps[0] + 1)))
     seconds = sum(r.get("seconds", 0) for r in rows)
     return (f'<div class="card"><h3 style="margin-top:0">{esc(title)} <span class="soft small">loss {mean[-1]:.3f} at the end · {len(rows):,} steps · {seconds:,.0f} s</span></h3>'
             f'<svg viewBox="0 0 {width} {height}" width="100%" font-size="12" fill="#64748b" role="img" aria-label="loss of {esc(title)}">{ticks}'
@@ -99,7 +109,7 @@ def number(r, key="accuracy", scale=100):
         return "undefined"  # a ratio with nothing below the line
     if None in (r["low"], r["high"]):
         return f'{scale * r[key]:.1f} <span class="ci">(too few pictures)</span>'
-    digits = 1 if scale == 100 else 3
+    digits = 1 if scale == 100 else 3 if r[key] < 10 else 1 if r[key] < 100 else 0
     return f'{scale * r[key]:.{digits}f} <span class="ci">({scale * r["low"]:.{digits}f} – {scale * r["high"]:.{digits}f})</span>'
 
 
@@ -140,12 +150,27 @@ def retrieval_table(rows):
 
 
 def comparison_table(found):
-    body = "".join(f"<tr><td>{esc(r['model'])} against {esc(r['against'])}</td><td>{esc(r['split'].replace('_', ' '))}</td><td>{esc(LANGUAGES.get(r['language'], r['language']))}</td><td>{r['n']:,}</td>"
-                   f"<td>{number(r, 'difference')}</td><td>{r['effect']:.2f}</td><td>{r['p_holm']:.4f}</td></tr>" for r in found["pairs"])  # fmt: skip
-    sentences = "".join(f"<p>{esc(s)}</p>" for s in found.get("sentences", []))
-    models = "".join(f"<tr><td>{esc(r['model'])}</td><td>{esc(r['split'].replace('_', ' '))}</td><td>{esc(LANGUAGES.get(r['language'], r['language']))}</td><td>{r['n']:,}</td><td>{number(r)}</td><td>{', '.join(f'{100 * s:.1f}' for s in r['seeds'])}</td></tr>" for r in found["models"])
-    return (f'<div class="scroll"><table><tr><th>model</th><th>split</th><th>language</th><th>n</th><th>accuracy % (95%)</th><th>each seed</th></tr>{models}</table></div>'
-            f'<div class="scroll"><table style="margin-top:18px"><tr><th>difference</th><th>split</th><th>language</th><th>n</th><th>points (95%)</th><th>d<sub>z</sub></th><th>p (Holm)</th></tr>{body}</table></div>{sentences}')  # fmt: skip
+    """Accuracies, a column for each language; what they show, in words; every difference."""
+    models, cell = found["models"], {(r["split"], r["model"], r["language"]): r for r in found["models"]}
+    languages, tables = sorted({r["language"] for r in models}, key=lambda l: (l == "all", l)), ""
+    for split in dict.fromkeys(r["split"] for r in models):
+        names = [m for s, m, l in cell if s == split and l == "all"]
+        spoken = [l for l in languages if (split, names[0], l) in cell]
+        head = "".join(f'<th>{esc(LANGUAGES.get(l, l))} % (95%), n {cell[split, names[0], l]["n"]:,}</th>' for l in spoken)
+        body = ""
+        for name in names:
+            seeds = ", ".join(f"{100 * s:.1f}" for s in cell[split, name, "all"]["seeds"])
+            style = "sub" if name == "chance" or name.endswith(", blind") else ""
+            body += f'<tr class="{style}"><td>{esc(name)}</td>' + "".join(f"<td>{number(cell[split, name, l])}</td>" for l in spoken) + f'<td class="soft small">{seeds}</td></tr>'
+        tables += f'<h3>{esc(split.replace("_", " "))}</h3><div class="scroll"><table><tr><th></th>{head}<th>all, each seed</th></tr>{body}</table></div>'
+    said = "".join("<p><b>{}{}</b>{}</p>".format(*map(esc, sentence.partition(":"))) if ":" in sentence else f'<p class="soft">{esc(sentence)}</p>' for sentence in found.get("conclusions", []))
+    body = ""
+    for r in found["pairs"]:
+        seeds = f'{100 * r["seeds_low"]:.1f} – {100 * r["seeds_high"]:.1f}' if "seeds_low" in r else "one seed"
+        body += (f"<tr><td>{esc(r['model'])} against {esc(r['against'])}</td><td>{esc(r['split'].replace('_', ' '))}</td><td>{esc(LANGUAGES.get(r['language'], r['language']))}</td>"
+                 f"<td>{r['n']:,}</td><td>{number(r, 'difference')}</td><td>{r['effect']:.2f}</td><td>{r['p_holm']:.4f}</td><td>{seeds}</td></tr>")  # fmt: skip
+    return (f'{said}{tables}<h3>differences</h3><div class="scroll"><table><tr><th></th><th>split</th><th>language</th><th>n</th><th>points (95%)</th>'
+            f'<th>d<sub>z</sub></th><th>p (Holm)</th><th>over seeds (95%)</th></tr>{body}</table></div>')  # fmt: skip
 
 
 def judge_table(rows):
@@ -190,21 +215,23 @@ def attention_over_patches(model, tokenizer, prompt, answer, path):
 
 
 def heat(picture, weights):
-    """The picture darkened where no attention went; the patches' square of weights smoothed over it."""
+    """The picture pale and grey, orange where attention went; the patches' square of weights smoothed over it."""
     side = round(len(weights) ** 0.5)
     weights = (weights - weights.min()) / max(float(np.ptp(weights)), 1e-9)
     mask = Image.fromarray((255 * weights.reshape(side, side)).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
-    glow = Image.blend(picture, Image.new("RGB", picture.size, (255, 120, 0)), 0.35)
-    return Image.composite(glow, Image.blend(picture, Image.new("RGB", picture.size, (15, 23, 42)), 0.72), mask)
+    pale, glow = (Image.blend(p, Image.new("RGB", p.size, c), share) for p, c, share in ((picture.convert("L").convert("RGB"), "white", 0.6), (picture, (255, 80, 0), 0.65)))
+    return Image.composite(glow, pale, mask)
 
 
-def card(row, image, note=""):
-    """A picture with its question and answers; captions are neither right nor wrong, so they get their chrF."""
+def card(row, image, rows=(), note=""):
+    """A picture with its question, after what was said before it (among `rows`), and its answers; captions are neither right nor wrong, so they get their chrF."""
+    earlier = [r for r in rows if (r["split"], r["id"]) == (row["split"], row["id"]) and r["turn"] < row["turn"]]
+    before = "".join(f'<div class="tag">{esc(r["question"])} {esc(evaluate.main_truth(r))}</div>' for r in sorted(earlier, key=lambda r: r["turn"]))
     found, truth, turn = evaluate.worth(row, row["full"]), evaluate.main_truth(row), f" · turn {row['turn'] + 1}" if row["turn"] else ""
     right = found["accuracy"] >= 0.5
     mark = f'<span class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {esc(row["full"] or "(nothing)")}</span>' if "chrf" not in found else f"<b>{esc(row['full'] or '(nothing)')}</b> · chrF {100 * found['chrf']:.1f}"
-    return (f'<div class="card">{image}<div class="text"><div class="tag">{esc(LANGUAGES.get(row["language"], row["language"]))} · {esc(row["split"].replace("_", " "))} · {esc(row["skill"].replace("_", " "))}{turn}{note}</div>'
-            f'<div class="q">{esc(row["question"])}</div><div>{mark}</div>' + ("" if right else f"<div>truth: {esc(truth)}</div>") + f'<div class="tag">without the picture: {esc(row["blind"] or "(nothing)")}</div></div></div>')  # fmt: skip
+    return (f'<div class="card" lang="{esc(row["language"])}">{image}<div class="text"><div class="tag">{esc(LANGUAGES.get(row["language"], row["language"]))} · {esc(row["split"].replace("_", " "))} · {esc(row["skill"].replace("_", " "))}{turn}{note}</div>'
+            f'{before}<div class="q">{esc(row["question"])}</div><div>{mark}</div>' + ("" if right else f"<div>truth: {esc(truth)}</div>") + f'<div class="tag">without the picture: {esc(row["blind"] or "(nothing)")}</div></div></div>')  # fmt: skip
 
 
 def gallery(header, rows, seed, each):
@@ -219,7 +246,7 @@ def gallery(header, rows, seed, each):
                 counts.append(f"{min(each, len(pool))} of {len(pool):,} {wanted}" + ("s" if wanted == "caption" else ""))
             for row in rng.sample(pool, min(each, len(pool))):
                 path = evaluate.picture_path(header, row)
-                cards.append(card(row, f'<img src="{as_image(shown(path, "pad"))}" alt="">' if path else f'<div class="missing">{esc(row["image"])}<br>is not where it was</div>'))
+                cards.append(card(row, f'<img src="{as_image(shown(path, "pad"))}" alt="">' if path else f'<div class="missing">{esc(row["image"])}<br>is not where it was</div>', rows))
         parts.append(f'<h3>{esc(LANGUAGES.get(language, language))} <span class="soft small">shown: {", ".join(counts)}</span></h3><div class="gallery">{"".join(cards)}</div>')
     return "".join(parts)
 
@@ -237,16 +264,16 @@ def attention_gallery(folder, header, rows, seed, count):
         weights = attention_over_patches(model, tokenizer, prompt, row["full"], path)
         picture = shown(path, model.config.picture_mode)
         image = f'<div class="pair"><img src="{as_image(picture)}" alt=""><img src="{as_image(heat(picture, weights))}" alt="attention"></div>'
-        cards.append(card(row, image, f" · {100 * weights.sum():.0f}% of the attention on the picture"))
+        cards.append(card(row, image, note=f" · {100 * weights.sum():.0f}% of the attention on the picture"))
     return f'<div class="gallery" style="grid-template-columns: repeat(auto-fill, minmax(380px, 1fr))">{"".join(cards)}</div>'
 
 
 # ---------------------------------------------------------------------------------------------- the page
 def commands_of(folders, evaluated):
     """The lines that made the run: commands.txt where it was kept, else what each stage noted of itself."""
-    kept = folders[0] / "commands.txt"
-    if kept.is_file():
-        return kept.read_text(encoding="utf-8").strip().splitlines()
+    kept = [*folders[0].glob("commands.txt"), *sorted(folders[0].glob("*/commands.txt"))]
+    if kept:
+        return list(dict.fromkeys(line for file in kept for line in file.read_text(encoding="utf-8").splitlines()))  # a resumed run says them again
     lines = []
     for folder in stage_folders(folders):
         runs, states = folder / "runs.jsonl", sorted(folder.glob("checkpoints/step-*.pt"))
@@ -280,19 +307,22 @@ def page(folders, eval_file, seed, each, attention):
         if not {"rows", "settings"} <= evaluated.keys():
             raise ValueError(f"{eval_file}: not a file that evaluate.py -o wrote; measure again")
         header, rows = evaluate.read_answers(eval_file.with_suffix(".answers.jsonl"))
-    if not stages and not evaluated:
-        raise ValueError(f"{folders[0]}: neither a stage's log.jsonl nor {eval_file.name}; is this a run's folder?")
+    further = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folders[0].glob("*.json")) if path != eval_file}
+    further = {path: found for path, found in further.items() if isinstance(found, dict) and found.keys() & {"likelihood", "retrieval", "pairs", "judge"}}
+    if not stages and not evaluated and not further:
+        raise ValueError(f"{folders[0]}: neither a stage's log.jsonl nor {eval_file.name} nor a comparison; is this a run's folder?")
     title, facts = folders[0].resolve().name, []
-    model_folder = Path(evaluated["model"]) if evaluated else stages[-1]
+    model_folder = Path(evaluated["model"]) if evaluated else (stages or folders)[-1]
     if (model_folder / "config.json").is_file():
         config = checkpoint.load_config(model_folder)
         from model import parameter_counts
 
         counts = parameter_counts(config)
         facts.append(f"{sum(counts.values()):,} parameters ({', '.join(f'{part} {n:,}' for part, n in counts.items())}), {config.vision.num_patches} patches of a {config.vision.image_size}-pixel picture, {config.text.vocab_size:,} pieces")
-    timing = folders[0] / "timing.json"
-    if timing.is_file():
-        times = json.loads(timing.read_text())
+    times = Counter()
+    for file in (*folders[0].glob("timing.json"), *folders[0].glob("*/timing.json")):
+        times.update(json.loads(file.read_text()))
+    if times:
         facts.append(f"{sum(times.values()):,.0f} seconds in all: " + ", ".join(f"{k} {v:,.0f}" for k, v in times.items()))
     head = f'<h1>{esc(title)}</h1><p class="soft">{"<br>".join(map(esc, facts))}</p>'
     if evaluated:
@@ -301,7 +331,7 @@ def page(folders, eval_file, seed, each, attention):
         for r in sorted(evaluated["rows"], key=lambda r: (r["language"] != "all", r["language"])):
             if (r["model"], r["split"], r["kind"]) == ("full", first, "all"):
                 others = {o["model"]: o for o in evaluated["rows"] if (o["split"], o["kind"], o["language"]) == (first, "all", r["language"])}
-                cards += (f'<div class="card"><div class="soft">{esc(LANGUAGES.get(r["language"], r["language"]))} · {esc(first.replace("_", " "))}</div><div class="big">{100 * r["accuracy"]:.1f}%</div>'
+                cards += (f'<div class="card"><b>{esc(LANGUAGES.get(r["language"], r["language"]))}</b><div class="soft">{esc(first.replace("_", " "))}</div><div class="big">{100 * r["accuracy"]:.1f}%</div>'
                           f'<div class="small soft">95%: {100 * r["low"]:.1f} – {100 * r["high"]:.1f} · n {r["n"]:,}<br>blind {100 * others["blind"]["accuracy"]:.1f} ({100 * others["blind"]["low"]:.1f} – {100 * others["blind"]["high"]:.1f})'
                           f'<br>chance {100 * others["chance"]["accuracy"]:.1f} ({100 * others["chance"]["low"]:.1f} – {100 * others["chance"]["high"]:.1f})</div></div>')  # fmt: skip
         head += f'<div class="row headline">{cards}</div>'
@@ -310,15 +340,12 @@ def page(folders, eval_file, seed, each, attention):
         sections.append('<h2>Learning</h2><p class="soft">Loss per learnt token at each step (faint) and its running mean. Stages have different losses: compare a curve with itself only.</p>'
                         '<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:18px">' + "".join(curve(f.name, log) for f in stages if (log := read_log(f / "log.jsonl"))) + "</div>")  # fmt: skip
     if evaluated:
-        legend = "".join(f'<span style="background:{c}"></span>{m}' for m, c in COLOURS.items())
+        legend = "".join(f'<div><span style="background:{c}"></span>{m}</div>' for m, c in COLOURS.items())
         sections.append('<h2>Right answers</h2><p>Percent of held-out questions. <b>Blind</b> is the same model asked without the picture: what the words alone give away. <b>Chance</b> always says the most '
-                        f'frequent answer. In brackets: 95% intervals, from resampling pictures with all their questions.</p><p class="legend small">{legend}</p>' + accuracy_tables(evaluated["rows"]))  # fmt: skip
+                        f'frequent answer. In brackets: 95% intervals, from resampling pictures with all their questions.</p><div class="legend small">{legend}</div>' + accuracy_tables(evaluated["rows"]))  # fmt: skip
         if evaluated.get("scores"):
             sections.append("<h2>Nearly right answers</h2><p>Open answers by the characters they share with the truth (KorQuAD's F1), captions by chrF, POPE by its authors' figures; in percent.</p>" + metric_table(evaluated["scores"], 100))
-    for path in sorted(folders[0].glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            continue
+    for path, found in further.items():
         if "likelihood" in found:
             sections.append("<h2>Likelihood of the truth</h2><p>Perplexity per token, and bits per byte, which models of different vocabularies can be compared by. Lower is better; chance is every token alike.</p>" + metric_table(found["likelihood"], 1))
         if "retrieval" in found:
@@ -330,7 +357,7 @@ def page(folders, eval_file, seed, each, attention):
     if rows:
         sections.append(f'<h2>Questions and answers</h2><p class="soft">Drawn by seed {seed} from all answers of the evaluation, not picked.</p>' + gallery(header, rows, seed, each))
     if rows and attention and (model_folder / "config.json").is_file():
-        sections.append('<h2>Where it looks</h2><p>Where the decoder\'s attention lies while it says its answer, over the patches of the picture: mean of all layers and heads; bright is more. Right answers, '
+        sections.append('<h2>Where it looks</h2><p>Where the decoder\'s attention lies while it says its answer, over the patches of the picture: mean of all layers and heads; orange is more. Right answers, '
                         f'drawn by seed {seed}. Attention shows what was looked at, not why an answer was given.</p>' + attention_gallery(model_folder, header, rows, seed, attention))  # fmt: skip
     lines = commands_of(folders, evaluated)
     sections.append("<h2>Every command</h2><pre>" + esc("\n".join(lines)) + "</pre>")

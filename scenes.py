@@ -755,9 +755,21 @@ def write_json(path, lines):
     return len(lines)
 
 
-def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=print):
-    """All files of the demo world under `out`, made beside it and renamed when complete."""
-    arguments = {"pictures": pictures, "documents": documents, "seed": seed}
+SCRIPT = {"ko": re.compile("[가-힣]"), "zh": re.compile("[一-鿿]")}
+
+
+def thin(lines, shares):
+    """The lines that are left where languages have only a share of the training data, {"ko": 0.1}: a tenth of the pictures is spoken of in Korean,
+    and a tenth of the text that holds any is there. The same every time, and a smaller share keeps a part of what a larger one does."""
+    for language, share in (shares or {}).items():
+        about = lambda line: (re.search('"image": "[^"]+"', line) or [line])[0]  # all that is said of a picture stays, or nothing
+        lines = [line for line in lines if not SCRIPT[language].search(line) or random_for("share", language, about(line)).random() < share]
+    return lines
+
+
+def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=print, shares=None):
+    """All files of the demo world under `out`, made beside it and renamed when complete. With shares (see `thin`) only the training files are others."""
+    arguments = {"pictures": pictures, "documents": documents, "seed": seed} | ({"shares": shares} if shares else {})
     if (out / "world.json").exists():
         if json.loads((out / "world.json").read_text())["arguments"] != arguments:
             raise ValueError(f"{out} holds a world made with other arguments: remove it, or choose another folder with -o")
@@ -777,14 +789,20 @@ def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=prin
             for name, said in made.items():
                 lines[name] += said
         for (kind, *_), text in zip(texts, pool.imap(text_job, texts)):
+            left = thin(text.splitlines(keepends=True), shares)
             with open(folder / "text" / f"{kind}.txt", "a", encoding="utf-8") as file:
-                file.write(text)
+                file.writelines(left)
+            counts[f"text/{kind}.txt"] = counts.get(f"text/{kind}.txt", 0) + len(left)
     lines["instruct"] += [json.dumps(text_record(i, seed), ensure_ascii=False) for i in range(len(lines["instruct"]) * 3 // 20)]
+    lines = {name: thin(said, shares) for name, said in lines.items()}
     for split in list(splits)[1:]:
         lines[split] = [json.dumps(r, ensure_ascii=False) for r in split_records(split, splits[split], seed)]
+    lines["unseen_captions"] = []
+    for i, scene in enumerate(splits["unseen_pictures"]):
+        for r in train_records(scene, f"{seed} unseen", i)["captions"]:
+            lines["unseen_captions"].append(json.dumps(r | {"id": f"unseen_pictures-{i:05}-{r['language']}-caption", "image": f"pictures/unseen_pictures/{i:05}.png"}, ensure_ascii=False))
     lines["scenes"] = [json.dumps({"image": f"pictures/{split}/{i:05}.png"} | asdict(scene)) for split, scenes in splits.items() for i, scene in enumerate(scenes)]
-    counts = {f"{name}.json": write_json(folder / f"{name}.json", said) for name, said in lines.items()}
-    counts |= {f"text/{kind}.txt": documents for kind in LANGUAGES + ("parallel",)} | {f"pictures/{split}": len(scenes) for split, scenes in splits.items()}
+    counts |= {f"{name}.json": write_json(folder / f"{name}.json", said) for name, said in lines.items()} | {f"pictures/{split}": len(scenes) for split, scenes in splits.items()}
     world = {"arguments": arguments, "held_out": HELD_OUT, "english_only": ENGLISH_ONLY, "counts": counts}
     (folder / "world.json").write_text(json.dumps(world, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if out.exists():
@@ -811,6 +829,7 @@ def main():
     parser.add_argument("--pictures", type=int, default=8000, help="training pictures")
     parser.add_argument("--documents", type=int, default=20000, help="documents of text a language")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another world")
+    parser.add_argument("--share", nargs="+", default=[], metavar="LANGUAGE=SHARE", help="how much of the training data speaks a language: ko=0.1 for a tenth, zh=0 for a world without")
     parser.add_argument("--workers", type=int, default=2, help="processes; the files do not depend on it")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="only draw a contact sheet")
     parser.add_argument("--atlas", type=Path, metavar="FONT", help="only remake assets/atlas.png from this font file")
@@ -824,7 +843,10 @@ def main():
             for name in ("pictures", "documents", "workers"):
                 if getattr(args, name) < 1:
                     raise ValueError(f"--{name} is {getattr(args, name)}: at least 1 is needed")
-            write_world(args.out, args.pictures, args.documents, args.seed, args.workers)
+            for given in args.share:
+                if not re.fullmatch(r"(ko|zh)=(0|1|0?\.\d+)", given):
+                    raise ValueError(f"--share {given}: give ko=SHARE or zh=SHARE, from 0 to 1")
+            write_world(args.out, args.pictures, args.documents, args.seed, args.workers, shares={given[:2]: float(given[3:]) for given in args.share})
     except (ValueError, OSError) as error:
         sys.exit(f"scenes.py: {error}")
 

@@ -692,7 +692,7 @@ def main() -> None:
 
     p = commands.add_parser("merge", help="append other models' pieces, or lists of words, one a line")
     p.add_argument("base", metavar="BASE.model")
-    p.add_argument("new", nargs="+", metavar="NEW", help="a .model, or a text file; there ▁ marks the beginning of a word")
+    p.add_argument("new", nargs="*", metavar="NEW", help="a .model, or a text file; there ▁ marks the beginning of a word")
     p.add_argument("-o", "--out", required=True)
     p.add_argument("--dead", choices=("drop", "repair", "keep"), default="drop", help="pieces that no merges lead to")
     p.add_argument("--foreign-only", action=flag, default=True, help="no piece that plain English could contain")

@@ -5,6 +5,9 @@ import io
 import json
 import math
 import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -170,7 +173,7 @@ def test_the_likelihood_command_covers_questions_and_plain_text(folder, world, t
     command("likelihood", "--model", folder, "--data", world / "chats.json", "--text", tmp_path / "ko.txt", "-o", tmp_path / "l.json")
     rows = json.loads((tmp_path / "l.json").read_text())["likelihood"]
     assert {(r["split"], r["model"]) for r in rows} == {("chats", m) for m in ("full", "blind", "chance")} | {("ko", "full"), ("ko", "chance")}
-    assert all(r["value"] > 0 for r in rows)
+    assert all(r["value"] > 0 for r in rows) and {r["language"] for r in rows if r["split"] == "ko"} == {"ko"}
 
 
 def test_ranks_share_ties_evenly():
@@ -217,7 +220,7 @@ def test_a_run_against_itself_is_no_difference_and_a_worse_one_is_worse(tmp_path
     row = {r["model"]: r for r in found["pairs"] if r["language"] == "all"}
     assert (row["same"]["difference"], row["same"]["p_holm"], row["same"]["effect"]) == (0, 1, 0)
     assert row["worse"]["difference"] == pytest.approx(-40 / 120) and row["worse"]["high"] < 0 and row["worse"]["p_holm"] < 0.01 and row["worse"]["n"] == 120 and row["worse"]["pictures"] == 60
-    assert "no difference at all" in said and "One seed says nothing of what another would give" in said
+    assert "No difference at all, each question is worth the same to both: same: s en." in said and "worse: s en -33.3 (" in said and "one seed says nothing of what another would give" in said
     said = command("compare", f"full={a}", f"worse={b}", "--languages", "en", "-o", out)
     assert {r["n"] for r in json.loads(out.read_text())["pairs"]} == {120}
     assert {r["model"] for r in found["models"]} == {"full", "full, blind", "same", "same, blind", "worse", "worse, blind", "chance"}
@@ -225,7 +228,7 @@ def test_a_run_against_itself_is_no_difference_and_a_worse_one_is_worse(tmp_path
 
 def test_a_difference_that_chance_explains_is_not_claimed(tmp_path):
     said = command("compare", f"full={answered(tmp_path / 'a.answers.jsonl', 90)}", f"other={answered(tmp_path / 'b.answers.jsonl', 88)}")
-    assert "-1.7 points" in said and "no difference is shown, and one of up to" in said
+    assert re.search(r"Not shown, and not ruled out up to \d+\.\d points: other: s en -1\.7 \(", said) and "differ;" not in said
 
 
 def test_seeds_decide_about_recipes(tmp_path):
@@ -252,6 +255,28 @@ def test_runs_on_other_questions_are_not_compared(tmp_path):
         command("compare", f"x={a}", "y=gone.json")
 
 
+def test_make_ablation_is_the_demo_with_one_thing_changed(tmp_path):
+    """What `make -n` says it would do: every variant the demo's own commands on the same pictures, but for what its name says."""
+    shutil.copy(Path(evaluate.__file__).parent / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").touch()
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    made = subprocess.run(["make", "-n", "ablation", "SEEDS=3 4"], cwd=tmp_path, env=outside, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert not re.search("^rm ", made.stdout, re.MULTILINE), "make takes no file for one that may go when all is done"
+    lines = re.findall(r"start=\$\(date \+%s.%N\); \.venv/bin/python (.*?) && ", made.stdout)
+    of = lambda variant, step: next(line for line in lines if line.startswith(step) and f"out/ablation/{variant}.4/" in line).replace(f"{variant}.4", "RUN")
+    stages = ("train.py vision", "train.py align", "train.py instruct", "evaluate.py")
+    for variant in ("no-V", "no-P", "no-V-P"):
+        assert [of(variant, stage) for stage in stages] == [of("full", stage) for stage in stages]
+    assert of("no-V", "tokenizer.py merge") == of("no-V-P", "tokenizer.py merge") == "tokenizer.py merge out/ablation/RUN/en.model -o out/ablation/RUN/tokenizer.model"
+    assert of("no-P", "tokenizer.py merge") == of("full", "tokenizer.py merge") and of("no-V", "train.py text") == of("full", "train.py text")
+    assert "--data out/ablation/data/text/en.txt --lr" in of("no-P", "train.py text") and of("no-P", "train.py text") == of("no-V-P", "train.py text")
+    assert of("low-ko", "train.py text").replace("data.low-ko", "data") == of("full", "train.py text") and "zh" not in of("en-ko", "train.py text") + of("en-ko", "tokenizer.py merge")
+    worlds = re.findall(r"make -j1 \S+ DATA=(\S+) OUT=out/ablation SEED=(\d+) ?(SHARE=\S+)?.*\n", made.stdout)
+    assert worlds == [("out/ablation/data.en-ko", "0", "SHARE=zh=0"), ("out/ablation/data.en-zh", "0", "SHARE=ko=0"), ("out/ablation/data.low-ko", "0", "SHARE=ko=0.1"), ("out/ablation/data", "0", "")]
+    assert "compare full=out/ablation/full.3/eval.json,out/ablation/full.4/eval.json en-ko=out/ablation/en-ko.3/eval.json,out/ablation/en-ko.4/eval.json --languages en ko" in made.stdout
+
+
 # ---------------------------------------------------------------------------------------------- the page
 def test_the_page_shows_curves_tables_pictures_attention_and_commands(folder, world, tmp_path):
     run = tmp_path / "run"
@@ -275,6 +300,14 @@ def test_the_page_shows_curves_tables_pictures_attention_and_commands(folder, wo
     assert "python train.py instruct --seed 7" in (run / "report.html").read_text()
     with pytest.raises(ValueError, match="is this a run's folder"):
         command(tmp_path, module=report)
+    command("compare", f"a={run / 'eval.json'}", f"<b>={run / 'eval.json'}", "-o", tmp_path / "c.json")
+    command(tmp_path, module=report)
+    assert "Compared: c" in (tmp_path / "report.html").read_text() and "&lt;b&gt;" in (tmp_path / "report.html").read_text(), "a folder of comparisons has its page, too"
+
+
+def test_ticks_are_round_numbers_within_the_range():
+    assert report.round_ticks(0.97, 22.3).tolist() == [5, 10, 15, 20] and report.round_ticks(1, 60).tolist() == [20, 40, 60]
+    assert report.round_ticks(0.02, 0.31) == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_attention_over_patches_is_the_decoders_own(folder, world, config, tokenizer):

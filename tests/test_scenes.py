@@ -280,6 +280,24 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(tmp
     assert a.keys() == c.keys() and not [path for path in a if a[path] == c[path]]
 
 
+def test_a_share_thins_a_language_in_the_training_files_alone(tmp_path):
+    shares = {"whole": None, "some": {"ko": 0.5, "zh": 0.0}, "fewer": {"ko": 0.2, "zh": 0.0}}
+    for name, given in shares.items():
+        scenes.write_world(tmp_path / name, pictures=30, documents=40, workers=1, log=lambda line: None, shares=given)
+    files = {name: {f.relative_to(tmp_path / name).as_posix(): f.read_text(encoding="utf-8") for f in (tmp_path / name).rglob("*") if f.suffix in (".json", ".txt")} for name in shares}
+    train = {f"{name}.json" for name in ("captions", "phrases", "drill", "instruct")} | {f"text/{kind}.txt" for kind in ("en", "ko", "zh", "parallel")}
+    assert all(files["whole"][f] == files["some"][f] for f in files["whole"].keys() - train - {"world.json"}), "the same test splits"
+    lines = lambda name: {f: {line.rstrip(",") for line in files[name][f].splitlines()} for f in train}
+    korean = lambda line: bool(re.search("[가-힣]", line))
+    for f in train:
+        whole, some, fewer = (lines(name)[f] for name in shares)
+        assert fewer <= some <= {line for line in whole if not re.search("[一-鿿]", line)}
+        assert {line for line in some if not korean(line)} == {line for line in whole if not re.search("[一-鿿가-힣]", line)}, "what is neither Korean nor Chinese stays"
+    of = lambda name: {r["image"] for r in json.loads(files[name]["instruct.json"]) if "image" in r and r["language"] == "ko"}
+    told = lambda name: sorted((r["image"], r["id"]) for r in json.loads(files[name]["instruct.json"]) if r.get("image") in of(name) and r["language"] == "ko")
+    assert 0 < len(of("fewer")) < len(of("some")) < len(of("whole")) and told("some") == [t for t in told("whole") if t[0] in of("some")], "a picture is spoken of in all kinds or in none"
+
+
 def test_pictures_are_all_different_and_as_they_should_be(world, said):
     paths = sorted((world / "pictures").rglob("*.png"))
     assert len({p.read_bytes() for p in paths}) == len(paths)

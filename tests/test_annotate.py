@@ -24,7 +24,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import annotate  # noqa: E402
 import data  # noqa: E402
+import endpoint  # noqa: E402
 import fake_endpoint  # noqa: E402
+import gates  # noqa: E402
 import scene_endpoint  # noqa: E402
 from fake_endpoint import Fake, completion, good, read_request  # noqa: E402
 
@@ -170,27 +172,27 @@ def test_ctrl_c_waits_for_what_is_under_way_and_leaves_a_whole_set(tmp_path):
 
 
 def test_a_second_process_on_the_same_journal_is_refused(tmp_path):
-    first = annotate.Journal(tmp_path / "set.journal.jsonl")
-    with pytest.raises(ValueError, match="another annotate.py"):
-        annotate.Journal(tmp_path / "set.journal.jsonl")
+    first = endpoint.Journal(tmp_path / "set.journal.jsonl")
+    with pytest.raises(ValueError, match="another process"):
+        endpoint.Journal(tmp_path / "set.journal.jsonl")
     first.file.close()
-    annotate.Journal(tmp_path / "set.journal.jsonl").file.close()
+    endpoint.Journal(tmp_path / "set.journal.jsonl").file.close()
 
 
 def test_a_line_that_breaks_off_is_passed_over_and_the_next_one_is_not_glued_to_it(tmp_path):
-    path = tmp_path / "j.jsonl"
+    path, request = tmp_path / "j.jsonl", endpoint.Request("b", "i.png", "", "", {}, json.loads)
     whole = json.dumps({"key": "a", "text": "x", "fault": None, "tokens": [1, 2]}).encode()
     path.write_bytes(whole + b"\n" + whole[:-9])
-    journal = annotate.Journal(path)
+    journal = endpoint.Journal(path)
     assert journal.passed_over == 1 and list(journal.entries) == ["a"]
-    journal.append("b", image="i", text="half a pair: \ud83d", fault=None, tokens=(3, 4))
+    journal.append(request, text="half a pair: \ud83d", fault=None, tokens=(3, 4))
     journal.file.close()
-    again = annotate.Journal(path)
+    again = endpoint.Journal(path)
     assert again.passed_over == 1 and [e[0]["text"] for e in again.entries.values()] == ["x", "half a pair: \ud83d"] and again.tokens == [(1, 2), (3, 4)]
     again.file.close()
     path.write_bytes(whole)  # only the end of line is missing: nothing is lost
-    last = annotate.Journal(path)
-    last.append("b", image="i", failed="no")
+    last = endpoint.Journal(path)
+    last.append(request, failed="no")
     last.file.close()
     assert [json.loads(line)["key"] for line in path.read_bytes().splitlines()] == ["a", "b"]
 
@@ -220,7 +222,7 @@ def test_what_is_sent_is_small_bare_and_the_same_for_all_languages(tmp_path, mon
 @pytest.mark.parametrize("status, wait", [(429, "number"), (503, "date")])
 def test_retry_after_is_honoured(tmp_path, capsys, monkeypatch, status, wait):
     folder, waits = make_pictures(tmp_path / "pictures", 1), []
-    monkeypatch.setattr(annotate.Endpoint, "wait", lambda self, seconds: waits.append(seconds))
+    monkeypatch.setattr(endpoint.Endpoint, "wait", lambda self, seconds: waits.append(seconds))
     header = "37" if wait == "number" else formatdate(time.time() + 37, usegmt=True)
     with Fake(lambda body, count: (status, {"Retry-After": header}, "{}") if count == 0 else completion(json.dumps(as_asked(body)))) as fake:
         assert annotate.main(options(folder, fake.url, "--kinds", "object")) == 0
@@ -233,7 +235,7 @@ def test_retry_after_is_honoured(tmp_path, capsys, monkeypatch, status, wait):
 
 def test_the_back_off_doubles_and_a_request_without_an_answer_is_set_aside_and_said(tmp_path, capsys, monkeypatch):
     folder, waits = make_pictures(tmp_path / "pictures", 1), []
-    monkeypatch.setattr(annotate.Endpoint, "wait", lambda self, seconds: waits.append(seconds) if seconds > 0 else None)
+    monkeypatch.setattr(endpoint.Endpoint, "wait", lambda self, seconds: waits.append(seconds) if seconds > 0 else None)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     with Fake(lambda body, count: (500, {}, '{"error": {"message": "bad \\u001b[31m sk-secret"}}')) as fake:
         assert annotate.main(options(folder, fake.url, "--kinds", "object", "--tries", 4, "--backoff", 1)) == 1
@@ -260,11 +262,11 @@ def test_a_reply_that_is_not_the_json_asked_for_is_asked_again_then_set_aside(tm
 
 
 def test_of_an_endless_reply_no_more_than_the_limit_is_read(tmp_path, monkeypatch):
-    folder, sizes, real = make_pictures(tmp_path / "pictures", 1), [], annotate.open_reply
-    monkeypatch.setattr(annotate, "open_reply", lambda payload, *rest: sizes.append(len(payload)) or real(payload, *rest))
+    folder, sizes, real = make_pictures(tmp_path / "pictures", 1), [], endpoint.open_reply
+    monkeypatch.setattr(endpoint, "open_reply", lambda payload, *rest: sizes.append(len(payload)) or real(payload, *rest))
     with Fake(lambda body, count: completion("x" * 10_000_000)) as fake:
         annotate.main(options(folder, fake.url, "--kinds", "object", "--tries", 1))
-    assert len(sizes) == 1 and annotate.MAX_REPLY < sizes[0] < annotate.MAX_REPLY + (1 << 17)
+    assert len(sizes) == 1 and endpoint.MAX_REPLY < sizes[0] < endpoint.MAX_REPLY + (1 << 17)
 
 
 def test_a_server_that_refuses_the_schema_is_asked_in_simpler_ways(tmp_path):
@@ -326,11 +328,11 @@ def test_a_dry_run_shows_one_request_a_kind_with_its_cost_and_sends_nothing(tmp_
 ])  # fmt: skip
 def test_an_endpoint_in_the_open_needs_to_be_allowed(url, reason):
     with pytest.raises(ValueError, match=reason) as error:
-        annotate.check_url(url, False)
+        endpoint.check_url(url, False)
     assert "secret" not in str(error.value)
     for fine in ("https://example.com/v1", "http://localhost:1/v1", "http://127.0.0.1:1/v1", "http://[::1]:1/v1"):
-        annotate.check_url(fine, False)
-    annotate.check_url("http://example.com/v1", True)
+        endpoint.check_url(fine, False)
+    endpoint.check_url("http://example.com/v1", True)
 
 
 def test_only_pictures_of_the_folder_are_read_and_each_once(tmp_path):
@@ -391,24 +393,22 @@ GOOD = {"en": pair("What is on the table?", "A red apple."), "ko": pair("탁자 
 def test_a_pair_passes_the_gates_or_falls_in_all_languages(language, part, text, gate):
     reply = {code: [dict(p), dict(p)] for code, p in GOOD.items()}
     reply[language][1][part] = text
-    item = annotate.Item("x", Path(), "0", "object", ("apple", "사과", "苹果", "sofa"))
-    passed, fallen = annotate.judge(annotate.parse_pairs(json.dumps(reply), LANGUAGES), item)
+    passed, fallen = gates.judge(gates.parse_pairs(json.dumps(reply), LANGUAGES), "object", ("apple", "사과", "苹果", "sofa"))
     assert passed == ([0, 1] if gate is None else [0])
     assert [(n, g) for n, g, _ in fallen] == ([] if gate is None else [(1, gate)])
 
 
 def test_is_there_a_given_object_is_not_answered_no():
-    item = annotate.Item("x", Path(), "0", "object", ("cat",))
     for question, answer, falls in (("Is there a cat in the picture?", "No.", True), ("Is there a cat on the sofa?", "No.", False), ("Are there any cats?", "No, none.", True), ("Is there a cat?", "Yes.", False)):
-        assert bool(annotate.judge({"en": [(question, answer)]}, item)[1]) == falls, question
+        assert bool(gates.judge({"en": [(question, answer)]}, "object", ("cat",))[1]) == falls, question
 
 
 def test_a_conversation_that_loses_a_turn_loses_what_follows_and_keeps_what_came_before():
     reply = {"en": [("What is it?", f"A thing of the {n} kind.") for n in ("first", "second", "third", "fourth")]}
     reply["en"][2] = ("What is it?", "I cannot see the picture.")
-    passed, fallen = annotate.judge(reply, annotate.Item("x", Path(), "0", "conversation"))
+    passed, fallen = gates.judge(reply, "conversation")
     assert passed == [0, 1] and [(n, gate) for n, gate, _ in fallen] == [(2, "ignores"), (3, "follows")]
-    assert annotate.judge(reply, annotate.Item("x", Path(), "0", "object"))[0] == [0, 1, 3]
+    assert gates.judge(reply, "object")[0] == [0, 1, 3]
 
 
 def test_duplicates_in_a_picture_and_long_ones_across_pictures_are_dropped_short_ones_are_not(tmp_path):

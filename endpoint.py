@@ -139,7 +139,7 @@ class Endpoint:
 
     def __init__(self, args, secret, journal):
         self.args, self.secret, self.journal, self.url = args, secret, journal, check_url(args.base_url, args.insecure)
-        self.lock, self.stop = threading.Lock(), threading.Event()
+        self.lock, self.stop, self.why = threading.Lock(), threading.Event(), "stopped"
         self.pause_until, self.failures, self.sent, self.in_flight = 0.0, 0, 0, 0
         self.spent = sum(cost(tokens, args) for tokens in journal.tokens)
         self.format, self.limit, self.understood = "json_schema", "max_tokens", False
@@ -165,11 +165,11 @@ class Endpoint:
             reason = f"HTTP {status}: {self.one_line(payload)}" if status else self.one_line(payload)
             if status in (0, 408, 409, 425, 429) or status >= 500:
                 if (asked := retry_after(headers)) > PATIENCE:
-                    raise Stop(f"the server asks to wait {asked:,.0f} seconds; start the same line again then")
+                    self.end(f"the server asks to wait {asked:,.0f} seconds; start the same line again then")
                 self.pause_until = max(self.pause_until, time.monotonic() + asked)  # the limit is for all requests, not for this one
             elif status not in (400, 413, 415, 422):
                 hints = {401: f"; is the key in ${args.key_env} right?", 404: "; are --base-url, which mostly ends in /v1, and --model right?"}
-                raise Stop(f"{args.base_url} answers {reason}{hints.get(status, '')}")
+                self.end(f"{args.base_url} answers {reason}{hints.get(status, '')}")
             elif not self.understood and self.speak_simpler(reason, format, limit):
                 tried, status = tried - 1, None
             else:
@@ -178,8 +178,8 @@ class Endpoint:
             self.journal.append(request, failed=reason)
         with self.lock:
             self.failures += 1
-            if self.failures >= 10 and not self.stop.is_set():
-                raise Stop(f"10 requests in a row came to nothing, the last one for: {reason}")
+            if self.failures >= 10:
+                self.end(f"10 requests in a row came to nothing, the last one for: {reason}")
 
     def send(self, request, jpeg, body):
         """(status, headers, payload) of one request, which is counted and, if there is a reply, in the journal by then; status 0: no whole answer came."""
@@ -188,6 +188,8 @@ class Endpoint:
             status, headers, payload = self.post(body)
         except (OSError, http.client.HTTPException) as error:
             status, headers, payload = 0, {}, f"{type(error).__name__}: {error}"
+        if status == 200 and payload.lstrip().startswith(b'{"error"'):
+            status = 502  # some gateways pass a server's error on like this
         text, fault, tokens = open_reply(payload, estimate(request, jpeg)) if status == 200 else (None, None, (0, 0))
         with self.lock:
             self.in_flight, self.spent = self.in_flight - most, self.spent + cost(tokens, self.args)
@@ -200,16 +202,15 @@ class Endpoint:
         args, known = self.args, estimate(request, jpeg)[0]
         while True:
             with self.lock:
-                if self.stop.is_set():
-                    raise Stop("stopped")
+                self.wait(0)
                 if args.max_requests is not None and self.sent >= args.max_requests:
-                    raise Stop(f"--max-requests {args.max_requests:,} reached")
+                    self.end(f"--max-requests {args.max_requests:,} reached")
                 most = cost((max([known] + [tokens[0] for tokens in self.journal.tokens[-100:]]), args.max_tokens), args)
                 if args.max_cost is None or self.spent + self.in_flight + most <= args.max_cost:
                     self.sent, self.in_flight = self.sent + 1, self.in_flight + most
                     return most
                 if self.in_flight < 1e-12:
-                    raise Stop(f"--max-cost {args.max_cost:g} reached: {self.spent:.4f} spent, one more request may cost {most:.4f}")
+                    self.end(f"--max-cost {args.max_cost:g} reached: {self.spent:.4f} spent, one more request may cost {most:.4f}")
             self.wait(0.05)  # those under way may cost less than the most
 
     def post(self, body):
@@ -245,9 +246,15 @@ class Endpoint:
         tqdm.write(f"the server refuses the request ({reason}): trying {self.limit}, {self.format}", file=sys.stderr)
         return True
 
+    def end(self, why):
+        """Nothing more is sent; every thread stops, for the same reason."""
+        self.why = self.why if self.stop.is_set() else why
+        self.stop.set()
+        raise Stop(self.why)
+
     def wait(self, seconds):
         if self.stop.wait(max(0, seconds)):
-            raise Stop("stopped")
+            raise Stop(self.why)
 
     def hide(self, text):
         return text.replace(self.secret, "***") if self.secret and text else text
@@ -289,7 +296,7 @@ def open_reply(payload, guess):
     text, fault, used = None, None, None
     try:
         if len(payload) > MAX_REPLY:
-            raise ValueError(f"longer than {MAX_REPLY:,} bytes")
+            return None, f"longer than {MAX_REPLY:,} bytes", list(guess)
         reply = json.loads(payload)
         used, choice = reply.get("usage"), reply["choices"][0]
         text = choice["message"].get("content")
@@ -298,8 +305,9 @@ def open_reply(payload, guess):
         elif choice.get("finish_reason") == "length":
             fault = "cut off: --max-tokens or the server's context is too small"
         elif not isinstance(text, str) or not text.strip():
-            fault = f"no text: {str(choice['message'].get('refusal') or 'empty')[:200]}"
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        fault = f"not a chat completion: {error if isinstance(error, ValueError) else type(error).__name__}"[:200]
+            thought = choice["message"].get("reasoning_content") or choice["message"].get("reasoning")
+            fault = f"no text: {str(choice['message'].get('refusal') or ('only reasoning; turn it off' if thought else 'empty'))[:200]}"
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        fault = f"not a chat completion: {payload[:150].decode('utf-8', 'replace')!r}"
     counts = [used.get(name) if isinstance(used, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     return text if isinstance(text, str) else None, fault, [n if type(n) is int and 0 <= n < 10**8 else g for n, g in zip(counts, guess)]

@@ -283,6 +283,25 @@ def test_a_server_that_refuses_the_schema_is_asked_in_simpler_ways(tmp_path):
     assert len(fake.asked) == 2 + 12 and fake.asked[-1]["body"]["response_format"] == {"type": "json_object"} and len(result(folder)[0]) == 36
 
 
+@pytest.mark.parametrize("around", ["<think>I see {two} [things].</think>\n{}", "Okay, {{that}}.</think>{}", "Here it is:\n```json\n{}\n```\nAnything else?", "```{}```", "\ufeff\n{}"])
+def test_what_local_models_write_around_the_json_is_forgiven_and_no_usage_is_guessed(tmp_path, around):
+    folder = make_pictures(tmp_path / "pictures", 1)
+    with Fake(lambda body, count: {"choices": [{"message": {"content": around.replace("{}", json.dumps(as_asked(body)))}}]}) as fake:
+        assert annotate.main(options(folder, fake.url, "--kinds", "object")) == 0
+    (reply,) = rows(tmp_path / "set.journal.jsonl")
+    assert len(fake.asked) == 1 and len(result(folder)[0]) == 3 and reply["tokens"][1] == 3 * 250 < reply["tokens"][0] + 500
+
+
+def test_a_model_that_cannot_do_it_is_noticed_soon_and_told_why(tmp_path, capsys):
+    folder = make_pictures(tmp_path / "pictures", 5)
+    spent = {"choices": [{"message": {"role": "assistant", "content": "", "reasoning": "Hm, hm"}, "finish_reason": "length"}]}
+    for reply, reason in ((spent, "cut off: --max-tokens"), ({"error": "no memory"}, "HTTP 502: {\"error\": \"no memory\"}"), ((404, {}, "no"), "ends in /v1, and --model right?")):
+        (tmp_path / "set.journal.jsonl").unlink(missing_ok=True)
+        with Fake(lambda body, count: reply) as fake:
+            assert annotate.main(options(folder, fake.url, "--tries", 2, "--concurrency", 1)) == 1
+        assert len(fake.asked) <= 22 and reason in capsys.readouterr().err
+
+
 def test_a_wrong_key_ends_the_run_at_once_and_a_dead_server_soon(tmp_path, capsys, monkeypatch):
     folder = make_pictures(tmp_path / "pictures", 5)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-abc")

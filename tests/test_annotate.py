@@ -66,8 +66,17 @@ def always(make):
 
 
 # ---------------------------------------------------------------------------------------------- killed and started again
+def was_whole(asked):
+    """Whether the endpoint sent the whole JSON for it; a late reply is one, too."""
+    try:
+        return isinstance(asked["got"], float) or set(json.loads(asked["got"]["choices"][0]["message"]["content"])) == set(LANGUAGES)
+    except (TypeError, ValueError, IndexError):
+        return False
+
+
 def killed_and_started_again(folder, pictures, kills, seed, start):
-    """Runs against bad weather, killed `kills` times when the journal has reached a random length; returns the numbers of requests, records and rejected rows. `start` starts a process."""
+    """Runs against bad weather, killed `kills` times when the journal has reached a random length; returns the numbers of requests, records and
+    rejected rows, and of replies that were lost on their way. `start` starts a process."""
     make_pictures(folder, pictures)
     journal, rng, before, concurrency = folder.parent / "set.journal.jsonl", random.Random(seed), [], 4
     names = {path.name: fake_endpoint.hashlib.sha256(annotate.encode_picture(path.resolve(), 1024)).hexdigest()[:8] for path in folder.iterdir()}
@@ -105,6 +114,8 @@ def killed_and_started_again(folder, pictures, kills, seed, start):
         everything = {(picture, kind) for picture in names.values() for kind in annotate.KINDS}
         for at, done in before:
             assert not done & set(asked[at:]), "a paid reply was asked for again"
+        twice = sum(map(was_whole, fake.asked)) - len(everything)  # what was on its way when the process died is lost to it, and to it alone
+        assert twice <= kills * concurrency, "more was asked again than was under way"
         assert sorted(paid()) == sorted(everything), "every picture and kind has one good reply in the journal"
         records, rejected = result(folder)
         fates = {key: random.Random(f"{seed} {key[0]} {key[1]}").random() for key in everything}
@@ -127,7 +138,7 @@ def killed_and_started_again(folder, pictures, kills, seed, start):
         count = len(fake.asked)
         assert os.waitstatus_to_exitcode(os.waitpid(start(options(folder, fake.url)), 0)[1]) == 0
         assert len(fake.asked) == count and (folder.parent / "set.json").read_bytes() == first, "the set is made from the journal alone"
-        return count, len(records), len(rejected)
+        return count, len(records), len(rejected), twice
 
 
 def fork(arguments):
@@ -609,5 +620,5 @@ def test_the_demo_world_as_the_model_answers_in_parallel_from_the_pixels_alone(t
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         began = time.time()
-        asked, records, rejected = killed_and_started_again(Path(temporary) / "pictures", int(sys.argv[1]), int(sys.argv[2]), 0, fork)
-        print(f"{asked} requests, {records} records, {rejected} rejected rows, {time.time() - began:.0f} s: all assertions held")
+        asked, records, rejected, lost = killed_and_started_again(Path(temporary) / "pictures", int(sys.argv[1]), int(sys.argv[2]), 0, fork)
+        print(f"{asked} requests, {records} records, {rejected} rejected rows, {lost} replies lost on their way at a kill, {time.time() - began:.0f} s: all assertions held")

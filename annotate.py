@@ -34,6 +34,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -367,21 +368,35 @@ def stats(args):
     print_gates(rejected)
     if args.sheet:
         sheet(records, args)
-        print(f"\n{args.sheet}: {min(args.samples, len(records))} samples")
+        print(f"\n{args.sheet}: random samples, to look over")
     return 0
 
 
+STYLE = """body { font: 14px/1.4 sans-serif; background: #eee; margin: 16px } section { background: #fff; padding: 12px; margin-bottom: 12px; display: flex; gap: 16px }
+figure { margin: 0; flex: 0 0 220px } img { width: 220px } small { color: #777; display: block; overflow-wrap: anywhere } table { width: 100%; table-layout: fixed; height: 0 }
+td { vertical-align: top; padding: 0 16px 10px 0 }"""
+
+
 def sheet(records, args):
-    """A self-contained page of random samples: everything in it is escaped text, and no script may run."""
+    """A self-contained page of random samples, a picture's languages side by side: everything in it is escaped text, and no script may run."""
+    together = defaultdict(dict)
+    for record in records:
+        together[str(record.get("image")), str(record.get("kind"))][str(record.get("language", "?"))] = record
     cards = []
-    for record in random.Random(args.seed).sample(records, min(args.samples, len(records))):
-        jpeg = base64.b64encode(encode_picture(args.file.parent / record["image"], 320)).decode()
-        turns = "".join(f"<p><b>{html.escape(''.join(parts).strip())}</b><br>{html.escape(answer)}</p>" for parts, answer in data.read_turns(record))
-        title = html.escape(f"{record['image']} · {record.get('language')} · {record.get('kind')}")
-        cards.append(f'<div><img src="data:image/jpeg;base64,{jpeg}"><small>{title}</small>{turns}</div>')
-    head = """<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">"""
-    style = "<style>body{font:15px sans-serif;columns:320px;background:#eee}div{break-inside:avoid;background:#fff;padding:12px;margin:0 0 12px}img{width:100%}small{color:#777;overflow-wrap:anywhere}</style>"
-    write(args.sheet, f"{head}<title>{html.escape(args.file.name)}</title>{style}{''.join(cards)}\n".encode())
+    for (image, kind), said in random.Random(args.seed).sample(list(together.items()), min(args.samples, len(together))):
+        try:
+            jpeg = base64.b64encode(encode_picture(args.file.parent / image, 320)).decode()
+        except ValueError as error:
+            raise ValueError(f"{args.file}: {error}") from None
+        rows = ""
+        for turn in zip_longest(*(data.read_turns(record) for record in said.values()), fillvalue=([""], "")):
+            cells = ("<td lang={}><b>{}</b><br>{}".format(*map(html.escape, (code, "".join(q).strip(), a))) for code, (q, a) in zip(said, turn))
+            rows += f"<tr>{''.join(cells)}"
+        cards.append(f'<section><figure><img src="data:image/jpeg;base64,{jpeg}"><small>{html.escape(f"{image} · {kind}")}</small></figure><table>{rows}</table></section>')
+    policy = "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+    title = html.escape(f"{args.file.name}: {len(cards)} of {len(together):,} samples, drawn with --seed {args.seed}")
+    page = f"<!doctype html><meta charset=utf-8>{policy}<title>{title}</title><style>{STYLE}</style><h3>{title}</h3>\n" + "\n".join(cards)
+    write(args.sheet, page.encode("utf-8", "backslashreplace"))
 
 
 def at_least(least, kind=int):

@@ -560,7 +560,10 @@ def test_stats_and_a_sheet_that_runs_nothing(tmp_path, capsys):
     assert annotate.main(["stats", str(tmp_path / "set.json"), "--sheet", str(tmp_path / "sheet.html")]) == 0
     shown, page = capsys.readouterr().out, (tmp_path / "sheet.html").read_text()
     assert "6 records, 2 pictures; made by m 1 6" in shown and "What 100%" in shown and "0 whole replies (0.0%) and 2 pairs (50.0%" in shown
-    assert page.count('<img src="data:image/jpeg;base64,') == 6 and "<script" not in page and "&lt;script&gt;" in page and "default-src 'none'" in page
+    assert page.count('<img src="data:image/jpeg;base64,') == 2 and "<script" not in page and "&lt;script&gt;" in page and "default-src 'none'" in page
+    row = page[page.index("<tr>") :].split("<tr>")[1]
+    assert [row.index(f"<td lang={code}>") for code in LANGUAGES] == sorted(row.index(f"<td lang={code}>") for code in LANGUAGES), "side by side"
+    assert "빨간 사과가 있어요." in row and "一个红色的苹果。" in row
 
 
 def test_errors_of_the_command_line_are_one_line(tmp_path):

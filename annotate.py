@@ -1,24 +1,25 @@
 """Builds a visual instruction set in several languages from any folder of pictures, with a GPT-4V-class model to write it.
 
-Where it stands: at the beginning, beside scenes.py. It writes files and nothing imports it. It is X-LLaVA's second method (arXiv 2403.11399, section 3.2):
-questions and answers of four kinds (object-, location-, atmosphere-centric, conversation), the same ones in every language.
+Where it stands: at the beginning, beside scenes.py. It writes files and nothing imports it. It is X-LLaVA's second method (arXiv 2403.11399,
+section 3.2): questions and answers of four kinds (object-, location-, atmosphere-centric, conversation), the same ones in every language.
 The model may be any behind an OpenAI-compatible endpoint: OpenAI, vLLM, Ollama, llama.cpp, LM Studio.
 
-    python annotate.py PICTURES -o set.json --base-url http://localhost:11434/v1 --model qwen2.5vl --dry-run      # what would be sent, what it would cost
-    python annotate.py PICTURES -o set.json --base-url http://localhost:11434/v1 --model qwen2.5vl --max-requests 20               # a taste of it first
+    python annotate.py PICTURES -o set.json --base-url http://localhost:11434/v1 --model qwen2.5vl --dry-run       # what would be sent, the cost
+    python annotate.py PICTURES -o set.json --base-url http://localhost:11434/v1 --model qwen2.5vl --max-requests 20       # a taste of it first
     python annotate.py PICTURES -o set.json --base-url https://api.openai.com/v1 --model gpt-4o --price-in 2.5 --price-out 10 --max-cost 20
-    python annotate.py stats set.json --sheet sheet.html              # counts, lengths, first words, share rejected; random samples for a person to look over
+    python annotate.py stats set.json --sheet sheet.html        # counts, lengths, first words, share rejected; random samples to look over
     python data.py check set.json --model START && python train.py instruct --data set.json --model START -o out/instruct
 
-One picture's way: file → smaller JPEG without metadata → one request a kind, for all languages at once → reply → journal → gates.py → LLaVA records.
+One picture's way: file → smaller JPEG without metadata → one request a kind, for all languages at once → endpoint.py: reply, journal
+→ gates.py: which pairs pass → LLaVA records.
 
     set.journal.jsonl     every reply, appended the moment it arrives and synced to disk: it is what was paid for. Ctrl-C, kill -9, power loss:
                           start the same line again and it goes on. The two files below are made from it, and may be deleted
     set.json              what passed the gates: LLaVA format, with language, kind, source (the model) and prompt_version
     set.rejected.jsonl    what did not, with the gate and the reason
 
-The API key is read from the environment (--key-env), never printed or saved. A local server has to keep picture and reply in its context, about 6,000 tokens
-(Ollama: OLLAMA_CONTEXT_LENGTH=8192 ollama serve). To add a language, add its line to LANGUAGES in gates.py.
+The API key is read from the environment (--key-env), never printed or saved. A local server has to keep picture and reply in its context, about
+6,000 tokens (Ollama: OLLAMA_CONTEXT_LENGTH=8192 ollama serve). To add a language, add its line to LANGUAGES in gates.py.
 """
 
 import argparse
@@ -120,7 +121,7 @@ def encode_picture(path, side):
 
 
 def find_pictures(folder, objects):
-    """(items without a kind, refused [(name, reason)], number of other files). Reads nothing outside `folder`; a copy of a picture counts as that picture."""
+    """(items without a kind, refused [(name, reason)], number of other files). Reads nothing outside `folder`; a copy counts as the picture itself."""
     root, found, refused, others, first = folder.resolve(), [], [], 0, {}
     for path in tqdm(sorted(folder.rglob("*")), desc="pictures", unit="file", leave=False, disable=None):
         name, real = path.relative_to(folder).as_posix(), path.resolve()
@@ -193,7 +194,7 @@ def judged(item, args, journal):
 
 
 def build(items, refused, args, journal):
-    """(records, rejected): a function of the journal, the folder and the options alone. Every item ends in one, in the other, or pair by pair in both."""
+    """(records, rejected): a function of journal, folder and options alone. Every item ends in one, in the other, or pair by pair in both."""
     rejected = [{"image": name, "kind": None, "pair": None, "gate": "picture", "reason": reason} for name, reason in refused]
     records, said = [], Said()
     for item in items:
@@ -305,7 +306,8 @@ def dry_run(items, args):
     for item in items[: len(args.kinds)]:
         request, jpeg = to_write(item, args), encode_picture(item.path, args.max_side)
         body = body_of(request, args, f"({len(jpeg):,} bytes of {item.name})")
-        print(f"\nPOST {args.base_url.rstrip('/')}/chat/completions\nAuthorization: Bearer ${args.key_env}\n{json.dumps(body, indent=1, ensure_ascii=False)}")
+        print(f"\nPOST {args.base_url.rstrip('/')}/chat/completions\nAuthorization: Bearer ${args.key_env}")
+        print(json.dumps(body, indent=1, ensure_ascii=False))
         each.append(estimate(request, jpeg))
     looks = 1 + args.verify
     tokens = [len(items) // len(each) * looks * sum(column) for column in zip(*each)]
@@ -343,7 +345,8 @@ def stats(args):
     records, said = data.read_records(args.file), defaultdict(lambda: ([], [], Counter()))
     table = Counter((r.get("language"), r.get("kind")) for r in records)
     kinds = sorted({kind for _, kind in table}, key=str)
-    print(f"{args.file}: {len(records):,} records, {len({str(r.get('image')) for r in records}):,} pictures; made by {counts(r.get('source') for r in records)}")
+    pictures = len({str(r.get("image")) for r in records})
+    print(f"{args.file}: {len(records):,} records, {pictures:,} pictures; made by {counts(r.get('source') for r in records)}")
     print("\nrecords   " + "".join(f"{kind!s:>14}" for kind in kinds))
     for language in sorted({language for language, _ in table}, key=str):
         print(f"{language!s:<10}" + "".join(f"{table[language, kind]:>14,}" for kind in kinds))
@@ -362,7 +365,8 @@ def stats(args):
     side = sibling(args.file, ".rejected.jsonl")
     rejected = [json.loads(line) for line in side.read_bytes().split(b"\n") if line] if side.is_file() else []
     replies, pairs = len({(r.get("image"), r.get("kind")) for r in records}), sum(len(q) for q, _, _ in said.values()) / max(1, len(said))
-    whole, dropped = sum(row["pair"] is None and row["gate"] not in ("picture", "no reply") for row in rejected), sum(row["pair"] is not None for row in rejected)
+    whole = sum(row["pair"] is None and row["gate"] not in ("picture", "no reply") for row in rejected)
+    dropped = sum(row["pair"] is not None for row in rejected)
     print(f"\nrejected: {whole:,} whole replies ({whole / max(1, whole + replies):.1%}) "
           f"and {dropped:,} pairs ({dropped / max(1, dropped + pairs):.1%} of those that came to be judged)")  # fmt: skip
     print_gates(rejected)
@@ -372,9 +376,10 @@ def stats(args):
     return 0
 
 
-STYLE = """body { font: 14px/1.4 sans-serif; background: #eee; margin: 16px } section { background: #fff; padding: 12px; margin-bottom: 12px; display: flex; gap: 16px }
-figure { margin: 0; flex: 0 0 220px } img { width: 220px } small { color: #777; display: block; overflow-wrap: anywhere } table { width: 100%; table-layout: fixed; height: 0 }
-td { vertical-align: top; padding: 0 16px 10px 0 }"""
+STYLE = """body { font: 14px/1.4 sans-serif; background: #eee; margin: 16px }
+section { background: #fff; padding: 12px; margin-bottom: 12px; display: flex; gap: 16px }
+figure { margin: 0; flex: 0 0 220px } img { width: 220px } small { color: #777; display: block; overflow-wrap: anywhere }
+table { width: 100%; table-layout: fixed; height: 0 } td { vertical-align: top; padding: 0 16px 10px 0 }"""
 
 
 def sheet(records, args):
@@ -392,7 +397,8 @@ def sheet(records, args):
         for turn in zip_longest(*(data.read_turns(record) for record in said.values()), fillvalue=([""], "")):
             cells = ("<td lang={}><b>{}</b><br>{}".format(*map(html.escape, (code, "".join(q).strip(), a))) for code, (q, a) in zip(said, turn))
             rows += f"<tr>{''.join(cells)}"
-        cards.append(f'<section><figure><img src="data:image/jpeg;base64,{jpeg}"><small>{html.escape(f"{image} · {kind}")}</small></figure><table>{rows}</table></section>')
+        figure = f'<figure><img src="data:image/jpeg;base64,{jpeg}"><small>{html.escape(f"{image} · {kind}")}</small></figure>'
+        cards.append(f"<section>{figure}<table>{rows}</table></section>")
     policy = "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
     title = html.escape(f"{args.file.name}: {len(cards)} of {len(together):,} samples, drawn with --seed {args.seed}")
     page = f"<!doctype html><meta charset=utf-8>{policy}<title>{title}</title><style>{STYLE}</style><h3>{title}</h3>\n" + "\n".join(cards)

@@ -1,11 +1,13 @@
-"""Asks a chat-completions server, OpenAI's or any that speaks like it, about pictures; never loses a reply that was paid for, and never asks for it again.
+"""Asks a chat-completions server about pictures, OpenAI's or any that speaks like it; never loses a reply that was paid for, never asks for it again.
 
 Where it stands: beside annotate.py, which says what to ask and what the replies are worth.
 
     request ─ room in the budget? ─ POST ─ 200: into the journal, synced to disk, then read; if it can't be read, asked again, --tries times
-                                         ─ 429, 5xx, late, cut off: asked again after a while, or after Retry-After; in the end set aside until the next start
+                                         ─ 429, 5xx, late, cut off: again after a while or Retry-After; in the end set aside until the next start
                                          ─ 400: asked in simpler ways, as servers differ in how they are asked for JSON
                                          ─ 401, 404 and the like: no waiting helps, the run ends
+
+A process that is killed loses what is on its way to it, at most --concurrency replies, and nothing else.
 """
 
 import base64
@@ -108,8 +110,8 @@ class Journal:
             self.remember(entry)
 
     def outcome(self, request, tries):
-        """What is known of a request: (state, value, number of bad replies). The state is "good", the value then what `parse` makes of the reply; or else
-        "malformed", "no reply" or another that an entry gives, the value the reason."""
+        """What is known of a request: (state, value, number of bad replies). State "good": the value is what `parse` makes of the reply; else the state
+        is "malformed", "no reply" or what an entry calls it, the value the reason."""
         state, reason, bad = "no reply", "not asked yet", 0
         for entry in self.entries.get(request.key, ()):
             if "text" not in entry:
@@ -135,7 +137,7 @@ class Stop(Exception):
 
 
 class Endpoint:
-    """One chat-completions server: how to ask it, what it has cost, what it understands, and when it wants to be left alone."""
+    """One chat-completions server: how to ask it, what it has cost, what it understands, and when it wants to be left alone. `args`: annotate.py's options."""
 
     def __init__(self, args, secret, journal):
         self.args, self.secret, self.journal, self.url = args, secret, journal, check_url(args.base_url, args.insecure)
@@ -145,7 +147,7 @@ class Endpoint:
         self.format, self.limit, self.understood = "json_schema", "max_tokens", False
 
     def ask(self, request, jpeg):
-        """Asks until the journal holds a good reply, or --tries bad ones; without any whole reply the request is set aside. Waits longer from try to try."""
+        """Asks until the journal holds a good reply, or --tries bad ones; without a whole one it sets the request aside. Waits longer each time."""
         args, picture = self.args, base64.b64encode(jpeg).decode()
         tried, status, reason = self.journal.outcome(request, args.tries)[2], None, ""
         while tried < args.tries:
@@ -182,7 +184,7 @@ class Endpoint:
                 self.end(f"10 requests in a row came to nothing, the last one for: {reason}")
 
     def send(self, request, jpeg, body):
-        """(status, headers, payload) of one request, which is counted and, if there is a reply, in the journal by then; status 0: no whole answer came."""
+        """(status, headers, payload) of one request; a reply is counted and in the journal by then. Status 0: no whole answer came."""
         most = self.reserve(request, jpeg)
         try:
             status, headers, payload = self.post(body)
@@ -292,7 +294,7 @@ def retry_after(headers):
 
 
 def open_reply(payload, guess):
-    """(text, fault, [tokens in, out]) of a server's answer: what the model wrote, why it can't be used, and what it used (the guess, if it doesn't say)."""
+    """(text, fault, [tokens in, out]) of a server's answer: what the model wrote, why that can't be used, what it cost (a guess if it doesn't say)."""
     text, fault, used = None, None, None
     try:
         if len(payload) > MAX_REPLY:

@@ -2,7 +2,7 @@
 
 Where it stands: beside annotate.py, which alone imports it. It judges texts; it never sees the picture.
 
-    reply ─ parse_pairs ─ {language: [(question, answer), …]} ─ judge ─ pairs that pass; of every other one the gate and the reason ─ Said ─ no duplicates
+    reply ─ parse_pairs ─ {language: [(question, answer), …]} ─ judge ─ pairs that pass (of the others: gate and reason) ─ Said ─ no duplicates
 
 Pairs are parallel: one that falls in one language falls in all. To add a language, add its line to LANGUAGES; how a model says there that it can't see,
 or that an object isn't there, may be added to REFUSALS and DENIALS (without it, the language is judged by what the others say).
@@ -83,7 +83,7 @@ def parse_json(text):
 
 
 def parse_object(text):
-    """The one JSON object of a reply. Forgiven is what models write around it: reasoning that ends in </think>, a code fence, words without brackets."""
+    """The one JSON object of a reply. What models write around it is forgiven: reasoning that ends in </think>, a code fence, words without brackets."""
     found = re.fullmatch(r"[^{\[]*(\{.*\})[^}\]]*", text.rpartition("</think>")[2], re.DOTALL)
     if not found:
         raise ValueError(f"not one JSON object: {text[:80]!r}")

@@ -15,6 +15,7 @@ import io
 import json
 import shutil
 import sys
+import threading
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -54,10 +55,11 @@ class Eye:
             with Image.open(path) as picture:
                 looks.append(thumbnail(picture))
         self.looks = np.stack(looks)
-        self.norms, self.found = (self.looks**2).sum(1), lru_cache(64)(self.find)  # a picture's kinds are asked about one after the other
+        self.norms, self.found, self.lock = (self.looks**2).sum(1), lru_cache(64)(self.find), threading.Lock()
 
     def __call__(self, jpeg):
-        return self.found(jpeg)
+        with self.lock:  # a picture's kinds are asked about at the same time: it is looked for once
+            return self.found(jpeg)
 
     def find(self, jpeg):
         """The index of the scene. Raises ValueError unless one picture is like it, and by far more than the next."""

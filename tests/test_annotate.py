@@ -584,8 +584,6 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(tmp_path,
 
 # ---------------------------------------------------------------------------------------------- the demo world as the model
 def test_the_demo_world_as_the_model_answers_in_parallel_from_the_pixels_alone(tmp_path):
-    import threading
-
     import scenes
 
     drawn = [scenes.random_scene(scenes.random_for(5, "train", i), english_only=False) for i in range(12)]

@@ -37,9 +37,9 @@ GATES = {  # in the order in which they are passed
     "follows": "a later turn of a conversation that lost an earlier one",
 }
 MAX_TURNS, QUESTION, ANSWER, LONG = 12, (4, 500), (2, 2500), 60  # lengths in columns, where a Hangul syllable or a Han character has two
-MARKUP = re.compile(
-    r"<\s*/?\s*(image|script|img|s|im_start|im_end)\b[^>]*>|<\||\|>|\[/?INST\]|<</?SYS>>|https?://|\b(user|assistant|system|human|gpt)\s*[:：]"
-    r"|\b(ignore|disregard|forget)\b.{0,30}\b(previous|prior|above|earlier|all)\b.{0,20}\b(instruction|prompt|rule)s?"
+MARKUP = re.compile(  # not \b: to it a Hangul syllable or a Han character is a letter of the same word
+    r"<\s*/?\s*(image|script|img|s|im_start|im_end)\b[^>]*>|<\||\|>|\[/?INST\]|<</?SYS>>|https?://|(?<![a-z])(user|assistant|system|human|gpt)\s*[:：]"
+    r"|(?<![a-z])(ignore|disregard|forget)\b.{0,30}\b(previous|prior|above|earlier|all)\b.{0,20}\b(instruction|prompt|rule)s?"
     r"|이전.{0,10}(지시|명령).{0,10}무시|忽略.{0,10}(指令|指示|提示)", re.IGNORECASE,
 )  # fmt: skip
 REFUSALS = {

@@ -30,7 +30,7 @@ import gates  # noqa: E402
 import scene_endpoint  # noqa: E402
 from fake_endpoint import Fake, completion, good, read_request  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
+ROOT, DATA = Path(__file__).parent.parent, Path(os.environ.get("XLLAVA_DATA", "/nowhere"))
 LANGUAGES = ("en", "ko", "zh")
 
 
@@ -431,6 +431,22 @@ def test_a_pair_passes_the_gates_or_falls_in_all_languages(language, part, text,
 def test_is_there_a_given_object_is_not_answered_no():
     for question, answer, falls in (("Is there a cat in the picture?", "No.", True), ("Is there a cat on the sofa?", "No.", False), ("Are there any cats?", "No, none.", True), ("Is there a cat?", "Yes.", False)):
         assert bool(gates.judge({"en": [(question, answer)]}, "object", ("cat",))[1]) == falls, question
+
+
+@pytest.mark.skipif(not (DATA / "eval/llava").is_dir(), reason="set XLLAVA_DATA to a folder with asp and eval")
+def test_the_gates_let_real_answers_pass_and_catch_every_denial_of_what_is_there():
+    read = lambda name: [json.loads(line) for line in (DATA / "eval" / name).read_text().splitlines()]
+    there = {row["image"][-16:]: sorted({i["category"] for i in row["instances"]}) for row in read("llava/caps_boxes_coco2014_val_80.jsonl")}
+    for row in read("llava/coco2014_val_gpt4_qa_30x3.jsonl"):  # GPT-4's answers, with the objects that people marked
+        assert gates.judge({"en": [(row["instruction"], row["output"])]}, "object", there[row["image"][-16:]]) == ([0], [])
+    asks = {"en": "What happens here?", "ko": "여기에서 무슨 일이 일어나나요?", "zh": "这里发生了什么？"}
+    for page in json.loads((DATA / "asp/pages.json").read_text()):  # picture books, translated by people
+        assert gates.judge({code: [(asks[code], page[code])] for code in asks if page[code]}, "object") == ([0], [])
+    for row in read("pope/coco_pope_popular.json"):
+        if row["label"] == "yes":
+            name = row["text"].removeprefix("Is there a").removeprefix("n ").strip().removesuffix(" in the image?")
+            for answer, gate in (("Yes.", []), ("No.", ["objects"]), (f"No, there is no {name} in the image.", ["objects"])):
+                assert [g for _, g, _ in gates.judge({"en": [(row["text"], answer)]}, "object", [name])[1]] == gate
 
 
 def test_a_conversation_that_loses_a_turn_loses_what_follows_and_keeps_what_came_before():

@@ -303,17 +303,24 @@ def pick(flag, given, table):
 def dry_run(items, args):
     """Prints one whole request a kind, and what all of them would cost; sends nothing."""
     each = []
-    for item in items[: len(args.kinds)]:
-        request, jpeg = to_write(item, args), encode_picture(item.path, args.max_side)
+    for item in items:
+        try:
+            request, jpeg = to_write(item, args), encode_picture(item.path, args.max_side)
+        except ValueError:
+            continue
         body = body_of(request, args, f"({len(jpeg):,} bytes of {item.name})")
         print(f"\nPOST {args.base_url.rstrip('/')}/chat/completions\nAuthorization: Bearer ${args.key_env}")
-        print(json.dumps(body, indent=1, ensure_ascii=False))
+        print("{" + ",\n ".join(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in body.items()) + "}")
         each.append(estimate(request, jpeg))
+        if len(each) == len(args.kinds):
+            break
+    if not each:
+        raise ValueError(f"{args.folder}: none of its pictures can be read")
     looks = 1 + args.verify
     tokens = [len(items) // len(each) * looks * sum(column) for column in zip(*each)]
     most = cost((tokens[0], len(items) * looks * args.max_tokens), args)
     priced = f"cost about {cost(tokens, args):,.2f}, {most:,.2f} if every reply were --max-tokens long"
-    print(f"\n{len(items) * looks:,} requests, about {tokens[0]:,} tokens in and {tokens[1]:,} out (guessed from the first picture): "
+    print(f"\n{len(items) * looks:,} requests, about {tokens[0]:,} tokens in and {tokens[1]:,} out (guessed from one picture): "
           f"{priced if args.priced else 'give --price-in and --price-out for the cost'}. Nothing was sent.")  # fmt: skip
     return 0
 
@@ -425,7 +432,7 @@ def main(arguments=None):
         parser.add_argument("--seed", type=int, default=0, help="other samples")
         return stats(parser.parse_args(arguments[1:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, amount = parser.add_argument, {"type": at_least(0, float), "metavar": "PRICE"}
+    add, amount = parser.add_argument, {"type": at_least(0, float), "metavar": "AMOUNT"}
     add("folder", type=Path, help="pictures; folders in it are searched, links out of it are refused")
     add("-o", "--out", type=Path, required=True, help="the set, a .json file")
     add("--base-url", required=True, help="up to and without /chat/completions")

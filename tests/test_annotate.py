@@ -341,11 +341,14 @@ def test_budgets_stop_cleanly_and_the_next_run_goes_on(tmp_path, capsys):
 
 def test_a_dry_run_shows_one_request_a_kind_with_its_cost_and_sends_nothing(tmp_path, capsys, monkeypatch):
     folder = make_pictures(tmp_path / "pictures", 3)
+    (folder / "000.png").write_bytes(b"broken")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-abc")
     with always(lambda said: said) as fake:
         assert annotate.main(options(folder, fake.url, "--dry-run", "--price-in", 1, "--price-out", 10)) == 0
     shown = capsys.readouterr().out
     assert fake.asked == [] and not list(tmp_path.glob("set*")) and "sk-abc" not in shown
+    first = json.loads(shown.split("$OPENAI_API_KEY\n")[1].split("\nPOST")[0])
+    assert first["model"] == "m 1" and first["messages"][1]["content"][1]["image_url"]["url"].endswith(" bytes of 001.png)")
     assert shown.count("POST http") == 4 and all(json.dumps(prompt)[1:-1] in shown for prompt in annotate.KINDS.values())
     # 12 replies: 12 × 750 tokens × 10 + what is read; at most 12 × 3000 × 10
     tokens_in = int(shown.split("about ")[-2].split(" tokens in")[0].replace(",", ""))

@@ -137,7 +137,7 @@ class Stop(Exception):
 
 
 class Endpoint:
-    """One chat-completions server: how to ask it, what it has cost, what it understands, and when it wants to be left alone. `args`: annotate.py's options."""
+    """One chat-completions server: how to ask it, what it has cost, what it understands, when it wants to be left alone. `args`: the options."""
 
     def __init__(self, args, secret, journal):
         self.args, self.secret, self.journal, self.url = args, secret, journal, check_url(args.base_url, args.insecure)

@@ -24,7 +24,7 @@ LANGUAGES = {  # code: its name in the prompts, the characters of its script
 GATES = {  # in the order in which they are passed
     "picture": "not a readable picture of this folder, or a copy of another one",
     "no reply": "asked again at the next start",
-    "malformed": "not the JSON that was asked for, however often it was asked",
+    "malformed": "not the JSON that was asked for, --tries times; a larger number asks again",
     "hostile": "markup, chat roles, links, instructions, control or invisible characters: the whole reply goes",
     "turns": "the languages disagree in the number of turns, or there are none, or too many",
     "language": "less than half of a text is in the script of its language",

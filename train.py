@@ -94,7 +94,7 @@ class Speaker(nn.Module):
         self.model = model
 
     def forward(self, batch):
-        loss = self.model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch.get("positions"), batch.get("rows"))
+        loss = self.model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch.get("positions"), batch.get("rows"), batch["wanted"])
         return loss, (batch["targets"] != IGNORE).sum()
 
 

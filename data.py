@@ -418,9 +418,9 @@ class BadSample(ValueError):
 
 # ---------------------------------------------------------------------------------------------- batches
 def collate(samples, pad_id):
-    """[(ids, mask, pixels)] -> {"ids" (B, T), "targets" (B, T), "pixels" (P, 3, S, S)?}: padded on the right to the longest.
+    """[(ids, mask, pixels)] -> {"ids" (B, T), "targets" (B, T), "wanted" (n,), "pixels" (P, 3, S, S)?}: padded on the right to the longest.
 
-    targets[b, t] is the id that follows ids[b, t] where that one is learnt, IGNORE elsewhere."""
+    targets[b, t] is the id that follows ids[b, t] where that one is learnt, IGNORE elsewhere; wanted: where those are, b·T + t."""
     T = max(len(ids) for ids, _, _ in samples) - 1
     batch = {"ids": torch.full((len(samples), T), pad_id), "targets": torch.full((len(samples), T), IGNORE)}
     for row, (ids, mask, _) in enumerate(samples):
@@ -430,7 +430,13 @@ def collate(samples, pad_id):
     pixels = [picture for _, _, pictures in samples for picture in pictures]
     if pixels:
         batch["pixels"] = torch.stack(pixels)
-    return batch
+    return batch | {"wanted": places_wanted(batch["targets"])}
+
+
+def places_wanted(targets):
+    """The flat places of targets to be learnt; where there are none the first, so that no computation is empty."""
+    wanted = (targets.flatten() != IGNORE).nonzero()[:, 0]
+    return wanted if len(wanted) else torch.zeros(1, dtype=torch.long)
 
 
 def pack(samples):
@@ -441,7 +447,7 @@ def pack(samples):
     lengths = torch.tensor([part["ids"].shape[1] for part in parts])
     at = torch.arange(int(lengths.sum()))[None]
     first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)[None]
-    batch |= {"positions": at - first, "rows": (first.int(), (at + 1).int())}
+    batch |= {"wanted": places_wanted(batch["targets"]), "positions": at - first, "rows": (first.int(), (at + 1).int())}
     pixels = [part["pixels"] for part in parts if "pixels" in part]
     return batch | ({"pixels": torch.cat(pixels)} if pixels else {})
 

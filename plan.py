@@ -27,7 +27,8 @@ def work(model):
     picture = see * patches * (depth * size(model.vision.layers[0]) + 3 * vision.patch_size**2 * vision.hidden_size + depth * 2 * patches * vision.hidden_size)
     picture += patches * size(model.projector) * (2 + 2 * before * learns(model.vision) + 2 * learns(model.projector))
     square = text.num_hidden_layers * text.num_attention_heads * text.head_dim * 2 * (3 if before else 1)  # half of the scores are masked
-    return sum(map(cost, model.decoder.layers)), cost(model.decoder.lm_head), picture, square
+    last = cost(model.decoder.layers[-1].attn.o_proj) + cost(model.decoder.layers[-1].mlp)  # computed for targets alone, as the head is
+    return sum(map(cost, model.decoder.layers)) - last, cost(model.decoder.lm_head) + last, picture, square
 
 
 def print_plan(model, recipe, args, samples, processes):

@@ -94,7 +94,7 @@ class Speaker(nn.Module):
         self.model = model
 
     def forward(self, batch):
-        loss = self.model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch.get("positions"), batch.get("rows"))
+        loss = self.model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch.get("positions"), batch.get("rows"), batch["wanted"])
         return loss, (batch["targets"] != IGNORE).sum()
 
 
@@ -282,7 +282,7 @@ def save_state(folder, step, settings, state, keep, rank):
         if rank == 0:
             shutil.rmtree(beside, ignore_errors=True)
             good = max(folder.glob("step-*[0-9]"), default="there is none yet")
-            tqdm.write(f"step {step}: the checkpoint could not be saved ({type(cause).__name__}: {str(cause).partition(chr(10))[0]}); the last good one stands: {good}", file=sys.stderr)
+            tqdm.write(f"step {step}: the checkpoint could not be saved ({type(cause).__name__}: {str(cause).partition(chr(10))[0]}; {shutil.disk_usage(folder).free / 2**30:.2f} GiB free); the last good one stands: {good}", file=sys.stderr)
         return False
     for old in sorted(folder.glob("step-*[0-9]"))[:-keep] if rank == 0 else []:
         old.rename(f"{old}.tmp")  # half a deleted one must not look like a checkpoint

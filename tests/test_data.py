@@ -128,7 +128,26 @@ def test_merged_records_hold_the_picture_once_and_every_turn_once(tokenizer, con
 def test_targets_are_the_next_ids_where_they_are_learnt():
     batch = data.collate([([1, 5, 6, 7], [0, 0, 1, 1], []), ([1, 8], [0, 1], [])], pad_id=0)
     assert batch["ids"].tolist() == [[1, 5, 6], [1, 0, 0]]
-    assert batch["targets"].tolist() == [[IGNORE, 6, 7], [8, IGNORE, IGNORE]]
+    assert batch["targets"].tolist() == [[IGNORE, 6, 7], [8, IGNORE, IGNORE]] and batch["wanted"].tolist() == [1, 2, 3]
+    assert data.collate([([1, 5], [0, 0], [])], pad_id=0)["wanted"].tolist() == [0], "nothing to learn: one place all the same"
+
+
+def test_the_last_block_computes_only_what_is_wanted_and_the_loss_and_gradients_are_the_same(tokenizer, config, world):
+    torch.manual_seed(0)
+    model = Model(config).init_weights().double()
+    samples = data.Chats([world / "chats.json"], tokenizer, config, 256)
+    batch, found = data.collate([samples.sample(i) for i in range(5)], tokenizer.pad_id), []
+    for wanted in (None, batch["wanted"]):
+        model.zero_grad()
+        rows = []
+        hook = model.decoder.layers[-1].mlp.register_forward_hook(lambda mlp, args, out: rows.append(out.shape[:-1].numel()))
+        loss = model.loss(batch["ids"], batch["targets"], batch["pixels"], wanted=wanted)
+        loss.backward()
+        hook.remove()
+        found.append((loss.item(), rows, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    (loss, every, grads), (same, few, others) = found
+    assert every == [batch["ids"].numel()] and few == [int((batch["targets"] != IGNORE).sum())] and same == pytest.approx(loss, rel=1e-12)
+    assert grads.keys() == others.keys() and all(torch.allclose(others[n], g, rtol=1e-9, atol=1e-12) for n, g in grads.items())
 
 
 def test_every_sample_comes_once_an_epoch_on_any_number_of_ranks():

@@ -32,9 +32,11 @@ import time
 from array import array
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import vision
@@ -103,23 +105,34 @@ def picture_names(record):
     return names
 
 
+class Sample(NamedTuple):
+    """What training takes at once: a conversation, or several about the same picture, which share its tokens and don't see each other."""
+
+    ids: list
+    mask: list  # 1 where an id is learnt
+    pixels: list  # of its pictures, uint8 (3, S, S) each; `encode_records` leaves their names here
+    starts: tuple = (0,)  # where each record's own ids begin; what stands before the first is common to all
+
+
 def encode_records(records, tokenizer, num_patches, max_length):
-    """(ids, mask, names of the pictures) of a conversation, or of several about the same picture, one after the other.
+    """The Sample of a conversation, or of several that begin with the same picture: "<s>USER: <image> … <image>" stands once, and what each goes on with behind it.
 
     Raises ValueError with the reason why it can't be trained on."""
-    turns, names = [], picture_names(records[0])
-    for n, record in enumerate(records):
-        more = read_turns(record)
-        markers = sum(len(parts) - 1 for parts, _ in more)
+    names, ids, mask, starts = picture_names(records[0]), [], [], []
+    for record in records:
+        turns = read_turns(record)
+        markers = sum(len(parts) - 1 for parts, _ in turns)
         if markers != len(names):
             raise ValueError(f"{markers} {MARKER} marker(s) for {len(names)} picture(s)")
-        if n:  # the picture stands there already
-            more = [["".join(parts).strip(), answer] for parts, answer in more]
-        turns += more
-    ids, mask = encode_chat(turns, tokenizer, num_patches)
-    if len(ids) > max_length:
-        raise ValueError(f"{len(ids)} tokens, the limit is {max_length}")
-    return ids, mask, names
+        own, learnt = encode_chat(turns, tokenizer, num_patches)
+        if len(own) > max_length:
+            raise ValueError(f"{len(own)} tokens, the limit is {max_length}")
+        head = own.index(tokenizer.image_id) + num_patches if len(records) > 1 else 0
+        if starts:
+            own, learnt = own[head:], learnt[head:]
+        starts.append(len(ids) or head)
+        ids, mask = ids + own, mask + learnt
+    return Sample(ids, mask, names, tuple(starts))
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -230,12 +243,20 @@ class Pictures:
         return pixels
 
 
+def share_key(record):
+    """What the records that can share a sample have in common: the picture at their beginning, and the number of turns, as attention pads to the longest. None: nothing."""
+    said = record.get("conversations")
+    first = said[0].get("value") if isinstance(said, list) and said and isinstance(said[0], dict) else None
+    head, marker, _ = first.rpartition(MARKER) if isinstance(first, str) else ("", "", "")
+    return (record["image"], head.strip(), len(said)) if marker and isinstance(record.get("image"), str) else None
+
+
 class Chats:
-    """Conversations of LLaVA files: sample(i) -> (ids, mask, pixels). Bad samples are found when they are due, and named.
+    """Conversations of LLaVA files: sample(i) -> Sample. Bad samples are found when they are due, and named.
 
     In memory, in this process and in each worker, is only where each record lies: about 30 bytes for each, in arrays.
-    merge: up to so many records about one picture in one language, in random order, make one sample, as LLaVA-1.5 does with its question sets:
-    the picture's tokens are paid for once, and each of them is asked more often."""
+    merge: up to so many records about one picture, in random order, make one sample: the picture's tokens are paid for once. LLaVA-1.5 makes one conversation
+    of its question sets; here they stand side by side, for an answer that a turn before gives away teaches nobody to look (docs/experiments.md)."""
 
     def __init__(self, paths, tokenizer, config, max_length, merge=1):
         self.paths, self.places, self.sizes, self.languages = list(paths), [], [], []  # places: (records, 2), first byte and the one behind the last
@@ -249,12 +270,11 @@ class Chats:
                 pictured.append("image" in record)
                 languages[str(record.get("language", "?"))] += 1
                 if merge > 1:
-                    alone = not isinstance(record.get("image"), str)
-                    together.setdefault((f, i) if alone else (f, record["image"], record.get("language")), []).append(i)
+                    together.setdefault(share_key(record) or i, []).append(i)
             before = len(lengths)
             for key, group in together.items() if merge > 1 else ((None, (i,)) for i in range(len(sizes))):
                 if len(group) > 1:
-                    random.Random(repr(key)).shuffle(group)
+                    random.Random(f"{f} {key}").shuffle(group)
                 for at in range(0, len(group), merge):
                     part = group[at : at + merge]
                     members.extend(part)
@@ -292,15 +312,14 @@ class Chats:
 
     def sample(self, i):
         try:
-            ids, mask, names = encode_records(self.records(i), self.tokenizer, self.num_patches, self.max_length)
-            f, _ = self.where(i)
-            return ids, mask, [self.pictures[f](name) for name in names]
+            sample, (f, _) = encode_records(self.records(i), self.tokenizer, self.num_patches, self.max_length), self.where(i)
+            return sample._replace(pixels=[self.pictures[f](name) for name in sample.pixels])
         except ValueError as error:
             raise BadSample(f"{self.name(i)}: {error}") from None
 
 
 class Texts:
-    """Documents of text files, one a line: sample(i) -> (ids, mask of ones, no pictures). A long one goes on in further samples."""
+    """Documents of text files, one a line: sample(i) -> Sample, of which everything is learnt. A long one goes on in further samples."""
 
     def __init__(self, paths, tokenizer, max_length, cache):
         self.paths, self.ids, self.starts, self.stops, self.sizes, self.languages = list(paths), [], [], [], [], [{}] * len(paths)
@@ -332,15 +351,15 @@ class Texts:
     def sample(self, i):
         f, n = self.where(i)
         ids = self.ids[f][self.starts[f][n] : self.stops[f][n]].tolist()
-        return ids, [0] + [1] * (len(ids) - 1), []
+        return Sample(ids, [0] + [1] * (len(ids) - 1), [])
 
 
 class Phrases:
     """Pictures with all the phrases that are said of them, for the contrast of the `vision` stage.
 
     A picture's phrases are its captions' parts between commas, in every language; what several records say of one picture
-    is put together, so that a phrase which two pictures of a batch share counts as true of both. A picture that nobody described in
-    a language says nothing about that language's phrases: they are neither true nor false of it."""
+    is put together, so that a phrase which two pictures of a batch share counts as true of both. A picture that no record of a language and
+    a kind describes says nothing about those records' phrases: they are neither true nor false of it."""
 
     def __init__(self, paths, tokenizer, config):
         self.tokenizer, self.pictures, self.phrases, self.spoken = tokenizer, [], [], []
@@ -366,11 +385,11 @@ class Phrases:
                     self.pictures.append((pictures, name))
                     self.phrases.append({})
                     self.spoken.append(set())
-                language = record.get("language", "?")
-                self.spoken[where[key]].add(language)
-                self.phrases[where[key]].update(dict.fromkeys((language, phrase) for phrase in said if phrase))  # a dict keeps the order: same phrases every run
+                about = record.get("language", "?"), record.get("kind", "?")
+                self.spoken[where[key]].add(about)
+                self.phrases[where[key]].update(dict.fromkeys((about, phrase) for phrase in said if phrase))  # a dict keeps the order: same phrases every run
         self.ids, self.lengths, self.sizes = {}, np.zeros(len(self.pictures), int), [len(self.pictures)]
-        self.languages = [Counter(language for spoken in self.spoken for language in spoken)]
+        self.languages = [Counter(language for spoken in self.spoken for language, _ in spoken)]
 
     def __len__(self):
         return len(self.pictures)
@@ -399,14 +418,14 @@ class Phrases:
             usable.append(picture is not None)
             pixels.append(torch.zeros(3, self.size, self.size, dtype=torch.uint8) if picture is None else picture)
         ids, offsets = [], []
-        for language, phrase in chosen:
+        for _, phrase in chosen:
             if phrase not in self.ids:
                 self.ids[phrase] = self.tokenizer.encode(phrase)
             offsets.append(len(ids))
             ids += self.ids[phrase]
         columns = [i for theirs in everyone for i in theirs]
         is_true = torch.tensor([[i is not None and phrase in self.phrases[i] for i in columns] for phrase in chosen], dtype=torch.bool)
-        is_known = torch.tensor([[i is not None and language in self.spoken[i] for i in columns] for language, _ in chosen], dtype=torch.bool)
+        is_known = torch.tensor([[i is not None and about in self.spoken[i] for i in columns] for about, _ in chosen], dtype=torch.bool)
         return {"pixels": torch.stack(pixels), "usable": torch.tensor(usable), "ids": torch.tensor(ids, dtype=torch.long), "offsets": torch.tensor(offsets, dtype=torch.long),
                 "is_true": is_true.view(-1, len(columns)), "is_known": is_known.view(-1, len(columns)), "pictures": list(map(len, everyone)),
                 "samples": [i for i in everyone[rank] if i is not None], "bad": bad}  # fmt: skip
@@ -418,19 +437,43 @@ class BadSample(ValueError):
 
 # ---------------------------------------------------------------------------------------------- batches
 def collate(samples, pad_id):
-    """[(ids, mask, pixels)] -> {"ids" (B, T), "targets" (B, T), "wanted" (n,), "pixels" (P, 3, S, S)?}: padded on the right to the longest.
+    """Samples -> {"ids" (B, T), "targets" (B, T), "wanted" (n,), "pixels" (P, 3, S, S)?}: padded on the right to the longest.
 
-    targets[b, t] is the id that follows ids[b, t] where that one is learnt, IGNORE elsewhere; wanted: where those are, b·T + t."""
-    T = max(len(ids) for ids, _, _ in samples) - 1
+    targets[b, t] is the id that follows ids[b, t] where that one is learnt, IGNORE elsewhere; wanted: where those are, b·T + t.
+    Where samples hold several records, also what `side_by_side` gives."""
+    T = max(len(sample.ids) for sample in samples) - 1
     batch = {"ids": torch.full((len(samples), T), pad_id), "targets": torch.full((len(samples), T), IGNORE)}
-    for row, (ids, mask, _) in enumerate(samples):
+    for row, (ids, mask, *_) in enumerate(samples):
         n = len(ids) - 1
         batch["ids"][row, :n] = torch.tensor(ids[:-1])
         batch["targets"][row, :n] = torch.tensor([id if learnt else IGNORE for id, learnt in zip(ids[1:], mask[1:])])
-    pixels = [picture for _, _, pictures in samples for picture in pictures]
+    pixels = [picture for sample in samples for picture in sample.pixels]
     if pixels:
         batch["pixels"] = torch.stack(pixels)
+    if any(len(sample.starts) > 1 for sample in samples):
+        batch |= side_by_side(samples, T)
     return batch | {"wanted": places_wanted(batch["targets"])}
+
+
+def side_by_side(samples, T):
+    """How records that share a picture are kept apart. For attention each of the R records gets a row of its own, the picture's tokens before it:
+
+        ids of a sample   ▁USER : ▪ ▪ ▪ What ? cat Where ? left      there   ▁USER : ▪ ▪ ▪ What ? cat
+        positions             0 1 2 3 4    5 6   7     5 6    7              ▁USER : ▪ ▪ ▪ Where ? left
+
+    positions (B, T), which go on from the picture in each record; there (R, S): the flat place b·T + t of what stands at each place of a row;
+    back (B, T): the flat place r·S + s in those rows of each token (of a picture's the last of its rows: they are all the same)."""
+    positions, rows, back = torch.zeros(len(samples), T, dtype=torch.long), [], []
+    for b, (ids, *_, starts) in enumerate(samples):
+        for start, stop in zip(starts, [*starts[1:], len(ids) - 1]):
+            here = torch.cat([torch.arange(starts[0]), torch.arange(start, stop)])
+            positions[b, here] = torch.arange(len(here))
+            rows.append(b * T + here)
+    there = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # behind a row's end place 0 stands, which nobody looks at
+    back = torch.zeros(len(samples) * T, dtype=torch.long)
+    for r, row in enumerate(rows):
+        back[row] = r * there.shape[1] + torch.arange(len(row))
+    return {"positions": positions, "there": there, "back": back.view(-1, T)}
 
 
 def places_wanted(targets):
@@ -535,12 +578,13 @@ class Batches(Dataset):
                     indices.append(i)
                 except BadSample as error:
                     bad.append(str(error))
-            groups = bins([len(ids) - 1 for ids, _, _ in samples], self.budget) if self.budget and samples else [range(len(samples))]
+            groups = bins([len(sample.ids) - 1 for sample in samples], self.budget) if self.budget and samples else [range(len(samples))]
             for group in groups:
-                chosen = [samples[i] for i in group] or [([self.pad_id, self.pad_id], [0, 0], [])]  # nothing to learn from, but every rank takes part in every step
-                lengths = [len(samples[i][0]) - 1 for i in group]
+                chosen = [samples[i] for i in group] or [Sample([self.pad_id, self.pad_id], [0, 0], [])]  # nothing to learn from, but every rank takes part in every step
+                lengths = [len(samples[i].ids) - 1 for i in group]
+                squares = sum((starts[0] + stop - start) ** 2 for ids, *_, starts in chosen for start, stop in zip(starts, [*starts[1:], len(ids) - 1]))
                 batch = pack(chosen) if self.budget else collate(chosen, self.pad_id)
-                parts.append(batch | {"samples": [indices[i] for i in group], "used": sum(lengths), "squares": sum(n * n for n in lengths), "bad": bad})
+                parts.append(batch | {"samples": [indices[i] for i in group], "used": sum(lengths), "squares": squares, "bad": bad})
                 bad = []
         return parts
 
@@ -569,7 +613,7 @@ def check(paths, tokenizer, config, max_length, show=20):
         for i in range(len(data)):
             record = data.record(i)
             try:
-                ids, mask, pixels = data.sample(i)
+                ids, mask, pixels, _ = data.sample(i)
             except BadSample as error:
                 reasons.append(str(error))
                 continue
@@ -590,7 +634,7 @@ def show(path, tokenizer, config, max_length, count=3):
     """Prints the first records as the model reads them: learnt tokens green, read ones grey, a run of <image> as one."""
     data = Chats([path], tokenizer, config, max_length)
     for i in range(min(count, len(data))):
-        ids, mask, _ = data.sample(i)
+        ids, mask, *_ = data.sample(i)
         line, previous = "", None
         for id, learnt in zip(ids, mask):
             if not (id == previous == tokenizer.image_id):

@@ -323,7 +323,7 @@ def log_likelihoods(model, items, batcher):
     result, image = [0.0] * len(items), model.config.image_token_id
     for near in tqdm(batcher.batches([len(p) + len(a) for p, _, a in items], [paths for _, paths, _ in items]), desc="likelihood", unit="batch", disable=None):
         rows = [items[i] for i in near]
-        batch = data.collate([(prompt + answer, [0] * len(prompt) + [1] * len(answer), []) for prompt, _, answer in rows], model.config.pad_token_id)
+        batch = data.collate([data.Sample(prompt + answer, [0] * len(prompt) + [1] * len(answer), []) for prompt, _, answer in rows], model.config.pad_token_id)
         ids, targets = batch["ids"].to(batcher.device), batch["targets"].to(batcher.device)
         pixels, places = batcher.pixels([paths for _, paths, _ in rows])
         with batcher.autocast():

@@ -155,7 +155,7 @@ def run_batch(model, tokenizer, args, options):
         for i in tqdm(range(len(lines), len(samples)), initial=len(lines), total=len(samples), unit="question"):
             record = samples.record(i)
             turns = data.read_turns(record)[:1]
-            _, _, pixels = samples.sample(i)
+            pixels = samples.sample(i).pixels
             pixels = torch.stack(pixels[: len(turns[0][0]) - 1]).to(model.decoder.norm.device) if len(turns[0][0]) > 1 else None
             text = "".join(ask(model, tokenizer, [(turns[0][0], None)], pixels, **options)).strip()
             print(json.dumps({"index": i, "id": record.get("id"), "answer": text}, ensure_ascii=False), file=file, flush=True)

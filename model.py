@@ -69,13 +69,18 @@ class Attention(nn.Module):
         self.q_proj, self.o_proj = nn.Linear(C, H * D, bias=False), nn.Linear(H * D, C, bias=False)
         self.k_proj, self.v_proj = nn.Linear(C, K * D, bias=False), nn.Linear(C, K * D, bias=False)
 
-    def forward(self, x, turn, rows=None, cache=None, wanted=None):
+    def forward(self, x, turn, rows=None, cache=None, apart=None, wanted=None):
         """x (B, T, C); turn = (cos, sin, positions) of rope; rows as in kernels.attention; cache = (k, v, lengths) of this layer or None;
+        apart = (there, back) of records side by side (data.side_by_side) or None;
         wanted (n,): the flat places b·T + t for which alone an output is asked, (n, C); default all, (B, T, C)."""
         B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))  # (B, T, H·D) -> (B, T, H, D)
         q, k = rope(q, k, *turn)
-        if cache is None:
+        if apart is not None:  # each record in a row of its own, and back again
+            there, back = apart
+            q, k, v = (t.flatten(0, 1).index_select(0, there.flatten()).view(*there.shape, *t.shape[2:]) for t in (q, k, v))  # (B, T, H, D) -> (R, S, H, D)
+            out = attention(q, k, v, causal=True).flatten(0, 1).index_select(0, back.flatten())
+        elif cache is None:
             out = attention(q, k, v, causal=True, rows=rows)
         else:
             k_cache, v_cache, lengths = cache
@@ -108,8 +113,8 @@ class Block(nn.Module):
         self.input_norm = nn.Parameter(torch.ones(config.hidden_size))
         self.post_norm = nn.Parameter(torch.ones(config.hidden_size))
 
-    def forward(self, x, turn, rows=None, cache=None, wanted=None):
-        h = self.attn(rms_norm(x, self.input_norm, self.eps), turn, rows, cache, wanted)
+    def forward(self, x, turn, rows=None, cache=None, apart=None, wanted=None):
+        h = self.attn(rms_norm(x, self.input_norm, self.eps), turn, rows, cache, apart, wanted)
         x = x if wanted is None else x.flatten(0, 1).index_select(0, wanted)
         h, x = add_rms_norm(h, x, self.post_norm, self.eps)  # x + h, and its norm, in one pass over memory
         return x + self.mlp(h)
@@ -147,12 +152,13 @@ class Decoder(nn.Module):
             self.turns[device, length] = angle.cos().float().to(device), angle.sin().float().to(device)
         return self.turns[device, length]
 
-    def forward(self, x, positions=None, rows=None, cache=None, wanted=None):
+    def forward(self, x, positions=None, rows=None, cache=None, apart=None, wanted=None):
         """Embeddings x (B, T, C) -> hidden states (B, T, C) after the last norm; (n, C) of the flat places `wanted` (n,) if given: of the
         others only the last block's keys and values are needed.
 
         positions (B, T) int: place of each token in its document (default 0 … T−1, or on from the cache);
         rows: who sees whom where that is not plainly causal (packed documents; kernels.attention);
+        apart: records that share a picture and don't see each other (data.side_by_side);
         cache: a KVCache that the new keys are appended to."""
         T = x.shape[1]
         if cache is not None:
@@ -161,9 +167,9 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.layers):
             only = wanted if i == len(self.layers) - 1 else None
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, turn, rows, None, only, use_reentrant=False)
+                x = checkpoint(block, x, turn, rows, None, apart, only, use_reentrant=False)
             else:
-                x = block(x, turn, rows, None if cache is None else (cache.k[i], cache.v[i], cache.lengths), only)
+                x = block(x, turn, rows, None if cache is None else (cache.k[i], cache.v[i], cache.lengths), apart, only)
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
 
@@ -224,20 +230,20 @@ class Model(nn.Module):
             x = x + 0 * self.see(torch.zeros(1, 3, S, S, dtype=torch.uint8, device=ids.device)).sum()
         return x
 
-    def forward(self, ids, pixels=None, positions=None, rows=None, cache=None, wanted=None):
+    def forward(self, ids, pixels=None, positions=None, rows=None, cache=None, apart=None, wanted=None):
         """ids (B, T), pixels uint8 (P, 3, S, S) or None -> hidden states (B, T, C), or (n, C) of the places `wanted`."""
-        return self.decoder(self.embed(ids, pixels), positions, rows, cache, wanted)
+        return self.decoder(self.embed(ids, pixels), positions, rows, cache, apart, wanted)
 
     def logits(self, hidden):
         """hidden (..., C) -> logits (..., V), float32."""
         return self.decoder.lm_head(hidden).float()
 
-    def loss(self, ids, targets, pixels=None, positions=None, rows=None, wanted=None):
+    def loss(self, ids, targets, pixels=None, positions=None, rows=None, apart=None, wanted=None):
         """Sum of the cross-entropies of all target tokens, a float32 scalar; divide by their number over the *global* batch.
 
         targets (B, T): the id that should follow, or IGNORE; wanted (n,): the flat places of those that are not, as data.collate found them
         (here, on a GPU, it would wait for their number): the last block and the head are spared all others."""
-        hidden, targets = self(ids, pixels, positions, rows, wanted=wanted), targets.flatten()
+        hidden, targets = self(ids, pixels, positions, rows, None, apart, wanted), targets.flatten()
         return linear_cross_entropy(hidden.view(-1, hidden.shape[-1]), self.decoder.lm_head.weight, targets if wanted is None else targets[wanted], IGNORE, reduction="sum")
 
 

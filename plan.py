@@ -40,9 +40,9 @@ def print_plan(model, recipe, args, samples, processes):
     muon = count(p for name, p in model.named_parameters() if recipe.muon_lr and p.requires_grad and ".layers." in name and p.dim() == 2)
     chosen = [samples.sample(i) for i in range(0, len(samples), max(1, len(samples) // 200))]
     mean = lambda values: sum(values) / len(chosen)
-    lengths = [len(ids) - 1 for ids, _, _ in chosen]
-    tokens, pictures = mean(lengths), mean(len(pixels) for _, _, pixels in chosen)
-    flops = recipe.batch * sum(a * b for a, b in zip(work(model), (tokens, mean(sum(mask) for _, mask, _ in chosen), pictures, mean(n * n for n in lengths))))
+    lengths = [len(sample.ids) - 1 for sample in chosen]
+    tokens, pictures = mean(lengths), mean(len(sample.pixels) for sample in chosen)
+    flops = recipe.batch * sum(a * b for a, b in zip(work(model), (tokens, mean(sum(sample.mask) for sample in chosen), pictures, mean(n * n for n in lengths))))
     per_epoch = math.ceil(len(samples) / recipe.batch)
     steps = args.steps or math.ceil(recipe.epochs * per_epoch)
 

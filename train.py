@@ -73,7 +73,7 @@ class Recipe:
     beta2: float = 0.999
     clip: float = 1.0  # largest norm of the gradient
     max_length: int = 2048  # tokens
-    merge: int = 1  # records about the same picture that make one sample
+    merge: int = 1  # records about the same picture that share its tokens, side by side, without seeing each other
     muon_lr: float = 0.0  # above 0: the blocks' matrices take Muon at this rate, all else AdamW at lr. For training from random weights
 
 
@@ -94,7 +94,8 @@ class Speaker(nn.Module):
         self.model = model
 
     def forward(self, batch):
-        loss = self.model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch.get("positions"), batch.get("rows"), batch["wanted"])
+        apart = (batch["there"], batch["back"]) if "there" in batch else None
+        loss = self.model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch.get("positions"), batch.get("rows"), apart, batch["wanted"])
         return loss, (batch["targets"] != IGNORE).sum()
 
 
@@ -394,6 +395,8 @@ def train(args, recipe):
         raise ValueError("the vision stage contrasts the whole batch at once, and its ViT is small: no --micro-batch, --pack, --shard or weighted --data; take a smaller --batch")
     if args.pack and (micro or args.pack < recipe.max_length):
         raise ValueError(f"--pack {args.pack}: must hold the longest sample (--max-length {recipe.max_length}), and takes the place of --micro-batch")
+    if args.pack and recipe.merge > 1:
+        raise ValueError(f"--pack {args.pack} puts samples end to end, --merge {recipe.merge} records side by side: give one of them")
     if args.shard and not dist.is_initialized() and not args.plan:
         raise ValueError("--shard wants torchrun: torchrun --nproc_per_node=N train.py …")
     settings = {"stage": args.stage, "seed": args.seed, "data": paths, "weights": weights, **vars(recipe), "parts": list(recipe.parts), "freeze_rows": args.freeze_rows,

@@ -104,32 +104,67 @@ def test_a_long_document_goes_on_in_the_next_sample_and_every_token_is_learnt_on
     assert learnt == whole and texts.lengths.max() <= 16
 
 
-def test_merged_records_hold_the_picture_once_and_every_turn_once(tokenizer, config, world, tmp_path):
-    def about(image, language, n):
-        return {"id": n, "image": image, "language": language, "conversations": [human(f"<image>\nquestion {n}?"), gpt(f"answer {n}")]}
-
-    records = [about("0.png", "en", n) for n in range(5)] + [about("1.png", "en", 5), about("0.png", "ko", 6), {"id": 7, "conversations": [human("question 7?"), gpt("answer 7")]}]
-    (tmp_path / "set.json").write_text(json.dumps(records))
+def write_set(folder, world, records):
+    (folder / "set.json").write_text(json.dumps(records, ensure_ascii=False))
     for name in ("0.png", "1.png"):
-        (tmp_path / name).write_bytes((world / name).read_bytes())
-    samples = data.Chats([tmp_path / "set.json"], tokenizer, config, 256, merge=3)
-    assert len(samples) == 5  # 3 + 2 in English about picture 0, then three alone
+        (folder / name).write_bytes((world / name).read_bytes())
+    return folder / "set.json"
+
+
+def about(image, n, turns=1, question="<image>\nquestion {}?"):
+    return {"id": n, "image": image, "conversations": [human(question.format(n)), gpt(f"answer {n}")] + [human("What colour?"), gpt("red" * (1 + n))] * (turns - 1)}
+
+
+def test_merged_records_hold_the_picture_once_and_every_turn_once(tokenizer, config, world, tmp_path):
+    records = [about("0.png", n) for n in range(5)] + [about("1.png", 5), about("0.png", 6, turns=2), {"id": 7, "conversations": [human("question 7?"), gpt("answer 7")]}]
+    records.append(about("0.png", 8, question="question {}?\n<image>"))
+    samples = data.Chats([write_set(tmp_path, world, records)], tokenizer, config, 256, merge=3)
+    assert len(samples) == 6  # 3 + 2 about picture 0, then alone: another picture, longer, without one, the picture last
     seen = []
     for i in range(len(samples)):
-        ids, mask, pixels = samples.sample(i)
-        assert len(pixels) == ids.count(tokenizer.image_id) / config.vision.num_patches == (0 if samples.record(i)["id"] == 7 else 1)
-        text = tokenizer.package.decode([id for id, on in zip(ids, mask) if on])
+        sample = samples.sample(i)
+        assert len(sample.pixels) == sample.ids.count(tokenizer.image_id) / config.vision.num_patches == (0 if samples.record(i)["id"] == 7 else 1)
+        text = tokenizer.package.decode([id for id, on in zip(sample.ids, sample.mask) if on])
         numbers = [int(c) for c in text if c.isdigit()]
-        assert len({records[n].get("image") for n in numbers}) == len({records[n].get("language") for n in numbers}) == 1
+        assert len({records[n].get("image") for n in numbers}) == 1 and len(sample.starts) == len(numbers)
         seen += numbers
-    assert sorted(seen) == list(range(8))
+    assert sorted(seen) == list(range(9))
+
+
+def test_records_side_by_side_cost_what_they_cost_alone_and_do_not_see_each_other(tokenizer, config, world, tmp_path):
+    torch.manual_seed(0)
+    model = Model(config).init_weights().double()
+    file = write_set(tmp_path, world, [about(("0.png", "1.png")[n % 2], n, 1 + n // 6) for n in range(8)])
+    alone, merged = (data.Chats([file], tokenizer, config, 256, merge) for merge in (1, 3))
+
+    def loss(batch):
+        apart = (batch["there"], batch["back"]) if "there" in batch else None
+        return model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch.get("positions"), None, apart, batch["wanted"])
+
+    gradients = []
+    for samples in (alone, merged):
+        batch = data.collate([samples.sample(i) for i in range(len(samples))], tokenizer.pad_id)
+        model.zero_grad()
+        loss(batch).backward()
+        gradients.append([loss(batch).item(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    tokens = [sum(len(samples.sample(i).ids) for i in range(len(samples))) for samples in (alone, merged)]
+    assert len(merged) == 4 and tokens[0] - tokens[1] == 4 * merged.sample(0).starts[0], "what they begin with stands four times less"
+    assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-12)
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(gradients[0][1:], gradients[1][1:]))
+    sample = next(merged.sample(i) for i in range(len(merged)) if len(merged.sample(i).starts) == 3)
+    one = data.collate([sample], tokenizer.pad_id)
+    hidden = lambda ids: model(ids, one["pixels"], one["positions"], apart=(one["there"], one["back"]))
+    before, changed = hidden(one["ids"]), one["ids"].clone()
+    changed[0, sample.starts[1]] += 1  # the second record's first token
+    differs = (hidden(changed) != before).any(dim=-1)[0]
+    assert differs[sample.starts[1] : sample.starts[2]].any() and not differs[: sample.starts[1]].any() and not differs[sample.starts[2] :].any()
 
 
 def test_targets_are_the_next_ids_where_they_are_learnt():
-    batch = data.collate([([1, 5, 6, 7], [0, 0, 1, 1], []), ([1, 8], [0, 1], [])], pad_id=0)
+    batch = data.collate([data.Sample([1, 5, 6, 7], [0, 0, 1, 1], []), data.Sample([1, 8], [0, 1], [])], pad_id=0)
     assert batch["ids"].tolist() == [[1, 5, 6], [1, 0, 0]]
     assert batch["targets"].tolist() == [[IGNORE, 6, 7], [8, IGNORE, IGNORE]] and batch["wanted"].tolist() == [1, 2, 3]
-    assert data.collate([([1, 5], [0, 0], [])], pad_id=0)["wanted"].tolist() == [0], "nothing to learn: one place all the same"
+    assert data.collate([data.Sample([1, 5], [0, 0], [])], pad_id=0)["wanted"].tolist() == [0], "nothing to learn: one place all the same"
 
 
 def test_the_last_block_computes_only_what_is_wanted_and_the_loss_and_gradients_are_the_same(tokenizer, config, world):
@@ -265,11 +300,11 @@ def test_packed_documents_do_not_see_each_other_and_cost_what_they_cost_alone(to
     samples = data.Chats([world / "chats.json"], tokenizer, config, 256)
     few = [samples.sample(i) for i in range(5)]
     row = data.pack(few)
-    assert row["positions"][0].tolist() == [n for ids, _, _ in few for n in range(len(ids) - 1)], "rope is relative: the loss would not tell"
+    assert row["positions"][0].tolist() == [n for ids, *_ in few for n in range(len(ids) - 1)], "rope is relative: the loss would not tell"
     loss = lambda batch: model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch.get("positions"), batch.get("rows")).item()
     assert loss(row) == pytest.approx(loss(data.collate(few, tokenizer.pad_id)), rel=1e-9)
     ends = [0]
-    for ids, _, _ in few:
+    for ids, *_ in few:
         ends.append(ends[-1] + len(ids) - 1)
     changed = row["ids"].clone()
     changed[0, ends[1] + 8] += 1  # a token of the second document

@@ -44,6 +44,7 @@ DIRECTIONS = ("left", "right", "above", "below")
 HELD_OUT = {"fish": "purple", "cat": "blue", "duck": "red", "butterfly": "black", "car": "green", "sailboat": "yellow", "tree": "orange", "apple": "white",
             "house": "black", "key": "blue", "umbrella": "orange", "rocket": "green"}  # fmt: skip
 ENGLISH_ONLY = ("umbrella", "rocket")
+GREY = 3  # every third training picture is there in black and white, too: a ViT that meets kinds without colours tells them apart in any (docs/experiments.md)
 CELL, SIDE, TILE = 64, 192, 128  # pixels: a cell, a picture, a tile of the atlas
 ATLAS = Path(__file__).parent / "assets" / "atlas.png"
 
@@ -413,12 +414,13 @@ def draw_scene(scene, rng):
 
 
 # ---------------------------------------------------------------------------------------------- what is said
-def phrases(scene, language, rng):
-    """Every true phrase of a scene, in random order, each worded in the one way it has in that language."""
-    w, said = WORDS[language], [WORDS[language]["setting"][scene.background]]
+def phrases(scene, language, rng, colours):
+    """Every true phrase of a scene that names a colour, or every one that doesn't, in random order, each worded in the one way it has in that language."""
+    w = WORDS[language]
+    said = [] if colours else [w["setting"][scene.background]]
     for thing in scene.things:
-        said += [say(p, **thing.words(language)) for p in w["phrases"]]
-        for direction in DIRECTIONS:  # what lies to the left of a cat is a thing "to the left of a cat"
+        said += [say(p, **thing.words(language)) for p in w["phrases"] if ("{colour}" in p) == colours]
+        for direction in () if colours else DIRECTIONS:  # what lies to the left of a cat is a thing "to the left of a cat"
             said += [say(w["pair"], **(other.words(language) | {"other": w["kind"][thing.kind], "direction": w["direction"][direction]})) for other in scene.beside(thing, direction)]
     rng.shuffle(said)
     return said
@@ -505,17 +507,25 @@ def chat(scene, language, rng, turns, thing=None, by="pronoun"):
     return talk[:turns]
 
 
-def drill(scene, language, rng, records=2):
+def lookup(scene, language, rng):
     """The plainest questions that can't be answered without looking one thing up by another: what is the red thing, which colour is the cat, where is it or how big.
 
     Of one thing alone anything may be said that is seen; so only pictures of several are asked about. A decoder learns looking up all at once and late, and the
-    sooner the more of its loss hangs on nothing else; what is never asked for here, it learns to overlook (docs/experiments.md)."""
-    said = []
-    for _ in range(records if len(scene.things) > 1 else 0):
-        one, other = rng.sample(scene.things, 2)
-        turns = [ask(scene, "what", language, rng, one), ask(scene, "colour", language, rng, other), ask(scene, rng.choice(("where", "size")), language, rng, rng.choice((one, other)), "kind")]
-        said.append(rng.sample(turns, 3))
-    return said
+    sooner the more of its loss hangs on nothing else (docs/experiments.md)."""
+    if len(scene.things) < 2:
+        return []
+    pick = lambda: rng.choice(scene.things)
+    return [ask(scene, skill, language, rng, pick(), "kind" if skill in ("where", "size") else None) for skill in ("what", "colour", rng.choice(("where", "where", "size"))) * 3]
+
+
+def drill(scene, language, rng):
+    """More of the same, also by place and by direction, and the first question of yes or no: is the cat red? Which has to be found out before others of its kind are."""
+    if len(scene.things) < 2:
+        return []
+    pick = lambda: rng.choice(scene.things)
+    looked_up = [ask(scene, skill, language, rng, pick()) for skill in ("what", "colour", "where", "size", "at", "relation")]
+    verified = [ask_yes_no(scene, "colour", yes, language, rng, pick()) for yes in (True, False) + (rng.random() < 0.5,)]
+    return [turn for turn in looked_up + verified if turn]
 
 
 def conversations(scene, language, rng, index):
@@ -557,15 +567,22 @@ def random_for(*names):
 
 def train_records(scene, seed, index):
     """Captions, phrases and conversations of one training picture, in each of its languages."""
-    made = {"captions": [], "phrases": [], "drill": [], "instruct": []}
+    made = {"captions": [], "phrases": [], "lookup": [], "drill": [], "instruct": []}
     image = f"pictures/train/{index:05}.png"
     for language in scene.languages():
         w, rng = WORDS[language], random_for(seed, "said", index, language)
         id = f"train-{index:05}-{language}"
         made["captions"].append(record(id + "-caption", language, "caption", [(rng.choice(w["describe"]), comma(language).join(full_caption(scene, language, rng)))], image))
-        made["phrases"].append(record(id + "-phrases", language, "phrases", [(rng.choice(w["list"]), comma(language).join(phrases(scene, language, rng)))], image))
-        made["drill"] += [record(f"{id}-drill-{n}", language, "drill", turns, image) for n, turns in enumerate(drill(scene, language, rng))]
-        made["instruct"] += [record(f"{id}-{kind}", language, kind, turns, image) for kind, turns in conversations(scene, language, rng, index).items()]
+        shapes, colours = (comma(language).join(phrases(scene, language, rng, named)) for named in (False, True))
+        made["phrases"].append(record(id + "-phrases", language, "phrases", [(rng.choice(w["list"]), shapes)], image))
+        made["phrases"].append(record(id + "-colours", language, "colours", [(rng.choice(w["list"]), colours)], image))
+        if index % GREY == 0:  # a picture without colours can tell of everything else
+            made["phrases"].append(record(id + "-grey", language, "phrases", [(rng.choice(w["list"]), shapes)], image.replace("train", "grey")))
+        for name, turns in (("lookup", lookup(scene, language, rng)), ("drill", drill(scene, language, rng))):
+            made[name] += [record(f"{id}-{name}-{n}", language, name, [turn], image) for n, turn in enumerate(dict.fromkeys(turns))]
+        for kind, turns in conversations(scene, language, rng, index).items():  # each question by itself, but for the conversation: an answer must not give away the next
+            several = [turns] if kind == "conversation" else [[turn] for turn in turns]
+            made["instruct"] += [record(f"{id}-{kind}-{n}", language, kind, own, image) for n, own in enumerate(several)]
     return made
 
 
@@ -740,7 +757,10 @@ def make_scenes(seed, pictures):
 
 def draw_job(job):
     folder, seed, split, index, scene = job
-    draw_scene(scene, random_for(seed, "drawn", split, index)).save(folder / "pictures" / split / f"{index:05}.png", compress_level=1)
+    picture = draw_scene(scene, random_for(seed, "drawn", split, index))
+    picture.save(folder / "pictures" / split / f"{index:05}.png", compress_level=1)
+    if split == "train" and index % GREY == 0:
+        picture.convert("L").save(folder / "pictures" / "grey" / f"{index:05}.png", compress_level=1)
     return {name: [json.dumps(r, ensure_ascii=False) for r in records] for name, records in train_records(scene, seed, index).items()} if split == "train" else {}
 
 
@@ -779,9 +799,9 @@ def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=prin
     began, folder = time.time(), out.with_name(out.name + ".partial")
     shutil.rmtree(folder, ignore_errors=True)
     splits = make_scenes(seed, pictures)
-    for name in ("text", *(f"pictures/{split}" for split in splits)):
+    for name in ("text", "pictures/grey", *(f"pictures/{split}" for split in splits)):
         (folder / name).mkdir(parents=True)
-    lines, counts = {"captions": [], "phrases": [], "drill": [], "instruct": []}, {}
+    lines, counts = {"captions": [], "phrases": [], "lookup": [], "drill": [], "instruct": []}, {}
     jobs = [(folder, seed, split, i, scene) for split, scenes in splits.items() for i, scene in enumerate(scenes)]
     texts = [(kind, seed, start, min(start + 1000, documents)) for kind in LANGUAGES + ("parallel",) for start in range(0, documents, 1000)]
     with multiprocessing.Pool(workers) as pool:
@@ -793,7 +813,7 @@ def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=prin
             with open(folder / "text" / f"{kind}.txt", "a", encoding="utf-8") as file:
                 file.writelines(left)
             counts[f"text/{kind}.txt"] = counts.get(f"text/{kind}.txt", 0) + len(left)
-    lines["instruct"] += [json.dumps(text_record(i, seed), ensure_ascii=False) for i in range(len(lines["instruct"]) * 3 // 20)]
+    lines["instruct"] += [json.dumps(text_record(i, seed), ensure_ascii=False) for i in range(pictures)]
     lines = {name: thin(said, shares) for name, said in lines.items()}
     for split in list(splits)[1:]:
         lines[split] = [json.dumps(r, ensure_ascii=False) for r in split_records(split, splits[split], seed)]

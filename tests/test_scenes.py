@@ -8,6 +8,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
@@ -127,7 +128,7 @@ def world(tmp_path_factory):
 def said():
     """What is said of a larger world, without drawing it: {file: records}, {split: scenes}."""
     splits = scenes.make_scenes(5, 1000)
-    files = {"captions": [], "phrases": [], "drill": [], "instruct": []}
+    files = {"captions": [], "phrases": [], "lookup": [], "drill": [], "instruct": []}
     for index, scene in enumerate(splits["train"]):
         for name, records in scenes.train_records(scene, 5, index).items():
             files[name] += records
@@ -144,7 +145,7 @@ SPLITS = ("validation", "unseen_pictures", "unseen_combinations", "cross_lingual
 
 def test_every_answer_is_what_an_independent_reader_of_the_scene_would_say(world):
     truth = {scene["image"]: scene for scene in load(world / "scenes.json")}
-    records = [r for name in ("instruct", "drill", *SPLITS) for r in load(world / f"{name}.json") if "image" in r]
+    records = [r for name in ("instruct", "lookup", "drill", *SPLITS) for r in load(world / f"{name}.json") if "image" in r]
     assert len(records) > 2000
     for record in records:
         check_record(record, truth[record["image"]])
@@ -164,11 +165,17 @@ def test_phrases_are_all_that_is_true_and_captions_say_every_thing(said):
     files, splits = said
     cat, duck = scenes.Thing("cat", "red", "big", 0), scenes.Thing("duck", "blue", "small", 8)
     scene = scenes.Scene((cat, duck), "night")
-    assert set(scenes.phrases(scene, "en", scenes.random_for(0))) == {
+
+    def said_of(language):
+        without, naming = (set(scenes.phrases(scene, language, scenes.random_for(0), colours)) for colours in (False, True))
+        assert not without & naming and all(found(COLOUR[language], phrase, language) for phrase in naming) and not any(found(COLOUR[language], phrase, language) for phrase in without)
+        return without | naming
+
+    assert said_of("en") == {
         "at night", "a red cat", "a cat at the top left", "a big cat", "something red at the top left", "something big at the top left", "a cat to the left of a duck", "a cat above a duck",
         "a blue duck", "a duck at the bottom right", "a small duck", "something blue at the bottom right", "something small at the bottom right", "a duck to the right of a cat", "a duck below a cat"}  # fmt: skip
-    assert set(scenes.phrases(scene, "ko", scenes.random_for(0))) >= {"밤에", "빨간색 고양이", "왼쪽 위에 있는 고양이", "큰 고양이", "왼쪽 위에 있는 빨간색 물체", "오리 왼쪽에 있는 고양이", "고양이 아래쪽에 있는 오리"}
-    assert set(scenes.phrases(scene, "zh", scenes.random_for(0))) >= {"在夜晚", "一只红色的猫", "左上角有一只猫", "一只大猫", "左上角有个红色的东西", "鸭子左边有一只猫", "猫下方有一只鸭子"}
+    assert said_of("ko") >= {"밤에", "빨간색 고양이", "왼쪽 위에 있는 고양이", "큰 고양이", "왼쪽 위에 있는 빨간색 물체", "오리 왼쪽에 있는 고양이", "고양이 아래쪽에 있는 오리"}
+    assert said_of("zh") >= {"在夜晚", "一只红色的猫", "左上角有一只猫", "一只大猫", "左上角有个红色的东西", "鸭子左边有一只猫", "猫下方有一只鸭子"}
     for record in files["captions"]:
         things = splits["train"][int(record["id"].split("-")[1])].things
         parts = re.split(", |，", record["conversations"][1]["value"])
@@ -178,13 +185,22 @@ def test_phrases_are_all_that_is_true_and_captions_say_every_thing(said):
             assert any(all(found([word], part, record["language"]) for word in wanted) for part in parts)
 
 
+def test_pictures_in_black_and_white_are_told_of_without_colours(world):
+    told = [r for r in load(world / "phrases.json") if "/grey/" in r["image"]]
+    assert {r["image"] for r in told} == {f"pictures/grey/{p.name}" for p in (world / "pictures" / "grey").iterdir()} and 0.3 < len({r["image"] for r in told}) / len(list((world / "pictures" / "train").iterdir())) < 0.4
+    for r in told:
+        assert r["kind"] == "phrases" and not found(COLOUR[r["language"]], r["conversations"][1]["value"], r["language"])
+        with Image.open(world / r["image"]) as grey, Image.open(world / r["image"].replace("grey", "train")) as coloured:
+            assert grey.mode == "L" and coloured.mode == "RGB" and np.abs(np.asarray(grey, float) - np.asarray(coloured, float) @ (0.299, 0.587, 0.114)).max() < 1
+
+
 def test_held_out_pairs_are_in_no_training_file(world, said):
     files, splits = said
     assert sorted(Counter(scenes.HELD_OUT.values()).values()) == [1, 1, 1, 1, 2, 2, 2, 2] and len(scenes.HELD_OUT) == 12
     for scene in splits["train"] + splits["validation"] + splits["unseen_pictures"]:
         assert all(scenes.HELD_OUT[t.kind] != t.colour for t in scene.things)
     assert all(scenes.HELD_OUT[scene.things[0].kind] == scene.things[0].colour for scene in splits["unseen_combinations"])
-    spoken = [text for name in ("captions", "phrases", "drill", "instruct", "validation", "unseen_pictures") for r in files[name] for text in texts(r)]
+    spoken = [text for name in ("captions", "phrases", "lookup", "drill", "instruct", "validation", "unseen_pictures") for r in files[name] for text in texts(r)]
     spoken += [line for path in sorted((world / "text").iterdir()) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [leak for text in spoken for leak in leaks(text)] == []
     # the search does find what it is to find
@@ -196,7 +212,7 @@ def test_held_out_pairs_are_in_no_training_file(world, said):
 def test_english_only_kinds_are_named_in_korean_and_chinese_in_text_alone(world, said):
     files, _ = said
     names = {"ko": ("우산", "로켓"), "zh": ("雨伞", "火箭"), "en": ("umbrella", "rocket")}
-    for name in ("captions", "phrases", "drill", "instruct", "validation", "unseen_pictures"):
+    for name in ("captions", "phrases", "lookup", "drill", "instruct", "validation", "unseen_pictures"):
         for record in files[name]:
             if "image" in record:
                 assert record["language"] == "en" or not any(n in text for text in texts(record) for n in names["ko"] + names["zh"]), record
@@ -244,10 +260,12 @@ def test_languages_and_skills_are_balanced_in_the_test_splits(said):
 
 def test_training_conversations_have_the_asked_shape(said):
     files, _ = said
-    turns = {"object": {3, 4}, "location": {3, 4}, "atmosphere": {2}, "conversation": {4, 5, 6}, "yes_no": {4}}
+    questions, asked = {"object": {3, 4}, "location": {3, 4}, "atmosphere": {2}, "conversation": {1}, "yes_no": {4}}, Counter()
     for record in files["instruct"]:
         if "image" in record:
-            assert len(record["conversations"]) // 2 in turns[record["kind"]], record
+            asked[record["image"], record["language"], record["kind"]] += 1
+            assert len(record["conversations"]) // 2 in ({4, 5, 6} if record["kind"] == "conversation" else {1}), "an answer must not give away the next"
+    assert all(n in questions[kind] for (_, _, kind), n in asked.items())
     for records in files.values():
         for record in records:
             marks = [text.count("<image>") for text in texts(record)]
@@ -285,7 +303,7 @@ def test_a_share_thins_a_language_in_the_training_files_alone(tmp_path):
     for name, given in shares.items():
         scenes.write_world(tmp_path / name, pictures=30, documents=40, workers=1, log=lambda line: None, shares=given)
     files = {name: {f.relative_to(tmp_path / name).as_posix(): f.read_text(encoding="utf-8") for f in (tmp_path / name).rglob("*") if f.suffix in (".json", ".txt")} for name in shares}
-    train = {f"{name}.json" for name in ("captions", "phrases", "drill", "instruct")} | {f"text/{kind}.txt" for kind in ("en", "ko", "zh", "parallel")}
+    train = {f"{name}.json" for name in ("captions", "phrases", "lookup", "drill", "instruct")} | {f"text/{kind}.txt" for kind in ("en", "ko", "zh", "parallel")}
     assert all(files["whole"][f] == files["some"][f] for f in files["whole"].keys() - train - {"world.json"}), "the same test splits"
     lines = lambda name: {f: {line.rstrip(",") for line in files[name][f].splitlines()} for f in train}
     korean = lambda line: bool(re.search("[가-힣]", line))

@@ -42,7 +42,7 @@ $(DATA)/world.json: | .venv/installed
 
 pieces_en := 600
 pieces_ko := 540
-pieces_zh := 500 --max-piece-length 2
+pieces_zh := 411 --max-piece-length 1
 $(OUT)/%.model: $(DATA)/world.json
 	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/$*.txt --vocab-size $(pieces_$*) -o $@)
 
@@ -54,15 +54,17 @@ FRESH := --preset tiny --tokenizer $(OUT)/tokenizer.model
 after_vision := $(if $(filter vision,$(WITHOUT)),$(FRESH),--model $(OUT)/vision)
 after_text := $(if $(filter text,$(WITHOUT)),$(after_vision),--model $(OUT)/text)
 after_align := $(if $(filter align,$(WITHOUT)),$(after_text),--model $(OUT)/align)
-after_drill := $(if $(filter drill,$(WITHOUT)),$(after_align),--model $(OUT)/drill)
+after_lookup := $(if $(filter lookup,$(WITHOUT)),$(after_align),--model $(OUT)/lookup)
+after_drill := $(if $(filter drill,$(WITHOUT)),$(after_lookup),--model $(OUT)/drill)
 needs = $(if $(filter $(1),$(WITHOUT)),$(2),$(OUT)/$(1)/config.json)
 vision_needs := $(call needs,vision,$(OUT)/tokenizer.model)
 text_needs := $(call needs,text,$(vision_needs))
 align_needs := $(call needs,align,$(text_needs))
-drill_needs := $(call needs,drill,$(align_needs))
+lookup_needs := $(call needs,lookup,$(align_needs))
+drill_needs := $(call needs,drill,$(lookup_needs))
 
 $(OUT)/vision/config.json: $(OUT)/tokenizer.model
-	$(call step,vision,$(TRAIN) vision $(FRESH) --data $(DATA)/phrases.json --lr 1e-3 --muon-lr 0.01 --batch 32 --steps 1800 --seed $(SEED) --resume -o $(OUT)/vision)
+	$(call step,vision,$(TRAIN) vision $(FRESH) --data $(DATA)/phrases.json --lr 1e-3 --muon-lr 0.01 --batch 32 --steps 3600 --seed $(SEED) --resume -o $(OUT)/vision)
 
 $(OUT)/text/config.json: $(vision_needs)
 	$(call step,text,$(TRAIN) text $(after_vision) --data $(TEXTS:%=$(DATA)/text/%.txt) --lr 1e-3 --muon-lr 0.005 --batch 32 --steps 300 --seed $(SEED) --resume -o $(OUT)/text)
@@ -70,12 +72,16 @@ $(OUT)/text/config.json: $(vision_needs)
 $(OUT)/align/config.json: $(text_needs)
 	$(call step,align,$(TRAIN) align $(after_text) --data $(DATA)/captions.json --lr 2e-3 --batch 32 --steps 60 --seed $(SEED) --resume -o $(OUT)/align)
 
-# Three plain questions about pictures of several things, over and over: the decoder learns to look one thing up by another, and all that follows builds on it
-$(OUT)/drill/config.json: $(align_needs)
-	$(call step,drill,$(TRAIN) instruct $(after_align) --data $(DATA)/drill.json --lr 1e-3 --muon-lr 0.005 --batch 32 --steps 900 --seed $(SEED) --resume -o $(OUT)/drill)
+# The stage of instructions in three courses, from few questions to all: a decoder finds out how to look one thing up by another when little else is asked of it
+INSTRUCT := --lr 1e-3 --muon-lr 0.005 --seed $(SEED) --resume
+$(OUT)/lookup/config.json: $(align_needs)
+	$(call step,lookup,$(TRAIN) instruct $(after_align) --data $(DATA)/lookup.json $(INSTRUCT) --batch 32 --merge 4 --steps 600 -o $(OUT)/lookup)
+
+$(OUT)/drill/config.json: $(lookup_needs)
+	$(call step,drill,$(TRAIN) instruct $(after_lookup) --data $(DATA)/drill.json $(INSTRUCT) --batch 16 --merge 8 --steps 600 -o $(OUT)/drill)
 
 $(OUT)/instruct/config.json: $(drill_needs)
-	$(call step,instruct,$(TRAIN) instruct $(after_drill) --data $(DATA)/instruct.json --lr 1e-3 --muon-lr 0.005 --batch 16 --parts $(PARTS) --merge 2 --steps 1300 --seed $(SEED) --resume -o $(OUT)/instruct)
+	$(call step,instruct,$(TRAIN) instruct $(after_drill) --data $(DATA)/instruct.json $(INSTRUCT) --parts $(PARTS) --batch 16 --merge 8 --steps 2200 -o $(OUT)/instruct)
 
 $(OUT)/eval.json: $(OUT)/instruct/config.json
 	$(call step,evaluate,$(PYTHON) evaluate.py --model $(OUT)/instruct --data $(DATA)/unseen_pictures.json $(DATA)/unseen_combinations.json $(DATA)/cross_lingual.json -o $@)

@@ -436,12 +436,12 @@ class BadSample(ValueError):
 
 
 # ---------------------------------------------------------------------------------------------- batches
-def collate(samples, pad_id):
+def collate(samples, pad_id, T=None):
     """Samples -> {"ids" (B, T), "targets" (B, T), "wanted" (n,), "pixels" (P, 3, S, S)?}: padded on the right to the longest.
 
-    targets[b, t] is the id that follows ids[b, t] where that one is learnt, IGNORE elsewhere; wanted: where those are, b·T + t.
+    targets[b, t] is the id that follows ids[b, t] where that one is learnt, IGNORE elsewhere; wanted: where those are, b·T + t, and some that aren't.
     Where samples hold several records, also what `side_by_side` gives."""
-    T = max(len(sample.ids) for sample in samples) - 1
+    T = T or rounded(max(len(sample.ids) for sample in samples) - 1)
     batch = {"ids": torch.full((len(samples), T), pad_id), "targets": torch.full((len(samples), T), IGNORE)}
     for row, (ids, mask, *_) in enumerate(samples):
         n = len(ids) - 1
@@ -469,23 +469,30 @@ def side_by_side(samples, T):
             here = torch.cat([torch.arange(starts[0]), torch.arange(start, stop)])
             positions[b, here] = torch.arange(len(here))
             rows.append(b * T + here)
-    there = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # behind a row's end place 0 stands, which nobody looks at
+    there = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    there = nn.functional.pad(there, (0, rounded(there.shape[1]) - there.shape[1]))  # behind a row's end place 0 stands, which nobody looks at
     back = torch.zeros(len(samples) * T, dtype=torch.long)
     for r, row in enumerate(rows):
         back[row] = r * there.shape[1] + torch.arange(len(row))
     return {"positions": positions, "there": there, "back": back.view(-1, T)}
 
 
+def rounded(length):
+    """A length up to a multiple of 16, but for short ones: each new shape costs a CPU a new matrix product to plan and to keep, and torch.compile a new graph."""
+    return length + (-length % 16 if length > 64 else 0)
+
+
 def places_wanted(targets):
-    """The flat places of targets to be learnt; where there are none the first, so that no computation is empty."""
-    wanted = (targets.flatten() != IGNORE).nonzero()[:, 0]
-    return wanted if len(wanted) else torch.zeros(1, dtype=torch.long)
+    """The flat places of targets to be learnt, and so often one that is not that they are a multiple of 64, as above; at least one."""
+    flat = targets.flatten()
+    wanted, spare = (flat != IGNORE).nonzero()[:, 0], (flat == IGNORE).nonzero()[:1, 0]
+    return torch.cat([wanted, spare.repeat(-len(wanted) % 64 or 64 * (not len(wanted)))])
 
 
 def pack(samples):
     """The same in one row without padding, (1, T): the documents end to end, with "positions" (1, T) that restart in each,
     and "rows" 2 × (1, T), the first key that a token sees and the one after the last: those of its own document up to itself (kernels.attention)."""
-    parts = [collate([sample], 0) for sample in samples]
+    parts = [collate([sample], 0, len(sample.ids) - 1) for sample in samples]
     batch = {key: torch.cat([part[key] for part in parts], dim=1) for key in ("ids", "targets")}
     lengths = torch.tensor([part["ids"].shape[1] for part in parts])
     at = torch.arange(int(lengths.sum()))[None]

@@ -73,7 +73,7 @@ $(OUT)/align/config.json: $(text_needs)
 	$(call step,align,$(TRAIN) align $(after_text) --data $(DATA)/captions.json --lr 2e-3 --batch 32 --steps 60 --seed $(SEED) --resume -o $(OUT)/align)
 
 # The stage of instructions in three courses, from few questions to all: a decoder finds out how to look one thing up by another when little else is asked of it
-INSTRUCT := --lr 1e-3 --muon-lr 0.005 --seed $(SEED) --resume
+INSTRUCT := --parts $(PARTS) --lr 1e-3 --muon-lr 0.005 --seed $(SEED) --resume
 $(OUT)/lookup/config.json: $(align_needs)
 	$(call step,lookup,$(TRAIN) instruct $(after_align) --data $(DATA)/lookup.json $(INSTRUCT) --batch 32 --merge 4 --steps 600 -o $(OUT)/lookup)
 
@@ -81,7 +81,7 @@ $(OUT)/drill/config.json: $(lookup_needs)
 	$(call step,drill,$(TRAIN) instruct $(after_lookup) --data $(DATA)/drill.json $(INSTRUCT) --batch 16 --merge 8 --steps 600 -o $(OUT)/drill)
 
 $(OUT)/instruct/config.json: $(drill_needs)
-	$(call step,instruct,$(TRAIN) instruct $(after_drill) --data $(DATA)/instruct.json $(INSTRUCT) --parts $(PARTS) --batch 16 --merge 8 --steps 2200 -o $(OUT)/instruct)
+	$(call step,instruct,$(TRAIN) instruct $(after_drill) --data $(DATA)/instruct.json $(INSTRUCT) --batch 16 --merge 8 --steps 2200 -o $(OUT)/instruct)
 
 $(OUT)/eval.json: $(OUT)/instruct/config.json
 	$(call step,evaluate,$(PYTHON) evaluate.py --model $(OUT)/instruct --data $(DATA)/unseen_pictures.json $(DATA)/unseen_combinations.json $(DATA)/cross_lingual.json -o $@)

@@ -279,7 +279,9 @@ class Chats:
                     part = group[at : at + merge]
                     members.extend(part)
                     ends.append(len(members))
-                    lengths.append(sum(sizes[i] for i in part) + 1000 * pictured[part[0]])  # a cheap stand-in for tokens, to batch like with like
+                    # a cheap stand-in for tokens, to batch like with like: as many turns (attention pads to the longest record), then as much text
+                    turns = key[2] if isinstance(key, tuple) else 0
+                    lengths.append((turns << 32) + sum(sizes[i] for i in part) + 1000 * pictured[part[0]])
             self.places.append(np.array(places).reshape(-1, 2))
             self.sizes.append(len(lengths) - before)
             self.languages.append(languages)

@@ -515,17 +515,22 @@ def lookup(scene, language, rng):
     if len(scene.things) < 2:
         return []
     pick = lambda: rng.choice(scene.things)
-    return [ask(scene, skill, language, rng, pick(), "kind" if skill in ("where", "size") else None) for skill in ("what", "colour", rng.choice(("where", "where", "size"))) * 3]
+    return [ask(scene, skill, language, rng, pick(), "kind" if skill in ("where", "size") else None) for skill in ("what", "colour", "where") * 3 + ("size",)]
 
 
 def drill(scene, language, rng):
-    """More of the same, also by place and by direction, and the first question of yes or no: is the cat red? Which has to be found out before others of its kind are."""
+    """More of the same, also by place and by direction, and a first question of yes or no."""
     if len(scene.things) < 2:
         return []
-    pick = lambda: rng.choice(scene.things)
-    looked_up = [ask(scene, skill, language, rng, pick()) for skill in ("what", "colour", "where", "size", "at", "relation")]
-    verified = [ask_yes_no(scene, "colour", yes, language, rng, pick()) for yes in (True, False) + (rng.random() < 0.5,)]
-    return [turn for turn in looked_up + verified if turn]
+    turns = [ask(scene, skill, language, rng, rng.choice(scene.things)) for skill in ("what", "colour", "where", "where", "size", "at", "relation")]
+    return [turn for turn in turns if turn] + verify(scene, language, rng)
+
+
+def verify(scene, language, rng):
+    """Is the cat red? The question of yes or no that is found out first, if lookups are there and nothing else is asked; the others come from it."""
+    if len(scene.things) < 2:
+        return []
+    return [ask_yes_no(scene, "colour", yes, language, rng, rng.choice(scene.things)) for yes in (True, False)]
 
 
 def conversations(scene, language, rng, index):
@@ -534,8 +539,8 @@ def conversations(scene, language, rng, index):
     pick = lambda n: things[n % len(things)]
     talk = {
         "object": [ask(scene, s, language, rng, pick(n)) for n, s in enumerate(("what", "colour", "count", "size"))],
-        "location": [ask(scene, "where", language, rng, pick(0), "kind"), ask(scene, "at", language, rng, pick(1)), ask(scene, "relation", language, rng, pick(0)), ask(scene, "relation", language, rng, pick(1)),
-                     ask(scene, "where", language, rng, pick(1), "colour")],  # fmt: skip
+        "location": [ask(scene, "where", language, rng, pick(0), "kind"), ask(scene, "at", language, rng, pick(1)), ask(scene, "where", language, rng, pick(1)),
+                     ask(scene, "relation", language, rng, pick(0)), ask(scene, "relation", language, rng, pick(1))],  # fmt: skip
         "atmosphere": [ask(scene, s, language, rng) for s in ("background", "mood")],
         "conversation": chat(scene, language, rng, rng.randint(4, 6)),
     }
@@ -567,7 +572,7 @@ def random_for(*names):
 
 def train_records(scene, seed, index):
     """Captions, phrases and conversations of one training picture, in each of its languages."""
-    made = {"captions": [], "phrases": [], "lookup": [], "drill": [], "instruct": []}
+    made = {"captions": [], "phrases": [], "lookup": [], "drill": [], "verify": [], "instruct": []}
     image = f"pictures/train/{index:05}.png"
     for language in scene.languages():
         w, rng = WORDS[language], random_for(seed, "said", index, language)
@@ -578,7 +583,7 @@ def train_records(scene, seed, index):
         made["phrases"].append(record(id + "-colours", language, "colours", [(rng.choice(w["list"]), colours)], image))
         if index % GREY == 0:  # a picture without colours can tell of everything else
             made["phrases"].append(record(id + "-grey", language, "phrases", [(rng.choice(w["list"]), shapes)], image.replace("train", "grey")))
-        for name, turns in (("lookup", lookup(scene, language, rng)), ("drill", drill(scene, language, rng))):
+        for name, turns in (("lookup", lookup(scene, language, rng)), ("drill", drill(scene, language, rng)), ("verify", verify(scene, language, rng))):
             made[name] += [record(f"{id}-{name}-{n}", language, name, [turn], image) for n, turn in enumerate(dict.fromkeys(turns))]
         for kind, turns in conversations(scene, language, rng, index).items():  # each question by itself, but for the conversation: an answer must not give away the next
             several = [turns] if kind == "conversation" else [[turn] for turn in turns]
@@ -801,7 +806,7 @@ def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=prin
     splits = make_scenes(seed, pictures)
     for name in ("text", "pictures/grey", *(f"pictures/{split}" for split in splits)):
         (folder / name).mkdir(parents=True)
-    lines, counts = {"captions": [], "phrases": [], "lookup": [], "drill": [], "instruct": []}, {}
+    lines, counts = {"captions": [], "phrases": [], "lookup": [], "drill": [], "verify": [], "instruct": []}, {}
     jobs = [(folder, seed, split, i, scene) for split, scenes in splits.items() for i, scene in enumerate(scenes)]
     texts = [(kind, seed, start, min(start + 1000, documents)) for kind in LANGUAGES + ("parallel",) for start in range(0, documents, 1000)]
     with multiprocessing.Pool(workers) as pool:

@@ -260,7 +260,7 @@ def test_languages_and_skills_are_balanced_in_the_test_splits(said):
 
 def test_training_conversations_have_the_asked_shape(said):
     files, _ = said
-    questions, asked = {"object": {3, 4}, "location": {3, 4}, "atmosphere": {2}, "conversation": {1}, "yes_no": {4}}, Counter()
+    questions, asked = {"object": {3, 4}, "location": {2, 3, 4}, "atmosphere": {2}, "conversation": {1}, "yes_no": {4}}, Counter()
     for record in files["instruct"]:
         if "image" in record:
             asked[record["image"], record["language"], record["kind"]] += 1

@@ -42,6 +42,7 @@ $(DATA)/world.json: | .venv/installed
 
 pieces_en := 600
 pieces_ko := 540
+# 259 special pieces and bytes, and each of the 152 characters of the world's Chinese by itself
 pieces_zh := 411 --max-piece-length 1
 $(OUT)/%.model: $(DATA)/world.json
 	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/$*.txt --vocab-size $(pieces_$*) -o $@)

@@ -14,7 +14,7 @@ together) and inference prompts both come from there.
     python data.py check out/demo/data/instruct.json --model out/demo/align     # every bad sample by name, before a GPU is rented
     python data.py show out/demo/data/instruct.json --model out/demo/align      # what is trained on in green, what is only read in grey
 
-Letters for sizes: B rows, T tokens, P pictures, F phrases.
+Letters for sizes: B rows, T tokens, P pictures, F phrases, R records, U tokens of the longest record.
 """
 
 import argparse
@@ -119,20 +119,29 @@ def encode_records(records, tokenizer, num_patches, max_length):
 
     Raises ValueError with the reason why it can't be trained on."""
     names, ids, mask, starts = picture_names(records[0]), [], [], []
-    for record in records:
-        turns = read_turns(record)
-        markers = sum(len(parts) - 1 for parts, _ in turns)
-        if markers != len(names):
-            raise ValueError(f"{markers} {MARKER} marker(s) for {len(names)} picture(s)")
-        own, learnt = encode_chat(turns, tokenizer, num_patches)
-        if len(own) > max_length:
-            raise ValueError(f"{len(own)} tokens, the limit is {max_length}")
+    for n, record in enumerate(records):
+        try:
+            turns = read_turns(record)
+            markers = sum(len(parts) - 1 for parts, _ in turns)
+            if markers != len(names):
+                raise ValueError(f"{markers} {MARKER} marker(s) for {len(names)} picture(s)")
+            own, learnt = encode_chat(turns, tokenizer, num_patches)
+            if len(own) > max_length:
+                raise ValueError(f"{len(own)} tokens, the limit is {max_length}")
+        except ValueError as error:
+            raise ValueError(f"id {record.get('id')!r}: {error}" if len(records) > 1 else str(error)) from None
         head = own.index(tokenizer.image_id) + num_patches if len(records) > 1 else 0
+        assert own[:head] == ids[:head] or not starts, "share_key put records together that begin differently"
         if starts:
             own, learnt = own[head:], learnt[head:]
         starts.append(len(ids) or head)
         ids, mask = ids + own, mask + learnt
     return Sample(ids, mask, names, tuple(starts))
+
+
+def record_lengths(sample):
+    """The tokens of each record of a sample as attention sees it: with what is common to all before its own."""
+    return [sample.starts[0] + stop - start for start, stop in zip(sample.starts, [*sample.starts[1:], len(sample.ids) - 1])]
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -244,11 +253,11 @@ class Pictures:
 
 
 def share_key(record):
-    """What the records that can share a sample have in common: the picture at their beginning, and the number of turns, as attention pads to the longest. None: nothing."""
+    """What the records that can share a sample have in common: the picture, what stands before it, and the number of messages, as attention pads to the longest. None: nothing."""
     said = record.get("conversations")
     first = said[0].get("value") if isinstance(said, list) and said and isinstance(said[0], dict) else None
     head, marker, _ = first.rpartition(MARKER) if isinstance(first, str) else ("", "", "")
-    return (record["image"], head.strip(), len(said)) if marker and isinstance(record.get("image"), str) else None
+    return (record["image"], head.lstrip(), len(said)) if marker and isinstance(record.get("image"), str) else None
 
 
 class Chats:
@@ -361,10 +370,10 @@ class Phrases:
 
     A picture's phrases are its captions' parts between commas, in every language; what several records say of one picture
     is put together, so that a phrase which two pictures of a batch share counts as true of both. A picture that no record of a language and
-    a kind describes says nothing about those records' phrases: they are neither true nor false of it."""
+    a kind describes says nothing about those records' phrases: if no other record says them of it, they are neither true nor false."""
 
     def __init__(self, paths, tokenizer, config):
-        self.tokenizer, self.pictures, self.phrases, self.spoken = tokenizer, [], [], []
+        self.tokenizer, self.pictures, self.phrases, self.true, self.spoken = tokenizer, [], [], [], []
         self.size, self.without_picture, self.bad, where = config.vision.image_size, 0, [], {}
         for path in paths:
             pictures = Pictures(Path(path).parent, config.vision.image_size, config.picture_mode)
@@ -385,13 +394,15 @@ class Phrases:
                 if key not in where:
                     where[key] = len(self.pictures)
                     self.pictures.append((pictures, name))
-                    self.phrases.append({})
-                    self.spoken.append(set())
+                    self.phrases.append({})  # as drawn from: (language, kind), phrase
+                    self.true.append(set())  # language, phrase
+                    self.spoken.append(set())  # language, kind
                 about = record.get("language", "?"), record.get("kind", "?")
                 self.spoken[where[key]].add(about)
+                self.true[where[key]].update((about[0], phrase) for phrase in said)
                 self.phrases[where[key]].update(dict.fromkeys((about, phrase) for phrase in said if phrase))  # a dict keeps the order: same phrases every run
         self.ids, self.lengths, self.sizes = {}, np.zeros(len(self.pictures), int), [len(self.pictures)]
-        self.languages = [Counter(language for spoken in self.spoken for language, _ in spoken)]
+        self.languages = [Counter(language for spoken in self.spoken for language in {language for language, _ in spoken})]
 
     def __len__(self):
         return len(self.pictures)
@@ -426,8 +437,8 @@ class Phrases:
             offsets.append(len(ids))
             ids += self.ids[phrase]
         columns = [i for theirs in everyone for i in theirs]
-        is_true = torch.tensor([[i is not None and phrase in self.phrases[i] for i in columns] for phrase in chosen], dtype=torch.bool)
-        is_known = torch.tensor([[i is not None and about in self.spoken[i] for i in columns] for about, _ in chosen], dtype=torch.bool)
+        is_true = torch.tensor([[i is not None and (about[0], phrase) in self.true[i] for i in columns] for about, phrase in chosen], dtype=torch.bool)
+        is_known = is_true | torch.tensor([[i is not None and about in self.spoken[i] for i in columns] for about, _ in chosen], dtype=torch.bool)
         return {"pixels": torch.stack(pixels), "usable": torch.tensor(usable), "ids": torch.tensor(ids, dtype=torch.long), "offsets": torch.tensor(offsets, dtype=torch.long),
                 "is_true": is_true.view(-1, len(columns)), "is_known": is_known.view(-1, len(columns)), "pictures": list(map(len, everyone)),
                 "samples": [i for i in everyone[rank] if i is not None], "bad": bad}  # fmt: skip
@@ -463,8 +474,8 @@ def side_by_side(samples, T):
         ids of a sample   ▁USER : ▪ ▪ ▪ What ? cat Where ? left      there   ▁USER : ▪ ▪ ▪ What ? cat
         positions             0 1 2 3 4    5 6   7     5 6    7              ▁USER : ▪ ▪ ▪ Where ? left
 
-    positions (B, T), which go on from the picture in each record; there (R, S): the flat place b·T + t of what stands at each place of a row;
-    back (B, T): the flat place r·S + s in those rows of each token (of a picture's the last of its rows: they are all the same)."""
+    positions (B, T), which go on from the picture in each record; there (R, U): the flat place b·T + t of what stands at each place of a row;
+    back (B, T): the flat place r·U + u in those rows of each token (of what is common in the last of its rows: they are all the same)."""
     positions, rows, back = torch.zeros(len(samples), T, dtype=torch.long), [], []
     for b, (ids, *_, starts) in enumerate(samples):
         for start, stop in zip(starts, [*starts[1:], len(ids) - 1]):
@@ -485,7 +496,7 @@ def rounded(length):
 
 
 def places_wanted(targets):
-    """The flat places of targets to be learnt, and so often one that is not that they are a multiple of 64, as above; at least one."""
+    """The flat places of targets to be learnt, and so often one that is not that they are a multiple of 64, for the reason of `rounded`; at least one."""
     flat = targets.flatten()
     wanted, spare = (flat != IGNORE).nonzero()[:, 0], (flat == IGNORE).nonzero()[:1, 0]
     return torch.cat([wanted, spare.repeat(-len(wanted) % 64 or 64 * (not len(wanted)))])
@@ -494,6 +505,7 @@ def places_wanted(targets):
 def pack(samples):
     """The same in one row without padding, (1, T): the documents end to end, with "positions" (1, T) that restart in each,
     and "rows" 2 × (1, T), the first key that a token sees and the one after the last: those of its own document up to itself (kernels.attention)."""
+    assert all(len(sample.starts) == 1 for sample in samples), "records side by side can't be packed"
     parts = [collate([sample], 0, len(sample.ids) - 1) for sample in samples]
     batch = {key: torch.cat([part[key] for part in parts], dim=1) for key in ("ids", "targets")}
     lengths = torch.tensor([part["ids"].shape[1] for part in parts])
@@ -561,7 +573,7 @@ class Batches(Dataset):
     """What one rank gets at each step: a list of micro-batches. Rank r of a step takes every world-th sample of the global batch, beginning with the r-th.
 
     micro: so many samples at most make a micro-batch, padded to the longest (0: all of them). budget: or as many as fit into so many tokens, end to end without padding.
-    A micro-batch also has "samples", their indices; "used", its tokens that are not padding; "squares", the sum of their documents' squared lengths; "bad", what was left out."""
+    A micro-batch also has "samples", their indices; "used", its tokens that are not padding; "squares", the sum of their records' squared lengths; "bad", what was left out."""
 
     def __init__(self, data, batch_size, seed, pad_id=0, micro=0, rank=0, world=1, steps=None, start=0, budget=0, weights=None):
         self.data, self.seed, self.pad_id, self.micro, self.rank, self.world, self.budget = data, seed, pad_id, micro, rank, world, budget
@@ -591,7 +603,7 @@ class Batches(Dataset):
             for group in groups:
                 chosen = [samples[i] for i in group] or [Sample([self.pad_id, self.pad_id], [0, 0], [])]  # nothing to learn from, but every rank takes part in every step
                 lengths = [len(samples[i].ids) - 1 for i in group]
-                squares = sum((starts[0] + stop - start) ** 2 for ids, *_, starts in chosen for start, stop in zip(starts, [*starts[1:], len(ids) - 1]))
+                squares = sum(n * n for i in group for n in record_lengths(samples[i])) - sum((len(samples[i].starts) - 1) * samples[i].starts[0] ** 2 for i in group)
                 batch = pack(chosen) if self.budget else collate(chosen, self.pad_id)
                 parts.append(batch | {"samples": [indices[i] for i in group], "used": sum(lengths), "squares": squares, "bad": bad})
                 bad = []

@@ -10,7 +10,7 @@ Where it stands: `tokenizer → vision → model → checkpoint → data → gen
     python model.py                     # the presets and their parameter counts
     python model.py x-llava-7b          # one of them, part by part
 
-Letters for sizes: B rows, T tokens, C width, H heads, K key-value heads, D head width, V vocabulary, N patches, L layers.
+Letters for sizes: B rows, T tokens, C width, H heads, K key-value heads, D head width, V vocabulary, N patches, L layers, R records, U tokens of the longest.
 """
 
 import argparse
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         q, k = rope(q, k, *turn)
         if apart is not None:  # each record in a row of its own, and back again
             there, back = apart
-            q, k, v = (t.flatten(0, 1).index_select(0, there.flatten()).view(*there.shape, *t.shape[2:]) for t in (q, k, v))  # (B, T, H, D) -> (R, S, H, D)
+            q, k, v = (t.flatten(0, 1).index_select(0, there.flatten()).view(*there.shape, *t.shape[2:]) for t in (q, k, v))  # (B, T, H, D) -> (R, U, H, D)
             out = attention(q, k, v, causal=True).flatten(0, 1).index_select(0, back.flatten())
         elif cache is None:
             out = attention(q, k, v, causal=True, rows=rows)

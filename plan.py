@@ -15,7 +15,7 @@ GPUS = {"B200": (2250e12, 180), "H200": (989e12, 141), "H100 PCIe": (756e12, 80)
 
 
 def work(model):
-    """FLOPs of training on (a token, a target, a picture, a document's squared length): 2 for each weight that a token meets forward, 2 backward where something
+    """FLOPs of training on (a token, a target, a picture, a record's squared length): 2 for each weight that a token meets forward, 2 backward where something
     before it learns, 2 more where it learns itself. Recomputing is not counted: MFU is about useful work."""
     vision, text = model.config.vision, model.config.text
     size = lambda module: sum(p.numel() for p in module.parameters() if p.dim() == 2)

@@ -519,7 +519,7 @@ def lookup(scene, language, rng):
 
 
 def drill(scene, language, rng):
-    """More of the same, also by place and by direction, and a first question of yes or no."""
+    """More of the same, also by place and by direction, and the first questions of yes or no."""
     if len(scene.things) < 2:
         return []
     turns = [ask(scene, skill, language, rng, rng.choice(scene.things)) for skill in ("what", "colour", "where", "where", "size", "at", "relation")]
@@ -787,7 +787,7 @@ def thin(lines, shares):
     """The lines that are left where languages have only a share of the training data, {"ko": 0.1}: a tenth of the pictures is spoken of in Korean,
     and a tenth of the text that holds any is there. The same every time, and a smaller share keeps a part of what a larger one does."""
     for language, share in (shares or {}).items():
-        about = lambda line: (re.search('"image": "[^"]+"', line) or [line])[0]  # all that is said of a picture stays, or nothing
+        about = lambda line: (re.search('[^/"]+[.]png"', line) or [line])[0]  # all that is said of a picture, in black and white too, stays, or nothing
         lines = [line for line in lines if not SCRIPT[language].search(line) or random_for("share", language, about(line)).random() < share]
     return lines
 

@@ -17,7 +17,7 @@ Where it stands: last, beside evaluate. Each stage reads a model folder and writ
     python train.py instruct … --plan 8 --gpu H100         # what it would take on 8 of these: memory, steps, hours. Nothing is trained
 
 `make demo` shows them with the demo's values. Every step goes into OUT/log.jsonl. Ctrl-C or SIGTERM finish the step and save; --resume goes on from
-the last checkpoint in OUT/checkpoints, to the same weights, bit for bit, that a run without the interruption would have had. No step draws
+the last checkpoint in OUT/checkpoints, to the same weights, bit for bit, that a run without the interruption would have had (on a CPU). No step draws
 a random number, and a step's samples are a function of its number: weights, optimizer and step are the whole state, on any number of processes.
 
 Weights, gradients and optimizer are float32 throughout; with bf16 it is the matrix products that are rounded, by autocast or, with --shard, in the
@@ -72,7 +72,7 @@ class Recipe:
     weight_decay: float = 0.0
     beta2: float = 0.999
     clip: float = 1.0  # largest norm of the gradient
-    max_length: int = 2048  # tokens
+    max_length: int = 2048  # tokens of a record; merged, a sample may be so many times as long
     merge: int = 1  # records about the same picture that share its tokens, side by side, without seeing each other
     muon_lr: float = 0.0  # above 0: the blocks' matrices take Muon at this rate, all else AdamW at lr. For training from random weights
 

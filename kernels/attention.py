@@ -50,7 +50,7 @@ def attention_reference(q, k, v, causal=True, rows=None, scale=None):
     # heads that share keys are stacked along the queries: (B, T, H, D) -> (B, K, G·T, D), nothing is repeated
     q = (q * scale).unflatten(2, (K, H // K)).permute(0, 2, 3, 1, 4).reshape(B, K, -1, D)
     s = q @ k.permute(0, 2, 3, 1)                                                       # (B, K, G·Tq, Tk)
-    seen = causal and rows is None and Tk >= Tq                                         # every query has a key
+    all_see = causal and rows is None and Tk >= Tq                                      # no query is without a key
     if causal and rows is None:
         rows = rows_causal(Tq, Tk, q.device)
     if rows is not None:
@@ -61,7 +61,7 @@ def attention_reference(q, k, v, causal=True, rows=None, scale=None):
         s = (s.unflatten(2, (-1, Tq)) + never[:, None, None]).flatten(2, 3)
     o = s.softmax(-1).to(v.dtype) @ v.transpose(1, 2)                                   # (B, K, G·Tq, D)
     o = o.unflatten(2, (-1, Tq)).permute(0, 3, 1, 2, 4).flatten(2, 3)                   # (B, Tq, H, D)
-    return o if rows is None or seen else o.masked_fill((lo >= hi).unsqueeze(-1), 0.0)          # who sees nothing says nothing
+    return o if rows is None or all_see else o.masked_fill((lo >= hi).unsqueeze(-1), 0.0)  # who sees nothing says nothing
 
 
 def attend_cache_reference(q, k_cache, v_cache, lengths):

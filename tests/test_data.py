@@ -118,8 +118,9 @@ def about(image, n, turns=1, question="<image>\nquestion {}?"):
 def test_merged_records_hold_the_picture_once_and_every_turn_once(tokenizer, config, world, tmp_path):
     records = [about("0.png", n) for n in range(5)] + [about("1.png", 5), about("0.png", 6, turns=2), {"id": 7, "conversations": [human("question 7?"), gpt("answer 7")]}]
     records.append(about("0.png", 8, question="question {}?\n<image>"))
+    records.append(about("0.png", 9, question="question {}?\n<image> "))
     samples = data.Chats([write_set(tmp_path, world, records)], tokenizer, config, 256, merge=3)
-    assert len(samples) == 6  # 3 + 2 about picture 0, then alone: another picture, longer, without one, the picture last
+    assert len(samples) == 7  # 3 + 2 about picture 0, then alone: another picture, longer, without one, two that begin with their own question
     seen = []
     for i in range(len(samples)):
         sample = samples.sample(i)
@@ -128,7 +129,7 @@ def test_merged_records_hold_the_picture_once_and_every_turn_once(tokenizer, con
         numbers = [int(c) for c in text if c.isdigit()]
         assert len({records[n].get("image") for n in numbers}) == 1 and len(sample.starts) == len(numbers)
         seen += numbers
-    assert sorted(seen) == list(range(9))
+    assert sorted(seen) == list(range(10))
 
 
 def test_records_side_by_side_cost_what_they_cost_alone_and_do_not_see_each_other(tokenizer, config, world, tmp_path):
@@ -158,6 +159,28 @@ def test_records_side_by_side_cost_what_they_cost_alone_and_do_not_see_each_othe
     changed[0, sample.starts[1]] += 1  # the second record's first token
     differs = (hidden(changed) != before).any(dim=-1)[0]
     assert differs[sample.starts[1] : sample.starts[2]].any() and not differs[: sample.starts[1]].any() and not differs[sample.starts[2] :].any()
+
+
+def test_a_bad_record_among_others_is_named_by_itself(tokenizer, config, world, tmp_path):
+    records = [about("0.png", n) for n in range(3)]
+    records[1]["conversations"][1] = gpt(" ")
+    samples = data.Chats([write_set(tmp_path, world, records)], tokenizer, config, 256, merge=3)
+    with pytest.raises(data.BadSample, match="id 1: turn 1: the answer is empty"):
+        samples.sample(0)
+
+
+def test_a_phrase_is_true_in_whatever_kind_of_record_it_stands_and_unknown_where_its_kind_was_not_told(tokenizer, config, world, tmp_path):
+    def told(image, kind, answer):
+        return {"image": image, "language": "en", "kind": kind, "conversations": [human("<image>\nDescribe."), gpt(answer)]}
+
+    file = write_set(tmp_path, world, [told("0.png", "object", "a cat, big"), told("1.png", "place", "a cat, left"), told("1.png", "object", "small")])
+    batch = data.Phrases([file], tokenizer, config).batch([0, 1])
+    rows, starts = {}, [*batch["offsets"].tolist(), len(batch["ids"])]  # the first two are of picture 0
+    for n, (start, stop) in enumerate(zip(starts, starts[1:])):
+        rows[tokenizer.decode(batch["ids"][start:stop].tolist()).strip(), n < 2] = (batch["is_true"][n].tolist(), batch["is_known"][n].tolist())
+    assert rows["a cat", True] == rows["a cat", False] == ([True, True], [True, True])
+    assert rows["big", True] == ([True, False], [True, True]) and rows["small", False] == ([False, True], [True, True])
+    assert rows["left", False] == ([False, True], [False, True]), "nobody told where things are in picture 0"
 
 
 def test_targets_are_the_next_ids_where_they_are_learnt():

@@ -45,9 +45,10 @@ def options(parser):
 def commands_for(script):
     """What README, Makefile and the script's own docstring show being typed: [(words after the script's name)]."""
     docstring = (ROOT / f"{script}.py").read_text(encoding="utf-8").split('"""')[1]
-    text = "\n".join([README, docstring, (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(TRAIN)", "train.py")])
+    make = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(TRAIN)", "train.py")
+    text = "\n".join([README, docstring, make.replace("$(INSTRUCT)", re.search("^INSTRUCT := (.*)", make, re.MULTILINE)[1])])
     found = re.findall(rf"(?<![\w/]){script}\.py ([^`\n#…]*)", text)
-    return [re.split(r" {3,}", line)[0].replace("$(INSTRUCT)", "").split() for line in found]
+    return [re.split(r" {3,}", line)[0].split() for line in found]
 
 
 @pytest.mark.parametrize("script", [s for s in SCRIPTS if "def main(" in (ROOT / f"{s}.py").read_text(encoding="utf-8")])

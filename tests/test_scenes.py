@@ -311,6 +311,8 @@ def test_a_share_thins_a_language_in_the_training_files_alone(tmp_path):
         whole, some, fewer = (lines(name)[f] for name in shares)
         assert fewer <= some <= {line for line in whole if not re.search("[一-鿿]", line)}
         assert {line for line in some if not korean(line)} == {line for line in whole if not re.search("[一-鿿가-힣]", line)}, "what is neither Korean nor Chinese stays"
+    grey = [{r["image"].rpartition("/")[2] for r in json.loads(files["some"]["phrases.json"]) if r["language"] == "ko" and f"/{folder}/" in r["image"]} for folder in ("grey", "train")]
+    assert grey[0] and grey[0] < grey[1], "a picture speaks as it does in colour"
     of = lambda name: {r["image"] for r in json.loads(files[name]["instruct.json"]) if "image" in r and r["language"] == "ko"}
     told = lambda name: sorted((r["image"], r["id"]) for r in json.loads(files[name]["instruct.json"]) if r.get("image") in of(name) and r["language"] == "ko")
     assert 0 < len(of("fewer")) < len(of("some")) < len(of("whole")) and told("some") == [t for t in told("whole") if t[0] in of("some")], "a picture is spoken of in all kinds or in none"

@@ -136,6 +136,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(start, wor
     (["--batch", "5", "--micro-batch", "2"], "--batch 5 is not a multiple of 1 process(es) × --micro-batch 2"),
     (["--pack", "100"], "--pack 100: must hold the longest sample (--max-length 2048)"),
     (["--data", "a.json:0.7", "b.json"], "--data: 1 of 2 files have a weight; all must"),
+    (["--pack", "2048", "--merge", "2"], "--pack 2048 puts samples end to end, --merge 2 records side by side"),
     (["--shard"], "--shard wants torchrun"),
     (["--data", "nowhere.json"], "nowhere.json: no such file"),
     (["--model", "nowhere"], "nowhere: not a model folder: it has no"),

@@ -57,14 +57,12 @@ after_text := $(if $(filter text,$(WITHOUT)),$(after_vision),--model $(OUT)/text
 after_align := $(if $(filter align,$(WITHOUT)),$(after_text),--model $(OUT)/align)
 after_lookup := $(if $(filter lookup,$(WITHOUT)),$(after_align),--model $(OUT)/lookup)
 after_drill := $(if $(filter drill,$(WITHOUT)),$(after_lookup),--model $(OUT)/drill)
-after_verify := $(if $(filter verify,$(WITHOUT)),$(after_drill),--model $(OUT)/verify)
 needs = $(if $(filter $(1),$(WITHOUT)),$(2),$(OUT)/$(1)/config.json)
 vision_needs := $(call needs,vision,$(OUT)/tokenizer.model)
 text_needs := $(call needs,text,$(vision_needs))
 align_needs := $(call needs,align,$(text_needs))
 lookup_needs := $(call needs,lookup,$(align_needs))
 drill_needs := $(call needs,drill,$(lookup_needs))
-verify_needs := $(call needs,verify,$(drill_needs))
 
 $(OUT)/vision/config.json: $(OUT)/tokenizer.model
 	$(call step,vision,$(TRAIN) vision $(FRESH) --data $(DATA)/phrases.json --lr 1e-3 --muon-lr 0.01 --batch 32 --steps 3300 --seed $(SEED) --resume -o $(OUT)/vision)
@@ -75,19 +73,16 @@ $(OUT)/text/config.json: $(vision_needs)
 $(OUT)/align/config.json: $(text_needs)
 	$(call step,align,$(TRAIN) align $(after_text) --data $(DATA)/captions.json --lr 2e-3 --batch 32 --steps 60 --seed $(SEED) --resume -o $(OUT)/align)
 
-# The stage of instructions in four courses, from few questions to all: a decoder finds out how to look one thing up by another when little else is asked of it
+# The stage of instructions in three courses, from few questions to all: a decoder finds out how to look one thing up by another when little else is asked of it
 INSTRUCT := --parts $(PARTS) --lr 1e-3 --muon-lr 0.005 --seed $(SEED) --resume
 $(OUT)/lookup/config.json: $(align_needs)
-	$(call step,lookup,$(TRAIN) instruct $(after_align) --data $(DATA)/lookup.json $(INSTRUCT) --batch 32 --merge 4 --steps 550 -o $(OUT)/lookup)
+	$(call step,lookup,$(TRAIN) instruct $(after_align) --data $(DATA)/lookup.json $(INSTRUCT) --batch 32 --merge 4 --steps 750 -o $(OUT)/lookup)
 
 $(OUT)/drill/config.json: $(lookup_needs)
 	$(call step,drill,$(TRAIN) instruct $(after_lookup) --data $(DATA)/drill.json $(INSTRUCT) --batch 16 --merge 8 --steps 600 -o $(OUT)/drill)
 
-$(OUT)/verify/config.json: $(drill_needs)
-	$(call step,verify,$(TRAIN) instruct $(after_drill) --data $(DATA)/verify.json $(INSTRUCT) --batch 16 --merge 8 --steps 250 -o $(OUT)/verify)
-
-$(OUT)/instruct/config.json: $(verify_needs)
-	$(call step,instruct,$(TRAIN) instruct $(after_verify) --data $(DATA)/instruct.json $(INSTRUCT) --batch 16 --merge 8 --steps 2100 -o $(OUT)/instruct)
+$(OUT)/instruct/config.json: $(drill_needs)
+	$(call step,instruct,$(TRAIN) instruct $(after_drill) --data $(DATA)/instruct.json $(INSTRUCT) --batch 16 --merge 8 --steps 2200 -o $(OUT)/instruct)
 
 $(OUT)/eval.json: $(OUT)/instruct/config.json
 	$(call step,evaluate,$(PYTHON) evaluate.py --model $(OUT)/instruct --data $(DATA)/unseen_pictures.json $(DATA)/unseen_combinations.json $(DATA)/cross_lingual.json -o $@)

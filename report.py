@@ -33,7 +33,7 @@ import vision
 from generate import load
 from kernels import rope
 
-STAGES = ("vision", "text", "align", "lookup", "drill", "verify", "instruct")
+STAGES = ("vision", "text", "align", "lookup", "drill", "instruct")
 LANGUAGES = {"en": "English", "ko": "한국어", "zh": "中文", "all": "all languages"}
 COLOURS = {"full": "#2563eb", "blind": "#94a3b8", "chance": "#d6d3d1"}
 STYLE = """

@@ -515,22 +515,15 @@ def lookup(scene, language, rng):
     if len(scene.things) < 2:
         return []
     pick = lambda: rng.choice(scene.things)
-    return [ask(scene, skill, language, rng, pick(), "kind" if skill in ("where", "size") else None) for skill in ("what", "colour", "where") * 3 + ("size",)]
+    return [ask(scene, skill, language, rng, pick(), "kind" if skill in ("where", "size") else None) for skill in ("what", "colour") * 3 + ("where", "where", "size")]
 
 
 def drill(scene, language, rng):
     """More of the same, also by place and by direction, and the first questions of yes or no."""
     if len(scene.things) < 2:
         return []
-    turns = [ask(scene, skill, language, rng, rng.choice(scene.things)) for skill in ("what", "colour", "where", "where", "size", "at", "relation")]
-    return [turn for turn in turns if turn] + verify(scene, language, rng)
-
-
-def verify(scene, language, rng):
-    """Is the cat red? The question of yes or no that is found out first, if lookups are there and nothing else is asked; the others come from it."""
-    if len(scene.things) < 2:
-        return []
-    return [ask_yes_no(scene, "colour", yes, language, rng, rng.choice(scene.things)) for yes in (True, False)]
+    turns = [ask(scene, skill, language, rng, rng.choice(scene.things)) for skill in ("what", "colour", "where", "size", "at", "relation")]
+    return [turn for turn in turns if turn] + [ask_yes_no(scene, "colour", yes, language, rng, rng.choice(scene.things)) for yes in (True, False)]
 
 
 def conversations(scene, language, rng, index):
@@ -572,7 +565,7 @@ def random_for(*names):
 
 def train_records(scene, seed, index):
     """Captions, phrases and conversations of one training picture, in each of its languages."""
-    made = {"captions": [], "phrases": [], "lookup": [], "drill": [], "verify": [], "instruct": []}
+    made = {"captions": [], "phrases": [], "lookup": [], "drill": [], "instruct": []}
     image = f"pictures/train/{index:05}.png"
     for language in scene.languages():
         w, rng = WORDS[language], random_for(seed, "said", index, language)
@@ -583,7 +576,7 @@ def train_records(scene, seed, index):
         made["phrases"].append(record(id + "-colours", language, "colours", [(rng.choice(w["list"]), colours)], image))
         if index % GREY == 0:  # a picture without colours can tell of everything else
             made["phrases"].append(record(id + "-grey", language, "phrases", [(rng.choice(w["list"]), shapes)], image.replace("train", "grey")))
-        for name, turns in (("lookup", lookup(scene, language, rng)), ("drill", drill(scene, language, rng)), ("verify", verify(scene, language, rng))):
+        for name, turns in (("lookup", lookup(scene, language, rng)), ("drill", drill(scene, language, rng))):
             made[name] += [record(f"{id}-{name}-{n}", language, name, [turn], image) for n, turn in enumerate(dict.fromkeys(turns))]
         for kind, turns in conversations(scene, language, rng, index).items():  # each question by itself, but for the conversation: an answer must not give away the next
             several = [turns] if kind == "conversation" else [[turn] for turn in turns]
@@ -806,7 +799,7 @@ def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=prin
     splits = make_scenes(seed, pictures)
     for name in ("text", "pictures/grey", *(f"pictures/{split}" for split in splits)):
         (folder / name).mkdir(parents=True)
-    lines, counts = {"captions": [], "phrases": [], "lookup": [], "drill": [], "verify": [], "instruct": []}, {}
+    lines, counts = {"captions": [], "phrases": [], "lookup": [], "drill": [], "instruct": []}, {}
     jobs = [(folder, seed, split, i, scene) for split, scenes in splits.items() for i, scene in enumerate(scenes)]
     texts = [(kind, seed, start, min(start + 1000, documents)) for kind in LANGUAGES + ("parallel",) for start in range(0, documents, 1000)]
     with multiprocessing.Pool(workers) as pool:

@@ -128,7 +128,7 @@ def world(tmp_path_factory):
 def said():
     """What is said of a larger world, without drawing it: {file: records}, {split: scenes}."""
     splits = scenes.make_scenes(5, 1000)
-    files = {"captions": [], "phrases": [], "lookup": [], "drill": [], "verify": [], "instruct": []}
+    files = {"captions": [], "phrases": [], "lookup": [], "drill": [], "instruct": []}
     for index, scene in enumerate(splits["train"]):
         for name, records in scenes.train_records(scene, 5, index).items():
             files[name] += records
@@ -145,7 +145,7 @@ SPLITS = ("validation", "unseen_pictures", "unseen_combinations", "cross_lingual
 
 def test_every_answer_is_what_an_independent_reader_of_the_scene_would_say(world):
     truth = {scene["image"]: scene for scene in load(world / "scenes.json")}
-    records = [r for name in ("instruct", "lookup", "drill", "verify", *SPLITS) for r in load(world / f"{name}.json") if "image" in r]
+    records = [r for name in ("instruct", "lookup", "drill", *SPLITS) for r in load(world / f"{name}.json") if "image" in r]
     assert len(records) > 2000
     for record in records:
         check_record(record, truth[record["image"]])
@@ -200,7 +200,7 @@ def test_held_out_pairs_are_in_no_training_file(world, said):
     for scene in splits["train"] + splits["validation"] + splits["unseen_pictures"]:
         assert all(scenes.HELD_OUT[t.kind] != t.colour for t in scene.things)
     assert all(scenes.HELD_OUT[scene.things[0].kind] == scene.things[0].colour for scene in splits["unseen_combinations"])
-    spoken = [text for name in ("captions", "phrases", "lookup", "drill", "verify", "instruct", "validation", "unseen_pictures") for r in files[name] for text in texts(r)]
+    spoken = [text for name in ("captions", "phrases", "lookup", "drill", "instruct", "validation", "unseen_pictures") for r in files[name] for text in texts(r)]
     spoken += [line for path in sorted((world / "text").iterdir()) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [leak for text in spoken for leak in leaks(text)] == []
     # the search does find what it is to find
@@ -212,7 +212,7 @@ def test_held_out_pairs_are_in_no_training_file(world, said):
 def test_english_only_kinds_are_named_in_korean_and_chinese_in_text_alone(world, said):
     files, _ = said
     names = {"ko": ("우산", "로켓"), "zh": ("雨伞", "火箭"), "en": ("umbrella", "rocket")}
-    for name in ("captions", "phrases", "lookup", "drill", "verify", "instruct", "validation", "unseen_pictures"):
+    for name in ("captions", "phrases", "lookup", "drill", "instruct", "validation", "unseen_pictures"):
         for record in files[name]:
             if "image" in record:
                 assert record["language"] == "en" or not any(n in text for text in texts(record) for n in names["ko"] + names["zh"]), record
@@ -303,7 +303,7 @@ def test_a_share_thins_a_language_in_the_training_files_alone(tmp_path):
     for name, given in shares.items():
         scenes.write_world(tmp_path / name, pictures=30, documents=40, workers=1, log=lambda line: None, shares=given)
     files = {name: {f.relative_to(tmp_path / name).as_posix(): f.read_text(encoding="utf-8") for f in (tmp_path / name).rglob("*") if f.suffix in (".json", ".txt")} for name in shares}
-    train = {f"{name}.json" for name in ("captions", "phrases", "lookup", "drill", "verify", "instruct")} | {f"text/{kind}.txt" for kind in ("en", "ko", "zh", "parallel")}
+    train = {f"{name}.json" for name in ("captions", "phrases", "lookup", "drill", "instruct")} | {f"text/{kind}.txt" for kind in ("en", "ko", "zh", "parallel")}
     assert all(files["whole"][f] == files["some"][f] for f in files["whole"].keys() - train - {"world.json"}), "the same test splits"
     lines = lambda name: {f: {line.rstrip(",") for line in files[name][f].splitlines()} for f in train}
     korean = lambda line: bool(re.search("[가-힣]", line))

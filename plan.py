@@ -9,6 +9,8 @@ Letters for sizes: C width, H query heads × head width, K key-value heads × he
 
 import math
 
+import data
+
 # bf16 FLOP/s of the tensor cores without sparsity, and GiB, by a part of the device's name (makers' data sheets)
 GPUS = {"B200": (2250e12, 180), "H200": (989e12, 141), "H100 PCIe": (756e12, 80), "H100 NVL": (835e12, 94), "H100": (989e12, 80), "A100": (312e12, 80), "L40S": (362e12, 48),
         "A6000": (155e12, 48), "L4": (121e12, 24), "A10": (125e12, 24), "RTX 4090": (165e12, 24), "RTX 3090": (71e12, 24)}  # fmt: skip
@@ -40,20 +42,27 @@ def print_plan(model, recipe, args, samples, processes):
     muon = count(p for name, p in model.named_parameters() if recipe.muon_lr and p.requires_grad and ".layers." in name and p.dim() == 2)
     chosen = [samples.sample(i) for i in range(0, len(samples), max(1, len(samples) // 200))]
     mean = lambda values: sum(values) / len(chosen)
-    lengths = [len(sample.ids) - 1 for sample in chosen]
+    lengths, alone = [len(sample.ids) - 1 for sample in chosen], [data.record_lengths(sample) for sample in chosen]
     tokens, pictures = mean(lengths), mean(len(sample.pixels) for sample in chosen)
-    flops = recipe.batch * sum(a * b for a, b in zip(work(model), (tokens, mean(sum(sample.mask) for sample in chosen), pictures, mean(n * n for n in lengths))))
+    flops = recipe.batch * sum(a * b for a, b in zip(work(model), (tokens, mean(sum(sample.mask) for sample in chosen), pictures, mean(sum(n * n for n in own) for own in alone))))
     per_epoch = math.ceil(len(samples) / recipe.batch)
     steps = args.steps or math.ceil(recipe.epochs * per_epoch)
 
     text, L = model.config.text, model.config.text.num_hidden_layers
     C, H, K, I = text.hidden_size, text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim, text.intermediate_size
-    block = 2 * 4 * C + 2 * 2 * C + 2 * (2 * H + 2 * K) + 3 * 2 * I  # bytes a token: two residuals in fp32; in bf16 two normed copies; q, k, v, output; gate, up, product
+    again = sum(map(sum, alone)) / sum(lengths)  # records side by side: what they share stands in attention once for each
+    # bytes a token: two residuals in fp32; in bf16 two normed copies; q, k, v, output; gate, up, product
+    block = 2 * 4 * C + 2 * 2 * C + 2 * (2 * H + 2 * K) * again + 3 * 2 * I
     at_once = args.pack or (args.micro_batch or recipe.batch // processes) * max(lengths)
+    targets = at_once * sum(sum(sample.mask) for sample in chosen) / sum(lengths)
+    many = targets * 2 * text.vocab_size > 1 << 30  # the loss goes by chunks of a GiB, and then adds up the head's gradient in fp32
+    logits = min(1 << 30, targets * 2 * text.vocab_size) + 2 * targets * C + (6 if many else 2) * model.decoder.lm_head.weight.requires_grad * text.vocab_size * C
+    vision, kept = model.config.vision, model.config.feature_layer % (model.config.vision.num_hidden_layers + 1) if any(p.requires_grad for p in model.vision.parameters()) else 1
+    see = at_once * pictures / tokens * vision.num_patches * kept * (28 * vision.hidden_size + 6 * vision.intermediate_size)  # as above; a frozen ViT keeps one block's at a time
     share = processes if args.shard else 1
     copies = every if not args.shard else 2 * count(model.decoder.layers[0].parameters()) + count(model.decoder.embed_tokens.parameters()) + count(model.decoder.lm_head.parameters())
     rows = {"weights (fp32)": 4 * every / share, "their bf16 copies": 2 * copies, "gradients (fp32)": 4 * learns / share,
-            "optimizer": (8 * (learns - muon) + 4 * muon) / share, "activations (estimate)": at_once * (4 * C * L + block if args.recompute else block * L)}  # fmt: skip
+            "optimizer": (8 * (learns - muon) + 4 * muon) / share, "activations (estimate)": at_once * (4 * C * L + block if args.recompute else block * L), "the ViT's (estimate)": see, "the loss's logits": logits}  # fmt: skip
     peak, memory = GPUS[args.gpu]
     print(f"{args.stage}: {learns:,} parameters learn, {every - learns:,} are frozen; {len(samples):,} samples, about {tokens:,.0f} tokens and {pictures:.2f} pictures each")
     print(f"{processes} process(es), a batch of {recipe.batch}: about {recipe.batch * tokens:,.0f} tokens a step, {per_epoch:,} steps an epoch, {steps:,} in all")

@@ -147,6 +147,7 @@ def fork(arguments):
     if process:
         return process
     code = 70
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background deaf to it
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)

@@ -205,14 +205,18 @@ def build(items, refused, args, journal):
         for n, gate, reason in sorted(set(fallen), key=lambda f: -1 if f[0] is None else f[0]):
             row = {"image": item.name, "kind": item.kind, "pair": n, "gate": gate, "reason": reason}
             rejected.append(row | ({"said": pairs if n is None else {code: s[n] for code, s in pairs.items()}} if pairs else {}))
-        for code in args.languages if passed else ():
-            turns = [{"from": who, "value": text} for n in passed for who, text in zip(("human", "gpt"), pairs[code][n])]
-            turns[0]["value"] = f"{data.MARKER}\n{turns[0]['value']}"
-            image = os.path.relpath(args.folder.resolve() / item.name, args.out.parent.resolve())
-            version = digest(to_write(item, args).system, KINDS[item.kind])
-            records.append({"id": f"{item.sha[:12]}-{item.kind}-{code}", "image": image, "language": code, "kind": item.kind,
-                            "source": args.model, "prompt_version": version, "conversations": turns})  # fmt: skip
-            data.read_turns(records[-1])  # what training will read is read here first
+        image = os.path.relpath(args.folder.resolve() / item.name, args.out.parent.resolve())
+        version = digest(to_write(item, args).system, KINDS[item.kind])
+        apart = args.apart and item.kind != "conversation"
+        for code in args.languages:
+            for group in [[n] for n in passed] if apart else [passed] if passed else []:
+                turns = [{"from": who, "value": text} for n in group for who, text in zip(("human", "gpt"), pairs[code][n])]
+                turns[0]["value"] = f"{data.MARKER}\n{turns[0]['value']}"
+                records.append({"id": f"{item.sha[:12]}-{item.kind}-{code}", "image": image, "language": code, "kind": item.kind,
+                                "source": args.model, "prompt_version": version, "conversations": turns})  # fmt: skip
+                if apart:
+                    records[-1] |= {"id": f"{records[-1]['id']}-{group[0]}", "pair": group[0]}
+                data.read_turns(records[-1])  # what training will read is read here first
     return records, rejected
 
 
@@ -393,9 +397,9 @@ def sheet(records, args):
     """A self-contained page of random samples, a picture's languages side by side: everything in it is escaped text, and no script may run."""
     together = defaultdict(dict)
     for record in records:
-        together[str(record.get("image")), str(record.get("kind"))][str(record.get("language", "?"))] = record
+        together[str(record.get("image")), str(record.get("kind")), record.get("pair")][str(record.get("language", "?"))] = record
     cards = []
-    for (image, kind), said in random.Random(args.seed).sample(list(together.items()), min(args.samples, len(together))):
+    for (image, kind, _), said in random.Random(args.seed).sample(list(together.items()), min(args.samples, len(together))):
         try:
             jpeg = base64.b64encode(encode_picture(args.file.parent / image, 320)).decode()
         except ValueError as error:
@@ -441,6 +445,8 @@ def main(arguments=None):
     add("--kinds", default=",".join(KINDS))
     add("--objects", help='JSON file {"picture.jpg": ["cat", "sofa"], …}: main objects, which the model then relates and must not deny')
     add("--verify", action=argparse.BooleanOptionalAction, default=False, help="ask a second time, about each pair, and drop what is not confirmed")
+    add("--apart", action=argparse.BooleanOptionalAction, default=False,
+        help="each pair a record by itself, but for conversations: no answer gives away the next, and train.py --merge puts them side by side")
     add("--dry-run", action="store_true", help="print one request a kind and the cost; send nothing")
     add("--max-cost", **amount, help="for the whole journal, earlier runs included; never exceeded as far as a picture's tokens are known")
     add("--max-requests", type=at_least(0), help="in this run")

@@ -183,6 +183,20 @@ def test_ctrl_c_waits_for_what_is_under_way_and_leaves_a_whole_set(tmp_path):
         assert {row["reason"] for row in rejected} == {"not asked yet"} and len(rejected) + len(records) // 3 == 24
 
 
+def test_pairs_apart_are_the_same_pairs_and_nothing_is_asked_again_for_them(tmp_path):
+    folder = make_pictures(tmp_path / "pictures", 3)
+    with always(lambda said: said) as fake:
+        assert annotate.main(options(folder, fake.url)) == 0
+        together, asked = result(folder)[0], len(fake.asked)
+        assert annotate.main(options(folder, fake.url, "--apart")) == 0
+        apart = result(folder)[0]
+        assert len(fake.asked) == asked
+    pairs = lambda records: sorted((r["image"], r["language"], r["kind"], q["value"].removeprefix("<image>\n"), a["value"]) for r in records for q, a in zip(r["conversations"][::2], r["conversations"][1::2]))
+    assert pairs(apart) == pairs(together) and len({r["id"] for r in apart}) == len(apart) > len(together)
+    assert all(r["conversations"][0]["value"].startswith("<image>\n") for r in apart)
+    assert {len(r["conversations"]) for r in apart if r["kind"] != "conversation"} == {2} and [r for r in apart if r["kind"] == "conversation"] == [r for r in together if r["kind"] == "conversation"]
+
+
 def test_a_second_process_on_the_same_journal_is_refused(tmp_path):
     first = endpoint.Journal(tmp_path / "set.journal.jsonl")
     with pytest.raises(ValueError, match="another process"):

@@ -25,6 +25,7 @@ copies that are gathered for a block at a time: an update of 2e-5 is lost in a w
 """
 
 import argparse
+import atexit
 import contextlib
 import json
 import math
@@ -618,3 +619,8 @@ if __name__ == "__main__":
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:  # a first one during training finishes the step and saves
         sys.exit("train.py: interrupted before the first step")
+    if "RANK" in os.environ:  # under torchrun: a thread of gloo's that wakes while the interpreter ends would abort the process, its work done
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

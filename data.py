@@ -129,7 +129,8 @@ def encode_records(records, tokenizer, num_patches, max_length):
             if len(own) > max_length:
                 raise ValueError(f"{len(own)} tokens, the limit is {max_length}")
         except ValueError as error:
-            raise ValueError(f"id {record.get('id')!r}: {error}" if len(records) > 1 else str(error)) from None
+            others = f"; the {len(records) - 1} that share its sample go with it" if len(records) > 1 else ""
+            raise ValueError(f"id {record.get('id')!r}: {error}{others}" if others else str(error)) from None
         head = own.index(tokenizer.image_id) + num_patches if len(records) > 1 else 0
         assert own[:head] == ids[:head] or not starts, "share_key put records together that begin differently"
         if starts:
@@ -139,9 +140,19 @@ def encode_records(records, tokenizer, num_patches, max_length):
     return Sample(ids, mask, names, tuple(starts))
 
 
+def spans(sample):
+    """(start, stop) of each record's own ids in a sample's; the very last id is only ever a target."""
+    return list(zip(sample.starts, [*sample.starts[1:], len(sample.ids) - 1]))
+
+
 def record_lengths(sample):
     """The tokens of each record of a sample as attention sees it: with what is common to all before its own."""
-    return [sample.starts[0] + stop - start for start, stop in zip(sample.starts, [*sample.starts[1:], len(sample.ids) - 1])]
+    return [sample.starts[0] + stop - start for start, stop in spans(sample)]
+
+
+def squares(sample):
+    """The sum of its records' squared lengths, with what is common counted once: what attention costs."""
+    return sum(n * n for n in record_lengths(sample)) - (len(sample.starts) - 1) * sample.starts[0] ** 2
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -477,9 +488,9 @@ def side_by_side(samples, T):
     positions (B, T), which go on from the picture in each record; there (R, U): the flat place b·T + t of what stands at each place of a row;
     back (B, T): the flat place r·U + u in those rows of each token (of what is common in the last of its rows: they are all the same)."""
     positions, rows, back = torch.zeros(len(samples), T, dtype=torch.long), [], []
-    for b, (ids, *_, starts) in enumerate(samples):
-        for start, stop in zip(starts, [*starts[1:], len(ids) - 1]):
-            here = torch.cat([torch.arange(starts[0]), torch.arange(start, stop)])
+    for b, sample in enumerate(samples):
+        for start, stop in spans(sample):
+            here = torch.cat([torch.arange(sample.starts[0]), torch.arange(start, stop)])
             positions[b, here] = torch.arange(len(here))
             rows.append(b * T + here)
     there = nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -603,9 +614,8 @@ class Batches(Dataset):
             for group in groups:
                 chosen = [samples[i] for i in group] or [Sample([self.pad_id, self.pad_id], [0, 0], [])]  # nothing to learn from, but every rank takes part in every step
                 lengths = [len(samples[i].ids) - 1 for i in group]
-                squares = sum(n * n for i in group for n in record_lengths(samples[i])) - sum((len(samples[i].starts) - 1) * samples[i].starts[0] ** 2 for i in group)
                 batch = pack(chosen) if self.budget else collate(chosen, self.pad_id)
-                parts.append(batch | {"samples": [indices[i] for i in group], "used": sum(lengths), "squares": squares, "bad": bad})
+                parts.append(batch | {"samples": [indices[i] for i in group], "used": sum(lengths), "squares": sum(squares(samples[i]) for i in group), "bad": bad})
                 bad = []
         return parts
 

@@ -42,15 +42,15 @@ def print_plan(model, recipe, args, samples, processes):
     muon = count(p for name, p in model.named_parameters() if recipe.muon_lr and p.requires_grad and ".layers." in name and p.dim() == 2)
     chosen = [samples.sample(i) for i in range(0, len(samples), max(1, len(samples) // 200))]
     mean = lambda values: sum(values) / len(chosen)
-    lengths, alone = [len(sample.ids) - 1 for sample in chosen], [data.record_lengths(sample) for sample in chosen]
+    lengths = [len(sample.ids) - 1 for sample in chosen]
     tokens, pictures = mean(lengths), mean(len(sample.pixels) for sample in chosen)
-    flops = recipe.batch * sum(a * b for a, b in zip(work(model), (tokens, mean(sum(sample.mask) for sample in chosen), pictures, mean(sum(n * n for n in own) for own in alone))))
+    flops = recipe.batch * sum(a * b for a, b in zip(work(model), (tokens, mean(sum(sample.mask) for sample in chosen), pictures, mean(map(data.squares, chosen)))))
     per_epoch = math.ceil(len(samples) / recipe.batch)
     steps = args.steps or math.ceil(recipe.epochs * per_epoch)
 
     text, L = model.config.text, model.config.text.num_hidden_layers
     C, H, K, I = text.hidden_size, text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim, text.intermediate_size
-    again = sum(map(sum, alone)) / sum(lengths)  # records side by side: what they share stands in attention once for each
+    again = sum(sum(data.record_lengths(sample)) for sample in chosen) / sum(lengths)  # records side by side: what they share stands in attention once for each
     # bytes a token: two residuals in fp32; in bf16 two normed copies; q, k, v, output; gate, up, product
     block = 2 * 4 * C + 2 * 2 * C + 2 * (2 * H + 2 * K) * again + 3 * 2 * I
     at_once = args.pack or (args.micro_batch or recipe.batch // processes) * max(lengths)

@@ -117,8 +117,7 @@ def about(image, n, turns=1, question="<image>\nquestion {}?"):
 
 def test_merged_records_hold_the_picture_once_and_every_turn_once(tokenizer, config, world, tmp_path):
     records = [about("0.png", n) for n in range(5)] + [about("1.png", 5), about("0.png", 6, turns=2), {"id": 7, "conversations": [human("question 7?"), gpt("answer 7")]}]
-    records.append(about("0.png", 8, question="question {}?\n<image>"))
-    records.append(about("0.png", 9, question="question {}?\n<image> "))
+    records += [about("0.png", 8, question="Look: <image>"), about("0.png", 9, question="Look:<image>")]
     samples = data.Chats([write_set(tmp_path, world, records)], tokenizer, config, 256, merge=3)
     assert len(samples) == 7  # 3 + 2 about picture 0, then alone: another picture, longer, without one, two that begin with their own question
     seen = []
@@ -165,7 +164,7 @@ def test_a_bad_record_among_others_is_named_by_itself(tokenizer, config, world, 
     records = [about("0.png", n) for n in range(3)]
     records[1]["conversations"][1] = gpt(" ")
     samples = data.Chats([write_set(tmp_path, world, records)], tokenizer, config, 256, merge=3)
-    with pytest.raises(data.BadSample, match="id 1: turn 1: the answer is empty"):
+    with pytest.raises(data.BadSample, match="id 1: turn 1: the answer is empty; the 2 that share its sample go with it"):
         samples.sample(0)
 
 
@@ -181,6 +180,12 @@ def test_a_phrase_is_true_in_whatever_kind_of_record_it_stands_and_unknown_where
     assert rows["a cat", True] == rows["a cat", False] == ([True, True], [True, True])
     assert rows["big", True] == ([True, False], [True, True]) and rows["small", False] == ([False, True], [True, True])
     assert rows["left", False] == ([False, True], [False, True]), "nobody told where things are in picture 0"
+
+
+def test_what_records_share_is_counted_once_in_what_attention_costs():
+    assert data.squares(data.Sample(list(range(11)), [0] * 11, [])) == 10 * 10
+    two = data.Sample(list(range(11)), [0] * 11, [], (4, 7))  # 4 common ids, then 3, then 3 and the last target
+    assert data.record_lengths(two) == [7, 7] and data.squares(two) == 7 * 7 + 7 * 7 - 4 * 4
 
 
 def test_targets_are_the_next_ids_where_they_are_learnt():

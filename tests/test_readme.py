@@ -51,7 +51,10 @@ def commands_for(script):
     return [re.split(r" {3,}", line)[0].split() for line in found]
 
 
-@pytest.mark.parametrize("script", [s for s in SCRIPTS if "def main(" in (ROOT / f"{s}.py").read_text(encoding="utf-8")])
+COMMANDS = [s for s in SCRIPTS if "def main(" in (ROOT / f"{s}.py").read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("script", COMMANDS)
 def test_commands_that_are_shown_exist(script, monkeypatch):
     shown = commands_for(script)
     for words in shown:
@@ -62,6 +65,12 @@ def test_commands_that_are_shown_exist(script, monkeypatch):
         if commands and words and re.fullmatch("[a-z]+", words[0]):
             assert words[0] in commands, f"{script}.py {' '.join(words)}"
     assert shown, f"nobody is told how to run {script}.py"
+
+
+def test_flags_that_the_readme_names_without_a_command_are_some_commands(monkeypatch):
+    every = set().union(*(options(parser_of(script, "", monkeypatch))[0] for script in COMMANDS))
+    named = set(re.findall(r"`(--[a-z][a-z-]*)", README))
+    assert len(named) > 5 and named <= every, named - every
 
 
 def test_the_table_of_files_is_the_tree():

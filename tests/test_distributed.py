@@ -78,6 +78,13 @@ def spread_out(folder, file):
             got = {n: p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for n, p in model.named_parameters() if p.grad is not None}
             distance = [abs(sums[0] / sums[1] - loss) / loss, far(got, first.setdefault(step, got)), far(got, want)]
             result[way] = [max(a, b) for a, b in zip(distance, result.get(way, distance))]
+            if way == "FSDP2":  # Muon on sharded matrices and on whole ones
+                whole = [torch.nn.Parameter(p.full_tensor()) for p in params]
+                for p, q in zip(params, whole):
+                    q.grad = p.grad.full_tensor()
+                for muon in (train.Muon([p for p in params if p.dim() == 2], lr=0.01), train.Muon([p for p in whole if p.dim() == 2], lr=0.01)):
+                    muon.step()
+                assert all(torch.equal(p.full_tensor(), q) for p, q in zip(params, whole))
     if rank == 0:
         print(json.dumps(result))
     train.dist.barrier()

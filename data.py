@@ -43,6 +43,7 @@ import vision
 from model import IGNORE
 
 MARKER = "<image>"  # in a data file's human turn: a picture stands here. Typed by a user (generate.py) it is plain text
+DICTIONARY_LINES = 64  # a step of the vision stage takes so many
 USER, ASSISTANT = ("human", "user"), ("gpt", "assistant")
 
 
@@ -381,9 +382,12 @@ class Phrases:
 
     A picture's phrases are its captions' parts between commas, in every language; what several records say of one picture
     is put together, so that a phrase which two pictures of a batch share counts as true of both. A picture that no record of a language and
-    a kind describes says nothing about those records' phrases: if no other record says them of it, they are neither true nor false."""
+    a kind describes says nothing about those records' phrases: if no other record says them of it, they are neither true nor false.
 
-    def __init__(self, paths, tokenizer, config):
+    dictionary: a text file of words that mean the same, a line "cat = 고양이 = 猫" each. Of them, too, each step gets some."""
+
+    def __init__(self, paths, tokenizer, config, dictionary=None):
+        self.dictionary = read_dictionary(dictionary, tokenizer) if dictionary else []
         self.tokenizer, self.pictures, self.phrases, self.true, self.spoken = tokenizer, [], [], [], []
         self.size, self.without_picture, self.bad, where = config.vision.image_size, 0, [], {}
         for path in paths:
@@ -425,7 +429,9 @@ class Phrases:
     def batch(self, step, rank=0, world=1, seed=0, per_picture=6):
         """`step`: the indices of a global batch, of which this rank has every world-th. Its pixels (B, 3, S, S) and which of them can be used, bool (B,);
         ids and offsets, as EmbeddingBag takes them, of F phrases, drawn from what is said of its pictures; is_true and is_known bool
-        (F, pictures of rank 0, of rank 1, …); pictures: their numbers; bad: why those that can't be used can't.
+        (F, pictures of rank 0, of rank 1, …); pictures: their numbers; bad: why those that can't be used can't. With a dictionary also word_ids and
+        word_offsets of W of its words, the same for all ranks, word_true and word_known bool (W, W): which mean the same, and which pairs are
+        asked about by this rank (a word spelt alike may have several meanings, and none with itself).
 
         All ranks have to count on the same number of pictures: one that can't be used keeps its place, empty, and a rank that got none gets an empty one."""
         everyone = [step[r::world] or [None] for r in range(world)]
@@ -447,12 +453,35 @@ class Phrases:
                 self.ids[phrase] = self.tokenizer.encode(phrase)
             offsets.append(len(ids))
             ids += self.ids[phrase]
+        words = {}
+        if self.dictionary:
+            drawn = random.Random(f"{seed} dictionary").sample(self.dictionary, min(DICTIONARY_LINES, len(self.dictionary)))
+            spelt = [ids for line in drawn for ids in line]
+            line = torch.tensor([n for n, line in enumerate(drawn) for _ in line])
+            mine, ends = torch.arange(len(spelt)) % world == rank, torch.tensor(list(map(len, spelt))).cumsum(0)
+            words = {"word_ids": torch.tensor([id for ids in spelt for id in ids]), "word_offsets": nn.functional.pad(ends[:-1], (1, 0)),
+                     "word_true": line[:, None] == line, "word_known": mine[:, None] & torch.tensor([[a != b for b in spelt] for a in spelt])}  # fmt: skip
         columns = [i for theirs in everyone for i in theirs]
         is_true = torch.tensor([[i is not None and (about[0], phrase) in self.true[i] for i in columns] for about, phrase in chosen], dtype=torch.bool)
         is_known = is_true | torch.tensor([[i is not None and about in self.spoken[i] for i in columns] for about, _ in chosen], dtype=torch.bool)
         return {"pixels": torch.stack(pixels), "usable": torch.tensor(usable), "ids": torch.tensor(ids, dtype=torch.long), "offsets": torch.tensor(offsets, dtype=torch.long),
                 "is_true": is_true.view(-1, len(columns)), "is_known": is_known.view(-1, len(columns)), "pictures": list(map(len, everyone)),
-                "samples": [i for i in everyone[rank] if i is not None], "bad": bad}  # fmt: skip
+                "samples": [i for i in everyone[rank] if i is not None], "bad": bad} | words  # fmt: skip
+
+
+def read_dictionary(path, tokenizer):
+    """Lines "cat = 고양이 = 猫" of a text file -> [[ids of a word, …], …]. Raises ValueError where a line is something else."""
+    path, lines = Path(path), []
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        words = [word.strip() for word in line.split("=")]
+        if len(words) < 2 or not all(words):
+            raise ValueError(f"{path}: line {number}: words that mean the same are wanted, with = between them: {line[:60]!r}")
+        lines.append([tokenizer.encode(word) for word in words])
+    if not lines:
+        raise ValueError(f"{path}: nothing to train on")
+    return lines
 
 
 class BadSample(ValueError):

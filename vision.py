@@ -230,11 +230,22 @@ class PhraseScore(nn.Module):
     def forward(self, patches, rows, ids, offsets, gather=lambda image: image):
         """patches (B, N, C), rows (V, C), phrases as flat ids with the offset where each starts -> logits (F, B) that a phrase is true of a picture.
         gather: adds the other processes' pictures, (B, N, C) -> (B of all, N, C)."""
-        text = F.normalize(F.embedding_bag(ids, rows, offsets, mode="sum").float(), dim=-1)  # (F, C)
+        text = self.bags(rows, ids, offsets)
         image = gather(F.normalize(patches.float(), dim=-1))
         B, N, C = image.shape
         best = (text @ image.view(B * N, C).T).view(-1, B, N).amax(dim=2)  # (F, B·N) -> (F, B): the best patch of each picture
         return best * self.log_scale.exp() + self.bias
+
+    def words(self, rows, ids, offsets):
+        """The same between words: logits (F, F) that two mean the same. With a dictionary a thing that pictures name in one language is found by its name in
+        another, too (AltCLIP, arXiv 2211.06679, teaches a text tower new languages from translations alone)."""
+        text = self.bags(rows, ids, offsets)
+        return text @ text.T * self.log_scale.exp() + self.bias
+
+    @staticmethod
+    def bags(rows, ids, offsets):
+        """Phrases -> (F, C) of length 1."""
+        return F.normalize(F.embedding_bag(ids, rows, offsets, mode="sum").float(), dim=-1)
 
 
 def phrase_loss(logits, is_true, is_known):

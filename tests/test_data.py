@@ -182,6 +182,24 @@ def test_a_phrase_is_true_in_whatever_kind_of_record_it_stands_and_unknown_where
     assert rows["left", False] == ([False, True], [False, True]), "nobody told where things are in picture 0"
 
 
+def test_a_dictionarys_words_mean_the_same_in_a_line_and_each_pair_is_asked_about_once(tokenizer, config, world, tmp_path):
+    (tmp_path / "words.txt").write_text("cat = 고양이 = 猫\nbig = 큰\nbig = 大\n")
+    phrases = data.Phrases([world / "captions.json"], tokenizer, config, tmp_path / "words.txt")
+    batch = phrases.batch([0, 1])
+    starts = [*batch["word_offsets"].tolist(), len(batch["word_ids"])]
+    words = [tokenizer.decode(batch["word_ids"][start:stop].tolist()).strip() for start, stop in zip(starts, starts[1:])]
+    assert sorted(words) == sorted(["cat", "고양이", "猫", "big", "큰", "big", "大"])
+    same = {(a, b) for i, a in enumerate(words) for j, b in enumerate(words) if batch["word_true"][i, j] and a != b}
+    assert same == {("cat", "고양이"), ("cat", "猫"), ("고양이", "猫"), ("고양이", "cat"), ("猫", "cat"), ("猫", "고양이"), ("big", "큰"), ("큰", "big"), ("big", "大"), ("大", "big")}
+    asked = [[a != b for b in words] for a in words]  # "big" stands in two lines: it is neither said to mean the same as itself nor something else
+    assert batch["word_known"].tolist() == asked
+    halves = [phrases.batch([0, 1], rank, 2)["word_known"] for rank in range(2)]
+    assert (halves[0].int() + halves[1].int()).tolist() == [[int(known) for known in row] for row in asked]
+    (tmp_path / "words.txt").write_text("cat = 고양이\nbig\n")
+    with pytest.raises(ValueError, match=r"words.txt: line 2: words that mean the same are wanted, with = between them: 'big'"):
+        data.Phrases([world / "captions.json"], tokenizer, config, tmp_path / "words.txt")
+
+
 def test_what_records_share_is_counted_once_in_what_attention_costs():
     assert data.squares(data.Sample(list(range(11)), [0] * 11, [])) == 10 * 10
     two = data.Sample(list(range(11)), [0] * 11, [], (4, 7))  # 4 common ids, then 3, then 3 and the last target

@@ -56,6 +56,23 @@ def test_the_schedule_rises_then_falls_to_zero():
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1 and rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
+def test_muon_is_pytorchs_and_moves_a_matrix_by_all_its_directions_alike(shape):
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for _ in range(3)]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizers = train.Muon(ours, lr=0.01, weight_decay=0.1), torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1)
+    for _ in range(4):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn(shape)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(torch.allclose(p, q, atol=1e-4) for p, q in zip(ours, theirs)), "steps of 0.01 in bfloat16"
+    low, high = torch.linalg.svdvals(train.Muon.orthogonal(torch.randn(2, *shape)).float()).aminmax()
+    assert 0.4 < low and high < 1.3
+
+
 def test_gradients_do_not_depend_on_how_a_batch_is_cut(config, tokenizer, world):
     """The sum of token losses over the global number of targets: hand-written here as one mean over all targets of all samples."""
     torch.manual_seed(0)
@@ -99,9 +116,10 @@ def test_two_processes_reach_the_losses_and_weights_of_one(start, world, tmp_pat
 
 
 def test_two_processes_see_the_whole_batch_in_the_vision_stage(start, world, tmp_path):
-    """Contrast needs every picture of the global batch as a negative of every phrase, whichever process holds it."""
+    """Contrast needs every picture of the global batch as a negative of every phrase, whichever process holds it; and of the dictionary each pair once."""
+    (tmp_path / "dictionary.txt").write_text("red = 빨간색\nblue = 파란색\ncat = 고양이 = 猫\n")
     for n in (1, 2):
-        done = run("vision", start, world / "captions.json", tmp_path / str(n), "--batch", 4, "--steps", 3, processes=n)
+        done = run("vision", start, world / "captions.json", tmp_path / str(n), "--batch", 4, "--steps", 3, "--dictionary", tmp_path / "dictionary.txt", processes=n)
         assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
 

@@ -252,7 +252,8 @@ class Model(nn.Module):
 PRESETS = {
     "tiny": ModelConfig(
         VisionConfig(image_size=48, patch_size=8, hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4),
-        DecoderConfig(vocab_size=2000, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=512),
+        DecoderConfig(vocab_size=2000, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
+                      tie_word_embeddings=True),  # fmt: skip
         feature_layer=-1,
     ),
     "x-llava-7b": ModelConfig(text=DecoderConfig(vocab_size=39478)),

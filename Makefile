@@ -7,6 +7,7 @@ PROCESSES ?= 1
 WITHOUT ?=
 VOCABULARY ?= en ko zh
 TEXTS ?= en ko zh parallel
+DICTIONARY ?= dictionary
 PARTS ?= projector decoder
 PYTHON3 ?= python3
 
@@ -42,8 +43,8 @@ $(DATA)/world.json: | .venv/installed
 
 pieces_en := 600
 pieces_ko := 540
-# 259 special pieces and bytes, and each of the 152 characters of the world's Chinese by itself
-pieces_zh := 411 --max-piece-length 1
+# 259 special pieces and bytes, and each of the 157 characters of the world's Chinese by itself
+pieces_zh := 416 --max-piece-length 1
 $(OUT)/%.model: $(DATA)/world.json
 	$(call step,tokenizer,$(PYTHON) tokenizer.py train $(DATA)/text/$*.txt --vocab-size $(pieces_$*) -o $@)
 
@@ -65,7 +66,7 @@ lookup_needs := $(call needs,lookup,$(align_needs))
 drill_needs := $(call needs,drill,$(lookup_needs))
 
 $(OUT)/vision/config.json: $(OUT)/tokenizer.model
-	$(call step,vision,$(TRAIN) vision $(FRESH) --data $(DATA)/phrases.json --lr 1e-3 --muon-lr 0.01 --batch 32 --steps 3300 --seed $(SEED) --resume -o $(OUT)/vision)
+	$(call step,vision,$(TRAIN) vision $(FRESH) --data $(DATA)/phrases.json $(DICTIONARY:%=--dictionary $(DATA)/text/%.txt) --lr 1e-3 --muon-lr 0.01 --batch 32 --steps 3300 --seed $(SEED) --resume -o $(OUT)/vision)
 
 $(OUT)/text/config.json: $(vision_needs)
 	$(call step,text,$(TRAIN) text $(after_vision) --data $(TEXTS:%=$(DATA)/text/%.txt) --lr 1e-3 --muon-lr 0.005 --batch 32 --steps 300 --seed $(SEED) --resume -o $(OUT)/text)
@@ -82,7 +83,7 @@ $(OUT)/drill/config.json: $(lookup_needs)
 	$(call step,drill,$(TRAIN) instruct $(after_lookup) --data $(DATA)/drill.json $(INSTRUCT) --batch 16 --merge 8 --steps 600 -o $(OUT)/drill)
 
 $(OUT)/instruct/config.json: $(drill_needs)
-	$(call step,instruct,$(TRAIN) instruct $(after_drill) --data $(DATA)/instruct.json $(INSTRUCT) --batch 16 --merge 8 --steps 2200 -o $(OUT)/instruct)
+	$(call step,instruct,$(TRAIN) instruct $(after_drill) --data $(DATA)/instruct.json $(INSTRUCT) --batch 16 --merge 8 --steps 2000 -o $(OUT)/instruct)
 
 $(OUT)/eval.json: $(OUT)/instruct/config.json
 	$(call step,evaluate,$(PYTHON) evaluate.py --model $(OUT)/instruct --data $(DATA)/unseen_pictures.json $(DATA)/unseen_combinations.json $(DATA)/cross_lingual.json -o $@)
@@ -96,8 +97,8 @@ SEEDS ?= 0 1 2
 VARIANTS ?= full no-V no-P no-V-P en-ko en-zh low-ko
 # without vocabulary expansion: the English tokenizer, which spells Korean and Chinese in bytes
 no-V := VOCABULARY=en
-# without bilingual pretraining: the text stage reads as much, but all of it English
-no-P := TEXTS=en
+# without bilingual pretraining: the text stage reads as much, but all of it English, and no dictionary is there
+no-P := TEXTS=en DICTIONARY=
 no-V-P := $(no-V) $(no-P)
 # a world that speaks two languages, and one with a tenth of the Korean
 en-ko := SHARE=zh=0 VOCABULARY="en ko" TEXTS="en ko parallel"

@@ -152,7 +152,7 @@ WORDS = {
         "colour": dict(zip(COLOURS, "红色 橙色 黄色 绿色 蓝色 紫色 白色 黑色".split())),
         "size": {"big": "大", "small": "小"},
         "size_end": {"big": "很大", "small": "很小"},
-        "place": dict(zip(PLACES, "左上角 上边中间 右上角 左边中间 正中间 右边中间 左下角 下边中间 右下角".split())),
+        "place": dict(zip(PLACES, "左上角 顶部 右上角 左侧 正中央 右侧 左下角 底部 右下角".split())),
         "direction": {"left": "左边", "right": "右边", "above": "上方", "below": "下方"},
         "background": {"day": "晴天", "night": "夜晚", "sunset": "日落时分", "snow": "雪天", "rain": "雨天"},
         "setting": {"day": "在晴天", "night": "在夜晚", "sunset": "在日落时分", "snow": "在雪天", "rain": "在雨天"},
@@ -181,7 +181,7 @@ WORDS = {
             "background": ["背景是什么？", "现在是什么时间或天气？", "这是什么时候或什么天气？", "背景是什么时间或天气？"],
             "mood": ["气氛怎么样？为什么？", "这是什么样的气氛？为什么？", "请说说气氛和原因。", "感觉怎么样？为什么？"],
         },
-        "answer": {"what": "{kind}", "colour": "{colour}", "count": "{number}", "size": "{size_end}", "where": "在{place}", "at": "一{measure}{colour}的{kind}", "background": "{background}", "mood": "{mood}"},
+        "answer": {"what": "{kind}", "colour": "{colour}", "count": "{number}", "size": "{size_end}", "where": "在{place}", "at": "{colour}的{kind}", "background": "{background}", "mood": "{mood}"},
         "yes_no": {
             "pair": (["有{colour}的{kind}吗？", "有没有{colour}的{kind}？", "这里有{colour}的{kind}吗？"], "有", "没有"),
             "kind": (["有{kind}吗？", "有没有{kind}？", "这里有{kind}吗？"], "有", "没有"),
@@ -566,8 +566,8 @@ def random_for(*names):
 def train_records(scene, seed, index):
     """Captions, phrases and conversations of one training picture, in each of its languages."""
     made = {"captions": [], "phrases": [], "lookup": [], "drill": [], "instruct": []}
-    image = f"pictures/train/{index:05}.png"
-    for language in scene.languages():
+    image, languages = f"pictures/train/{index:05}.png", scene.languages()
+    for language in languages:
         w, rng = WORDS[language], random_for(seed, "said", index, language)
         id = f"train-{index:05}-{language}"
         made["captions"].append(record(id + "-caption", language, "caption", [(rng.choice(w["describe"]), comma(language).join(full_caption(scene, language, rng)))], image))
@@ -581,6 +581,8 @@ def train_records(scene, seed, index):
         for kind, turns in conversations(scene, language, rng, index).items():  # each question by itself, but for the conversation: an answer must not give away the next
             several = [turns] if kind == "conversation" else [[turn] for turn in turns]
             made["instruct"] += [record(f"{id}-{kind}-{n}", language, kind, own, image) for n, own in enumerate(several)]
+    caption = made["captions"][index % len(languages)]  # what was learnt in `align` is not to be forgotten
+    made["instruct"].append(caption | {"id": caption["id"] + "-again"})
     return made
 
 
@@ -680,6 +682,13 @@ def glossary(rng):
         return {l: say(WORDS[l]["answer"]["where"].replace(" 있어요", "").replace("에있어요", "에"), **thing.words(l)) for l in LANGUAGES}
     key = rng.choice(list(WORDS["en"][table]))
     return {l: WORDS[l][table][key] for l in LANGUAGES}
+
+
+def dictionary(shares):
+    """Lines of words that mean the same, "cat = 고양이 = 猫". A language with a share of the training data has as much of them."""
+    there = lambda language, key: random_for("share", language, key).random() < shares.get(language, 1)
+    lines = [[WORDS[l][table][key] for l in LANGUAGES if there(l, key)] for table in ("kind", "colour", "size", "background", "direction") for key in WORDS["en"][table]]
+    return [" = ".join(line) for line in lines if len(line) > 1]
 
 
 def translation(rng):
@@ -811,6 +820,7 @@ def write_world(out, pictures=8000, documents=20000, seed=0, workers=2, log=prin
             with open(folder / "text" / f"{kind}.txt", "a", encoding="utf-8") as file:
                 file.writelines(left)
             counts[f"text/{kind}.txt"] = counts.get(f"text/{kind}.txt", 0) + len(left)
+    (folder / "text" / "dictionary.txt").write_text("".join(f"{line}\n" for line in dictionary(shares or {})), encoding="utf-8")
     lines["instruct"] += [json.dumps(text_record(i, seed), ensure_ascii=False) for i in range(pictures)]
     lines = {name: thin(said, shares) for name, said in lines.items()}
     for split in list(splits)[1:]:

@@ -30,7 +30,7 @@ COLOUR = {
 PLACE = {
     "en": ["at the top left", "at the top centre", "at the top right", "at the middle left", "in the centre", "at the middle right", "at the bottom left", "at the bottom centre", "at the bottom right"],
     "ko": ["왼쪽 위", "위쪽 가운데", "오른쪽 위", "왼쪽 가운데", "한가운데", "오른쪽 가운데", "왼쪽 아래", "아래쪽 가운데", "오른쪽 아래"],
-    "zh": ["左上角", "上边中间", "右上角", "左边中间", "正中间", "右边中间", "左下角", "下边中间", "右下角"],
+    "zh": ["左上角", "顶部", "右上角", "左侧", "正中央", "右侧", "左下角", "底部", "右下角"],
 }
 SIZE = {"en": {"big": "big", "small": "small"}, "ko": {"큰": "big", "커요": "big", "작은": "small", "작아요": "small"}, "zh": {"大": "big", "小": "small"}}
 SIDE = {
@@ -145,7 +145,7 @@ SPLITS = ("validation", "unseen_pictures", "unseen_combinations", "cross_lingual
 
 def test_every_answer_is_what_an_independent_reader_of_the_scene_would_say(world):
     truth = {scene["image"]: scene for scene in load(world / "scenes.json")}
-    records = [r for name in ("instruct", "lookup", "drill", *SPLITS) for r in load(world / f"{name}.json") if "image" in r]
+    records = [r for name in ("instruct", "lookup", "drill", *SPLITS) for r in load(world / f"{name}.json") if "image" in r and r["kind"] != "caption"]
     assert len(records) > 2000
     for record in records:
         check_record(record, truth[record["image"]])
@@ -192,6 +192,14 @@ def test_pictures_in_black_and_white_are_told_of_without_colours(world):
         assert r["kind"] == "phrases" and not found(COLOUR[r["language"]], r["conversations"][1]["value"], r["language"])
         with Image.open(world / r["image"]) as grey, Image.open(world / r["image"].replace("grey", "train")) as coloured:
             assert grey.mode == "L" and coloured.mode == "RGB" and np.abs(np.asarray(grey, float) - np.asarray(coloured, float) @ (0.299, 0.587, 0.114)).max() < 1
+
+
+def test_the_dictionary_has_all_words_in_all_languages_and_of_a_language_no_more_than_its_share(world):
+    lines = [line.split(" = ") for line in (world / "text" / "dictionary.txt").read_text().splitlines()]
+    assert len(lines) == 12 + 8 + 2 + 5 + 4 and all(len(line) == 3 for line in lines)
+    assert ["cat", "고양이", "猫"] in lines and ["red", "빨간색", "红色"] in lines and ["rocket", "로켓", "火箭"] in lines
+    count = lambda letters, shares: sum(bool(re.search(letters, line)) for line in scenes.dictionary(shares))
+    assert count("[가-힣]", {"ko": 0.2}) in range(1, 13) and count("[一-鿿]", {"ko": 0.2}) == 31 and count("[一-鿿]", {"zh": 0}) == 0 and scenes.dictionary({"ko": 0, "zh": 0}) == []
 
 
 def test_held_out_pairs_are_in_no_training_file(world, said):
@@ -260,7 +268,7 @@ def test_languages_and_skills_are_balanced_in_the_test_splits(said):
 
 def test_training_conversations_have_the_asked_shape(said):
     files, _ = said
-    questions, asked = {"object": {3, 4}, "location": {2, 3, 4}, "atmosphere": {2}, "conversation": {1}, "yes_no": {4}}, Counter()
+    questions, asked = {"object": {3, 4}, "location": {2, 3, 4}, "atmosphere": {2}, "conversation": {1}, "yes_no": {4}, "caption": {1}}, Counter()
     for record in files["instruct"]:
         if "image" in record:
             asked[record["image"], record["language"], record["kind"]] += 1
@@ -295,7 +303,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(tmp
     read = lambda name: {p.relative_to(tmp_path / name): p.read_bytes() for p in sorted((tmp_path / name).rglob("*")) if p.is_file()}
     a, b, c = read("a"), read("b"), read("c")
     assert a == b
-    assert a.keys() == c.keys() and not [path for path in a if a[path] == c[path]]
+    assert a.keys() == c.keys() and [path for path in a if a[path] == c[path]] == [Path("text/dictionary.txt")]
 
 
 def test_a_share_thins_a_language_in_the_training_files_alone(tmp_path):
@@ -304,7 +312,7 @@ def test_a_share_thins_a_language_in_the_training_files_alone(tmp_path):
         scenes.write_world(tmp_path / name, pictures=30, documents=40, workers=1, log=lambda line: None, shares=given)
     files = {name: {f.relative_to(tmp_path / name).as_posix(): f.read_text(encoding="utf-8") for f in (tmp_path / name).rglob("*") if f.suffix in (".json", ".txt")} for name in shares}
     train = {f"{name}.json" for name in ("captions", "phrases", "lookup", "drill", "instruct")} | {f"text/{kind}.txt" for kind in ("en", "ko", "zh", "parallel")}
-    assert all(files["whole"][f] == files["some"][f] for f in files["whole"].keys() - train - {"world.json"}), "the same test splits"
+    assert all(files["whole"][f] == files["some"][f] for f in files["whole"].keys() - train - {"world.json", "text/dictionary.txt"}), "the same test splits"
     lines = lambda name: {f: {line.rstrip(",") for line in files[name][f].splitlines()} for f in train}
     korean = lambda line: bool(re.search("[가-힣]", line))
     for f in train:

@@ -4,7 +4,7 @@ Where it stands: `checkpoint → data → generate → train / evaluate`. Three 
 
     conversations   LLaVA JSON (a list) or JSON Lines: {"id", "image"?: file or list of files, "conversations": [{"from": "human"|"gpt", "value"}]}
     captions        the same format; the `vision` stage splits each answer at its commas into phrases
-    text            UTF-8, one document a line
+    text            UTF-8, one document a line; a dictionary, which `vision` reads beside its captions, is lines of words that mean the same: cat = 고양이 = 猫
 
 The chat template is LLaVA-1.5's, and `encode_chat` is the one place that knows it: training samples (ids and loss mask
 together) and inference prompts both come from there.

@@ -9,7 +9,7 @@ Where it stands: last, beside evaluate. Each stage reads a model folder and writ
     align      projector            captions                   next token of the caption              LLaVA's first stage
     instruct   projector, decoder   conversations              next token of the answers              LLaVA's second stage
 
-    python train.py vision   --preset tiny --tokenizer tokenizer.model --data phrases.json -o out/vision
+    python train.py vision   --preset tiny --tokenizer tokenizer.model --data phrases.json --dictionary words.txt -o out/vision
     python train.py text     --model out/vision --data en.txt ko.txt -o out/text
     python train.py align    --model out/text   --data captions.json -o out/align
     python train.py instruct --model out/align  --data instruct.json -o out/instruct

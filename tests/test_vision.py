@@ -168,7 +168,7 @@ def test_the_vit_equals_transformers_clip(config):
         assert (got - want).norm() / want.norm() < 1e-5
 
 
-def test_a_phrase_scores_a_picture_by_its_best_patch():
+def test_a_phrase_scores_a_picture_by_its_best_patch_and_another_phrase_as_it_is():
     torch.manual_seed(0)
     score, rows = PhraseScore(), torch.randn(20, 8)
     patches, ids, offsets = torch.randn(3, 5, 8), torch.tensor([1, 2, 3, 7]), torch.tensor([0, 3])
@@ -178,6 +178,8 @@ def test_a_phrase_scores_a_picture_by_its_best_patch():
         for b in range(3):
             best = max(torch.cosine_similarity(text, patches[b, n], dim=0) for n in range(5))
             assert logits[f, b].item() == pytest.approx((best * score.log_scale.exp() + score.bias).item(), rel=1e-4)
+    between = torch.cosine_similarity(rows[1] + rows[2] + rows[3], rows[7], dim=0) * score.log_scale.exp() + score.bias
+    assert torch.allclose(score.words(rows, ids, offsets)[[0, 1], [1, 0]], between, rtol=1e-4)
 
 
 def test_the_phrase_loss_is_the_sigmoid_loss_by_hand_where_the_truth_is_known():

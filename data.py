@@ -457,13 +457,14 @@ class Phrases:
         if self.dictionary:
             drawn = random.Random(f"{seed} dictionary").sample(self.dictionary, min(DICTIONARY_LINES, len(self.dictionary)))
             spelt = [ids for line in drawn for ids in line]
-            line = torch.tensor([n for n, line in enumerate(drawn) for _ in line])
+            line, number = torch.tensor([n for n, line in enumerate(drawn) for _ in line]), {}
+            spelling = torch.tensor([number.setdefault(tuple(ids), len(number)) for ids in spelt])
             mine, ends = torch.arange(len(spelt)) % world == rank, torch.tensor(list(map(len, spelt))).cumsum(0)
             words = {"word_ids": torch.tensor([id for ids in spelt for id in ids]), "word_offsets": nn.functional.pad(ends[:-1], (1, 0)),
-                     "word_true": line[:, None] == line, "word_known": mine[:, None] & torch.tensor([[a != b for b in spelt] for a in spelt])}  # fmt: skip
+                     "word_true": line[:, None] == line, "word_known": mine[:, None] & (spelling[:, None] != spelling)}  # fmt: skip
         columns = [i for theirs in everyone for i in theirs]
-        is_true = torch.tensor([[i is not None and (about[0], phrase) in self.true[i] for i in columns] for about, phrase in chosen], dtype=torch.bool)
-        is_known = is_true | torch.tensor([[i is not None and about in self.spoken[i] for i in columns] for about, _ in chosen], dtype=torch.bool)
+        is_true = torch.from_numpy(np.array([[i is not None and (about[0], phrase) in self.true[i] for i in columns] for about, phrase in chosen], bool))
+        is_known = is_true | torch.from_numpy(np.array([[i is not None and about in self.spoken[i] for i in columns] for about, _ in chosen], bool))
         return {"pixels": torch.stack(pixels), "usable": torch.tensor(usable), "ids": torch.tensor(ids, dtype=torch.long), "offsets": torch.tensor(offsets, dtype=torch.long),
                 "is_true": is_true.view(-1, len(columns)), "is_known": is_known.view(-1, len(columns)), "pictures": list(map(len, everyone)),
                 "samples": [i for i in everyone[rank] if i is not None], "bad": bad} | words  # fmt: skip

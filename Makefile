@@ -8,7 +8,7 @@ WITHOUT ?=
 VOCABULARY ?= en ko zh
 TEXTS ?= en ko zh parallel
 DICTIONARY ?= dictionary
-PARTS ?= projector decoder
+PARTS ?= projector decoder.layers
 PYTHON3 ?= python3
 
 PYTHON := .venv/bin/python
@@ -75,6 +75,7 @@ $(OUT)/align/config.json: $(text_needs)
 	$(call step,align,$(TRAIN) align $(after_text) --data $(DATA)/captions.json --lr 2e-3 --batch 32 --steps 60 --seed $(SEED) --resume -o $(OUT)/align)
 
 # The stage of instructions in three courses, from few questions to all: a decoder finds out how to look one thing up by another when little else is asked of it
+# The words' rows stay as vision, dictionary and text left them (PARTS), so that a word which no picture was named with stays beside its translation
 INSTRUCT := --parts $(PARTS) --lr 1e-3 --muon-lr 0.005 --seed $(SEED) --resume
 $(OUT)/lookup/config.json: $(align_needs)
 	$(call step,lookup,$(TRAIN) instruct $(after_align) --data $(DATA)/lookup.json $(INSTRUCT) --batch 32 --merge 4 --steps 750 -o $(OUT)/lookup)

@@ -266,8 +266,10 @@ def test_make_ablation_is_the_demo_with_one_thing_changed(tmp_path):
     lines = re.findall(r"start=\$\(date \+%s.%N\); \.venv/bin/python (.*?) && ", made.stdout)
     of = lambda variant, step: next(line for line in lines if line.startswith(step) and f"out/ablation/{variant}.4/" in line).replace(f"{variant}.4", "RUN")
     stages = ("train.py vision", "train.py align", "train.py instruct", "evaluate.py")
-    for variant in ("no-V", "no-P", "no-V-P"):
-        assert [of(variant, stage) for stage in stages] == [of("full", stage) for stage in stages]
+    dictionary = " --dictionary out/ablation/data/text/dictionary.txt"
+    assert dictionary in of("full", "train.py vision")
+    for variant, without in (("no-V", ""), ("no-P", dictionary), ("no-V-P", dictionary)):
+        assert [of(variant, stage) for stage in stages] == [of("full", stage).replace(without, "") for stage in stages]
     assert of("no-V", "tokenizer.py merge") == of("no-V-P", "tokenizer.py merge") == "tokenizer.py merge out/ablation/RUN/en.model -o out/ablation/RUN/tokenizer.model"
     assert of("no-P", "tokenizer.py merge") == of("full", "tokenizer.py merge") and of("no-V", "train.py text") == of("full", "train.py text")
     assert "--data out/ablation/data/text/en.txt --lr" in of("no-P", "train.py text") and of("no-P", "train.py text") == of("no-V-P", "train.py text")

@@ -271,7 +271,10 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     alike.setdefault(p.shape, []).append(p)
             for (A, B), params in alike.items():
-                grads, buffers = [p.grad for p in params], [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                grads, buffers = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(grads, buffers, group["momentum"])  # Nesterov's
                 updates = self.orthogonal(torch.stack([whole(t) for t in ahead])).to(params[0].dtype)

@@ -142,6 +142,7 @@ class Decoder(nn.Module):
                 depth = (2 * len(self.layers)) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
                 nn.init.normal_(p, std=0.02 if "lm_head" in name else depth * p.shape[1] ** -0.5)
 
+    @torch.inference_mode(False)  # made while answering, it serves training, too
     def rope_table(self, length, device):
         """cos and sin, each float32 (length, D/2): position t turns pair i by t · theta^(−2i/D) (RoFormer, arXiv 2104.09864, eq. 15)."""
         length = 1 << (length - 1).bit_length() if length > 1 else 1  # grow by doubling, so that decoding doesn't remake it each step
@@ -161,6 +162,8 @@ class Decoder(nn.Module):
         apart: records that share a picture and don't see each other (data.side_by_side);
         cache: a KVCache that the new keys are appended to."""
         T = x.shape[1]
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.float()  # only matrix products are rounded: not the sum of all blocks, where the embeddings are a bf16 copy (train.py --shard)
         if cache is not None:
             positions = cache.lengths[:, None] + torch.arange(T, device=x.device)
         turn = (*self.rope_table(T if cache is None else cache.size, x.device), positions)

@@ -68,7 +68,7 @@ def _backward(x, weight, dy, dtotal, dx, dw_partials, x_stride, dy_stride, dtota
 def _launch_forward(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     add, rows, C = residual is not None, as_rows(x), x.shape[-1]
     other = as_rows(residual) if add else rows
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, other.dtype), device=x.device)  # under autocast a bf16 branch meets the fp32 stream
     total = torch.empty_like(y) if add else y.new_empty(0)
     if rows.shape[0]:
         block = triton.next_power_of_2(C)
@@ -93,7 +93,8 @@ def _launch_backward(x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, dt
 
 _forward_op = torch.library.custom_op("xllava::rms_norm", _launch_forward, mutates_args=())
 _backward_op = torch.library.custom_op("xllava::rms_norm_backward", _launch_backward, mutates_args=())
-_forward_op.register_fake(lambda x, residual, *_: (x.new_empty(x.shape), x.new_empty(x.shape if residual is not None else 0)))
+_forward_op.register_fake(lambda x, residual, *_: tuple(
+    x.new_empty(shape, dtype=x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)) for shape in (x.shape, x.shape if residual is not None else 0)))
 _backward_op.register_fake(lambda x, weight, *_: (x.new_empty(x.shape), weight.new_empty(weight.shape)))
 
 
@@ -118,5 +119,5 @@ def rms_norm(x, weight, eps=1e-5):
 
 
 def add_rms_norm(x, residual, weight, eps=1e-5):
-    """x, residual (..., C) -> (rms_norm(x + residual), x + residual): the two things that a decoder block needs next."""
+    """x, residual (..., C) -> (rms_norm(x + residual), x + residual), both in the dtype of the sum: the two things that a decoder block needs next."""
     return _forward_op(x, residual, weight, eps) if use_triton(x) else add_rms_norm_reference(x, residual, weight, eps)

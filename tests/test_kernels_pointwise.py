@@ -7,7 +7,7 @@ from kernel_checks import DEVICE, DTYPES, Roomy, agree, guarded, run, triton_ker
 import kernels
 from kernels import add_rms_norm, linear_cross_entropy, rms_norm, rope, swiglu
 
-CE = sys.modules["kernels.cross_entropy"]
+CE, RMS = sys.modules["kernels.cross_entropy"], sys.modules["kernels.rms_norm"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -25,6 +25,21 @@ def test_the_norm_of_a_sum_sees_it_as_the_next_layer_does():
     x, r, w = (guarded(*shape, dtype=torch.float16) for shape in ((5, 64), (5, 64), (64,)))
     y, total = add_rms_norm(x, r, w)
     assert torch.equal(total, x + r) and torch.equal(y, rms_norm(total, w))
+
+
+def test_a_rounded_branch_added_to_the_float32_stream_leaves_it_float32():
+    """What autocast brings: the sum has the stream's dtype and its digits, and each gradient the dtype of what it belongs to."""
+    x, r, w = guarded(5, 24, dtype=torch.bfloat16), guarded(5, 24), guarded(24)
+    kernel, plain = [], []
+    for function, seen in ((add_rms_norm, kernel), (RMS.add_rms_norm_reference, plain)):
+        inputs = [t.detach().clone().requires_grad_() for t in (x, 100 * r, w)]
+        y, total = function(*inputs)
+        (y.square().sum() + total.sum()).backward()
+        seen += [y, total, *(t.grad for t in inputs)]
+    assert [t.dtype for t in kernel] == [t.dtype for t in plain] == [torch.float32, torch.float32, torch.bfloat16, torch.float32, torch.float32]
+    assert torch.equal(kernel[1], plain[1])
+    for got, wanted in zip(kernel, plain):
+        torch.testing.assert_close(got, wanted, rtol=1e-2 if got.dtype == torch.bfloat16 else 1e-5, atol=1e-4)
 
 
 def test_incoming_gradients_may_have_any_strides():

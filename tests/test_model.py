@@ -80,6 +80,24 @@ def test_the_loss_is_the_sum_over_target_tokens_only(model, config):
     assert torch.allclose(model.loss(ids, targets).double(), want, rtol=1e-6)
 
 
+def test_a_model_that_has_answered_can_be_trained(model, config):
+    ids = prompt(config, [20, 21], pictures=0)
+    with torch.inference_mode():
+        model(ids)
+    model.loss(ids, ids).backward()
+    assert model.decoder.layers[0].attn.q_proj.weight.grad.abs().max() > 0
+
+
+def test_the_sum_of_all_blocks_is_not_rounded_where_the_weights_are_copies_in_bfloat16(config):
+    """As train.py --shard gathers them."""
+    model, seen = Model(config).init_weights().bfloat16(), []
+    for block in model.decoder.layers:
+        block.register_forward_hook(lambda block, _, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model(prompt(config, [20, 21], pictures=0))
+    assert seen == [torch.float32] * len(model.decoder.layers) and hidden.dtype == torch.float32
+
+
 def test_a_batch_without_targets_has_loss_zero_and_zero_gradients(model):
     loss = model.loss(torch.tensor([[1, 20]]), torch.full((1, 2), IGNORE))
     loss.backward()

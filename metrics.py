@@ -53,23 +53,24 @@ def vqa_normalise(text):
 
 
 def vqa_accuracy(answer, truths):
-    """min(1, annotators who agree / 3), averaged over leaving each of the ten annotators out; text is normalised only where they differ."""
+    """min(1, annotators who agree / 3), averaged over leaving each of the ten annotators out. Truths are normalised only where they differ, as in the authors' tool;
+    the answer always, as LLaVA does before it hands answers to that tool: else "Yes" would be wrong where all ten say "yes"."""
     clean = lambda text: text.replace("\n", " ").replace("\t", " ").strip()
-    answer, truths = clean(answer), [clean(truth) for truth in truths]
+    answer, truths = vqa_normalise(clean(answer)), [clean(truth) for truth in truths]
     if len(set(truths)) > 1:
-        answer, truths = vqa_normalise(answer), [vqa_normalise(truth) for truth in truths]
+        truths = [vqa_normalise(truth) for truth in truths]
     agree = sum(truth == answer for truth in truths)
     return sum(min(1, (agree - (truth == answer)) / 3) for truth in truths) / len(truths)
 
 
-NO = {"ko": re.compile(r"^(아니|없|안 )"), "zh": re.compile(r"^(不|没|沒|否|无|無)")}
+NO = {"ko": re.compile("아니|없|않|안 보|^안 "), "zh": re.compile("[不没沒否无無]")}
 
 
 def says_yes(answer, language):
     """POPE's own reading: "no" if No, no or not is a word of the first sentence, all else is "yes" (https://github.com/AoiDragon/POPE, evaluate.py).
-    It knows no 아니요 and no 不是, so Korean and Chinese answers are read by how they begin."""
-    if language in NO:
-        return not NO[language].match(answer.strip())
+    It knows no 아니요 and no 不是: in the first sentence of a Korean or Chinese answer their negations count like No."""
+    if language in NO and NO[language].search(re.split("[.。]", answer.strip())[0]):
+        return False
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)
 

@@ -30,7 +30,8 @@ def test_vqa_accuracy_is_the_mean_over_leaving_each_annotator_out():
     assert metrics.vqa_accuracy("cat", truths) == pytest.approx((3 * 2 / 3 + 7 * 1) / 10, abs=1e-12)
     assert metrics.vqa_accuracy("dog", truths) == 1 and metrics.vqa_accuracy("cow", truths) == 0
     assert metrics.vqa_accuracy("A cat.", ["cat"] + ["dog"] * 9) == pytest.approx(9 / 30, abs=1e-12)
-    assert metrics.vqa_accuracy("Cat", ["cat"] * 10) == 0, "the authors normalise only where annotators differ"
+    assert metrics.vqa_accuracy("Cat.", ["cat"] * 10) == 1, "an answer is normalised before the authors' tool sees it"
+    assert metrics.vqa_accuracy("the cat", ["the cat"] * 10) == 0, "which takes truths as they are where annotators agree"
     assert metrics.vqa_accuracy(" cat\n", ["cat"] * 10) == 1
 
 
@@ -42,12 +43,14 @@ def test_vqa_normalisation_is_the_authors(text, want):
     assert metrics.vqa_normalise(text) == want
 
 
-def test_pope_reads_answers_as_its_authors_do_and_korean_and_chinese_by_how_they_begin():
+def test_pope_reads_answers_as_its_authors_do_and_korean_and_chinese_by_their_negations():
     yes = lambda answer, language="en": metrics.says_yes(answer, language)
     assert yes("Yes, there is.") and yes("yes. no") and not yes("No, there isn't.") and not yes("There is not one") and yes("Nothing")
     assert not yes("Yes, there is no doubt"), "the authors' quirk, kept for comparability"
     assert yes("네, 있어요", "ko") and not yes("아니요", "ko") and not yes("없어요", "ko")
+    assert yes("네, 고양이가 보입니다. 개는 없습니다.", "ko") and not yes("그림에 고양이가 없습니다.", "ko") and not yes("자전거가 보이지 않습니다", "ko") and not yes("No, there is no cat.", "ko")
     assert yes("有", "zh") and yes("是的", "zh") and not yes("不是", "zh") and not yes("没有", "zh")
+    assert yes("图中有一只猫。没有狗。", "zh") and not yes("图中没有猫。", "zh") and not yes("No", "zh")
 
 
 def test_character_f1_is_korquads():

@@ -64,15 +64,15 @@ def esc(text):
 
 # ---------------------------------------------------------------------------------------------- curves
 def read_log(path):
-    """[(step, loss)] of a stage; where a resumed run did steps again, the later ones count."""
+    """The rows of a stage's steps that were taken; where a resumed run did steps again, the later ones count."""
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             row = json.loads(line)
             found[row["step"]] = row
         except (json.JSONDecodeError, KeyError):
             continue  # a line cut off by a crash
-    return [found[step] for step in sorted(found)]
+    return [found[step] for step in sorted(found) if found[step]["loss"] is not None]
 
 
 def round_ticks(low, high, about=4):
@@ -98,7 +98,7 @@ def curve(title, rows, width=560, height=250):
     ticks = "".join(f'<line x1="{left}" x2="{right}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#e2e8f0"/><text x="{left - 8}" y="{y(v) + 4:.1f}" text-anchor="end">{v:.3g}</text>' for v in round_ticks(low, high))
     ticks += "".join(f'<text x="{x(s):.1f}" y="{height - 8}" text-anchor="middle">{s:,.0f}</text>' for s in round_ticks(steps[0], max(steps[-1], steps[0] + 1)))
     seconds = sum(r.get("seconds", 0) for r in rows)
-    return (f'<div class="card"><h3 style="margin-top:0">{esc(title)} <span class="soft small">loss {mean[-1]:.3f} at the end · {len(rows):,} steps · {seconds:,.0f} s</span></h3>'
+    return (f'<div class="card"><h3 style="margin-top:0">{esc(title)} <span class="soft small">loss {mean[-1]:.3f} at the end · {steps[-1]:,} steps · {seconds:,.0f} s</span></h3>'
             f'<svg viewBox="0 0 {width} {height}" width="100%" font-size="12" fill="#64748b" role="img" aria-label="loss of {esc(title)}">{ticks}'
             f'<polyline points="{line(loss)}" fill="none" stroke="#bfdbfe" stroke-width="1"/><polyline points="{line(mean)}" fill="none" stroke="#2563eb" stroke-width="2.5"/></svg></div>')  # fmt: skip
 
@@ -303,11 +303,11 @@ def page(folders, eval_file, seed, each, attention):
     stages, sections = stage_folders(folders), []
     evaluated = header = rows = None
     if eval_file.is_file():
-        evaluated = json.loads(eval_file.read_text(encoding="utf-8"))
+        evaluated = evaluate.load_json(eval_file)
         if not {"rows", "settings"} <= evaluated.keys():
             raise ValueError(f"{eval_file}: not a file that evaluate.py -o wrote; measure again")
         header, rows = evaluate.read_answers(eval_file.with_suffix(".answers.jsonl"))
-    further = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folders[0].glob("*.json")) if path != eval_file}
+    further = {path: evaluate.load_json(path) for path in sorted(folders[0].glob("*.json")) if path != eval_file}
     further = {path: found for path, found in further.items() if isinstance(found, dict) and found.keys() & {"likelihood", "retrieval", "pairs", "judge"}}
     if not stages and not evaluated and not further:
         raise ValueError(f"{folders[0]}: neither a stage's log.jsonl nor {eval_file.name} nor a comparison; is this a run's folder?")

@@ -19,7 +19,7 @@ TRAIN := $(if $(filter 1,$(PROCESSES)),$(PYTHON),.venv/bin/torchrun --standalone
 define step
 @printf '\n\033[1m%s\033[0m\n' "$(strip $(2))"
 @mkdir -p $(OUT) && printf '%s\n' "$(strip $(2))" >> $(OUT)/commands.txt
-@start=$$(date +%s.%N); $(strip $(2)) && $(PYTHON) -c "import json, pathlib, time; \
+@start=$$($(PYTHON) -c "import time; print(time.time())"); $(strip $(2)) && $(PYTHON) -c "import json, pathlib, time; \
 file = pathlib.Path('$(OUT)/timing.json'); times = json.loads(file.read_text()) if file.exists() else {}; \
 times['$(1)'] = round(times.get('$(1)', 0) + time.time() - $$start, 1); file.write_text(json.dumps(times, indent=1) + '\n'); print(f'$(1): {time.time() - $$start:.0f} s')"
 endef

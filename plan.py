@@ -20,10 +20,11 @@ def work(model):
     """FLOPs of training on (a token, a target, a picture, a record's squared length): 2 for each weight that a token meets forward, 2 backward where something
     before it learns, 2 more where it learns itself. Recomputing is not counted: MFU is about useful work."""
     vision, text = model.config.vision, model.config.text
-    size = lambda module: sum(p.numel() for p in module.parameters() if p.dim() == 2)
+    matrices = lambda module: [p for p in module.parameters() if p.dim() == 2]
+    size = lambda module: sum(p.numel() for p in matrices(module))
     learns = lambda module: any(p.requires_grad for p in module.parameters())
     before = learns(model.projector) or learns(model.vision) or learns(model.decoder)
-    cost = lambda module: size(module) * (2 + 2 * before + 2 * learns(module))
+    cost = lambda module: sum(p.numel() * (2 + 2 * before + 2 * p.requires_grad) for p in matrices(module))  # of LoRA only what is added learns itself
     see = 6 if learns(model.vision) else 2
     depth, patches = model.config.feature_layer % (vision.num_hidden_layers + 1), vision.num_patches
     picture = see * patches * (depth * size(model.vision.layers[0]) + 3 * vision.patch_size**2 * vision.hidden_size + depth * 2 * patches * vision.hidden_size)
@@ -40,7 +41,15 @@ def print_plan(model, recipe, args, samples, processes):
     count = lambda parameters: sum(p.numel() for p in parameters)
     every, learns = count(model.parameters()), count(p for p in model.parameters() if p.requires_grad)
     muon = count(p for name, p in model.named_parameters() if recipe.muon_lr and p.requires_grad and ".layers." in name and p.dim() == 2)
-    chosen = [samples.sample(i) for i in range(0, len(samples), max(1, len(samples) // 200))]
+    chosen = []
+    for i in range(0, len(samples), max(1, len(samples) // 200)):
+        try:
+            chosen.append(samples.sample(i))
+        except data.BadSample:
+            if args.bad_samples == "error":
+                raise
+    if not chosen:
+        raise ValueError(f"{args.data[0]}: of its samples not one that was looked at can be used")
     mean = lambda values: sum(values) / len(chosen)
     lengths = [len(sample.ids) - 1 for sample in chosen]
     tokens, pictures = mean(lengths), mean(len(sample.pixels) for sample in chosen)

@@ -57,7 +57,6 @@ import data
 import kernels
 from model import IGNORE, PRESETS, Model
 from plan import GPUS, print_plan, work
-from tokenizer import Tokenizer
 from vision import PhraseScore, phrase_loss
 
 
@@ -407,8 +406,8 @@ def export(model, tokenizer_file, out, rank):
 # ---------------------------------------------------------------------------------------------- the loop
 def note_start(out, settings, world, device):
     """Adds to OUT/runs.jsonl how this run was started: command, settings, code, versions, machine."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": shlex.join(sys.argv), "settings": settings, "processes": world, "commit": git.stdout.strip() or None,
+    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    row = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": shlex.join(sys.argv), "settings": settings, "processes": world, "commit": commit or None,
            "python": platform.python_version(), "packages": {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"] in ("torch", "numpy", "sentencepiece", "pillow", "triton")}, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"}  # fmt: skip
     with open(out / "runs.jsonl", "a") as file:
         print(json.dumps(row), file=file)
@@ -442,7 +441,7 @@ def train(args, recipe):
         raise ValueError(f"--pack {args.pack} puts samples end to end, --merge {recipe.merge} records side by side: give one of them")
     if args.shard and not dist.is_initialized() and not args.plan:
         raise ValueError("--shard wants torchrun: torchrun --nproc_per_node=N train.py …")
-    settings = {"stage": args.stage, "seed": args.seed, "data": paths, "weights": weights, **vars(recipe), "parts": list(recipe.parts), "freeze_rows": args.freeze_rows,
+    settings = {"stage": args.stage, "seed": args.seed, "model": args.model or args.preset, "data": paths, "weights": weights, **vars(recipe), "parts": list(recipe.parts), "freeze_rows": args.freeze_rows,
                 "lora_rank": args.lora_rank, "packed": bool(args.pack)} | ({"dictionary": args.dictionary} if args.dictionary else {})  # fmt: skip
     if (out / "config.json").exists() and args.resume:
         return say(f"{out}: finished before, nothing to do")
@@ -452,13 +451,16 @@ def train(args, recipe):
     if args.model:
         checkpoint.load_config(args.model)  # says so if it is no model folder
     tokenizer_file = Path(args.tokenizer) if args.tokenizer else Path(args.model) / "tokenizer.model"
-    tokenizer = Tokenizer.load(tokenizer_file)
+    tokenizer = checkpoint.load_tokenizer(tokenizer_file)
     if args.plan:
         config = checkpoint.load_config(args.model) if args.model else None
         with torch.device("meta"):
             model = Model(config or replace(PRESETS[args.preset], text=replace(PRESETS[args.preset].text, vocab_size=tokenizer.vocab_size), image_token_id=tokenizer.image_id))
     else:
         model = checkpoint.load_model(args.model) if args.model else checkpoint.fresh_model(PRESETS[args.preset], tokenizer)
+    if tokenizer.pad_id is None or tokenizer.vocab_size > model.config.text.vocab_size or tokenizer.image_id != model.config.image_token_id:
+        raise ValueError(f"{tokenizer_file}: {tokenizer.vocab_size:,} pieces, <image> is {tokenizer.image_id}, <pad> {tokenizer.pad_id}; the model has {model.config.text.vocab_size:,} rows, "
+                         f"its <image> is {model.config.image_token_id}: python checkpoint.py build --tokenizer … makes them fit")  # fmt: skip
     choose_parts(model, recipe, args.lora_rank)
 
     # 2. the data, a function of the step number alone
@@ -503,8 +505,8 @@ def train(args, recipe):
     optimizers = make_optimizers(learner, recipe)
     batches = data.Batches(samples, recipe.batch, args.seed, tokenizer.pad_id, micro, rank, world, 0, 0, args.pack, weights)
     steps = batches.steps = settings["steps"] = args.steps or math.ceil(recipe.epochs * batches.plan.per_epoch)
-    if folder.exists() and not args.resume:
-        raise ValueError(f"{folder}: there is a run already; --resume goes on with it, or give another -o")
+    if (folder.exists() or (out / "config.json").exists()) and not args.resume:
+        raise ValueError(f"{out}: there is a run already; --resume goes on with it, or give another -o")
     start = batches.start = load_state(folder, json.loads(json.dumps(settings)), learner, optimizers, say) if args.resume else 0
     for stale in folder.glob("step-*.tmp") if rank == 0 else []:  # what a killed run was writing
         shutil.rmtree(stale)
@@ -578,6 +580,10 @@ def train(args, recipe):
     if done < steps:
         say(f"{args.stage}: asked to stop; saved after step {done:,} of {steps:,}. The same command with --resume goes on from here")
     else:
+        if world > 1:
+            every = torch.tensor(bad, device=device)
+            dist.all_reduce(every)
+            bad = int(every)
         export(model, tokenizer_file, out, rank)
         say(f"{args.stage}: loss {row['loss'] if healthy else math.nan:.4f} after {steps:,} steps, {time.time() - began:,.0f} s" + (f", {bad} bad samples left out" if bad else "")
             + (f", {skipped} steps skipped" if skipped else "") + f" → {out}")  # fmt: skip

@@ -173,6 +173,9 @@ def test_a_checkpoint_of_other_settings_is_not_continued(start, world, tmp_path)
     assert done.returncode == 1 and "steps: 4 → 6" in done.stderr
     done = run(*args, "--steps", 4)
     assert done.returncode == 1 and "there is a run already; --resume goes on with it" in done.stderr
+    shutil.copytree(start, tmp_path / "other")
+    done = run("align", tmp_path / "other", *args[2:], "--steps", 4, "--resume")  # what didn't learn would come from another model
+    assert done.returncode == 1 and f"model: {start} → {tmp_path / 'other'}" in done.stderr
 
 
 def test_a_sample_left_out_is_counted_and_named(start, world, tmp_path):
@@ -300,6 +303,27 @@ def test_packing_recomputing_and_micro_batches_change_no_loss(inside, tmp_path):
     first = {name: rows(tmp_path / name)[0] for name in ways}
     assert first["packed"]["fill"] == 1 >= first["plain"]["fill"]
     assert first["micro"]["loss"] == pytest.approx(first["plain"]["loss"], rel=1e-6)
+
+
+def test_a_finished_run_is_not_begun_again_over_itself(inside, tmp_path):
+    assert inside("align", "captions.json", "--steps", 1, "--save-every", 0)[1] == 0
+    log = (tmp_path / "out" / "log.jsonl").read_text()
+    code = inside("align", "captions.json", "--steps", 1, "--save-every", 0, "--lr", 1)[1]
+    assert "out: there is a run already" in code and (tmp_path / "out" / "log.jsonl").read_text() == log
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(inside, tokenizer, tmp_path):
+    from tokenizer import NORMAL, Piece, Tokenizer
+
+    Tokenizer([*tokenizer.pieces, Piece("▁more", -1e3, NORMAL)], tokenizer.fields).save(tmp_path / "larger.model")
+    code = inside("text", "text.txt", "--steps", 1, "--tokenizer", tmp_path / "larger.model")[1]
+    assert f"larger.model: {tokenizer.vocab_size + 1:,} pieces" in code and f"the model has {tokenizer.vocab_size:,} rows" in code
+
+
+def test_a_machine_without_git_trains(inside, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert inside("align", "captions.json", "--steps", 1)[1] == 0
+    assert json.loads((tmp_path / "out" / "runs.jsonl").read_text())["commit"] is None
 
 
 def test_bad_samples_can_be_skipped_in_the_vision_stage(inside, world, tmp_path):

@@ -84,6 +84,9 @@ def read_turns(record):
             raise ValueError(f"turn {i}: from {role!r}, but {(USER, ASSISTANT)[i % 2][0]!r} is due")
         if i % 2 == 0:
             parts = value.split(MARKER)
+            if len(parts) == 2:  # one picture stands first, wherever the file has it, as LLaVA trains
+                text = "".join(parts).strip()
+                parts = ["", "\n" + text if text else ""]
             parts[0], parts[-1] = parts[0].lstrip(), parts[-1].rstrip()
             turns.append([parts, None])
         elif not value.strip():
@@ -205,12 +208,34 @@ def scan_records(path):
 def read_record(path, start, end):
     with open(path, "rb") as file:
         file.seek(start)
-        return json.loads(file.read(end - start))
+        try:
+            return json.loads(file.read(end - start))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: byte {start + error.start:,} is not UTF-8: {error.reason}") from None
 
 
 def read_records(path):
     """All records of a file, in memory."""
     return [read_record(path, start, end) for start, end, _ in scan_records(path)]
+
+
+def utf8(line, path, number):
+    """A line of a text file, its bytes -> str without white space around. Raises ValueError with file and line."""
+    try:
+        return line.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: line {number} is not UTF-8: {error.reason}") from None
+
+
+def whole_lines(path):
+    """The lines, as bytes, of a file that lines of JSON are appended to; [] if there is none. One that a crash cut off is taken out of the file.
+
+    Of a str, splitlines would also split at U+2028 and the like, which JSON leaves inside a text as they are."""
+    lines = Path(path).read_bytes().splitlines(keepends=True) if Path(path).exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        os.truncate(path, sum(map(len, lines[:-1])))
+        lines.pop()
+    return lines
 
 
 def read_tokens(path, tokenizer, cache):
@@ -232,11 +257,7 @@ def read_tokens(path, tokenizer, cache):
         try:
             with open(path, "rb") as source, open(beside, "wb") as out:
                 while lines := source.readlines(1 << 22):
-                    for n, line in enumerate(lines):
-                        try:
-                            lines[n] = line.decode("utf-8").strip()
-                        except UnicodeDecodeError as error:
-                            raise ValueError(f"{path}: line {number + n + 1} is not UTF-8: {error.reason}") from None
+                    lines = [utf8(line, path, number + n) for n, line in enumerate(lines, 1)]
                     number += len(lines)
                     for ids in tokenizer.package.encode([line for line in lines if line], num_threads=os.cpu_count()):
                         out.write(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype).tobytes())
@@ -265,11 +286,11 @@ class Pictures:
 
 
 def share_key(record):
-    """What the records that can share a sample have in common: the picture, what stands before it, and the number of messages, as attention pads to the longest. None: nothing."""
+    """What the records that can share a sample have in common: the picture, what stands before it ("": `read_turns` puts one first), and the number of messages, as
+    attention pads to the longest. None: nothing."""
     said = record.get("conversations")
     first = said[0].get("value") if isinstance(said, list) and said and isinstance(said[0], dict) else None
-    head, marker, _ = first.rpartition(MARKER) if isinstance(first, str) else ("", "", "")
-    return (record["image"], head.lstrip(), len(said)) if marker and isinstance(record.get("image"), str) else None
+    return (record["image"], "", len(said)) if isinstance(record.get("image"), str) and isinstance(first, str) and first.count(MARKER) == 1 else None
 
 
 class Chats:
@@ -475,10 +496,10 @@ def read_dictionary(path, tokenizer):
     path, lines = Path(path), []
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        words = [word.strip() for word in line.split("=")]
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        words = [word.strip() for word in utf8(line, path, number).split("=")]
         if len(words) < 2 or not all(words):
-            raise ValueError(f"{path}: line {number}: words that mean the same are wanted, with = between them: {line[:60]!r}")
+            raise ValueError(f"{path}: line {number}: words that mean the same are wanted, with = between them: {' = '.join(words)[:60]!r}")
         lines.append([tokenizer.encode(word) for word in words])
     if not lines:
         raise ValueError(f"{path}: nothing to train on")
@@ -672,13 +693,12 @@ def check(paths, tokenizer, config, max_length, show=20):
     for path in paths:
         data, reasons, languages, kinds, tokens, learnt, pictures = Chats([path], tokenizer, config, max_length), [], Counter(), Counter(), 0, 0, 0
         for i in range(len(data)):
-            record = data.record(i)
             try:
                 ids, mask, pixels, _ = data.sample(i)
             except BadSample as error:
                 reasons.append(str(error))
                 continue
-            tokens, learnt, pictures = tokens + len(ids), learnt + sum(mask), pictures + len(pixels)
+            record, tokens, learnt, pictures = data.record(i), tokens + len(ids), learnt + sum(mask), pictures + len(pixels)
             languages[record.get("language", "?")] += 1
             kinds[record.get("kind", "?")] += 1
         for reason in reasons[:show]:

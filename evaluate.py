@@ -51,6 +51,13 @@ def language_of(path, question):
     return "ko" if re.search("[가-힣]", question) else "zh" if re.search("[一-鿿]", question) else "en"
 
 
+def load_json(path):
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
 def read_file(path, images=None, annotations=None):
     """The questions of one file: [{"split", "id", "image", "pictures", "turn", "language", "kind", "skill", "metric", "question", "truth", "turns"}].
 
@@ -62,47 +69,55 @@ def read_file(path, images=None, annotations=None):
         return {"split": split, "id": id, "image": image, "pictures": [str(root / image)], "turn": 0, "language": language, "kind": kind, "skill": kind,
                 "metric": metric, "question": question, "truth": truth, "turns": [(question_parts(question, 1), None)]}  # fmt: skip
 
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = path.read_bytes() if path.is_file() else b""
     whole = None
-    if text.lstrip()[:1] == "{":
+    if text.lstrip()[:1] == b"{":
         try:
             whole = json.loads(text)
-        except json.JSONDecodeError:
-            pass  # JSON Lines
-    if whole and isinstance(whole.get("questions"), list):  # VQAv2
-        if not annotations:
-            raise ValueError(f"{path}: VQA questions want --annotations, the file with the ten answers of each")
-        answers = {a["question_id"]: a for a in json.loads(Path(annotations).read_text(encoding="utf-8"))["annotations"]}
-        missing = [q["question_id"] for q in whole["questions"] if q["question_id"] not in answers]
-        if missing:
-            raise ValueError(f"{annotations}: no annotation for {len(missing):,} questions of {path}, such as {missing[0]}")
-        return [single(q["question_id"], f"COCO_{whole['data_subtype']}_{q['image_id']:012}.jpg", language_of(path, q["question"]), answers[q["question_id"]]["answer_type"], "vqa",
-                       q["question"], [a["answer"] for a in answers[q["question_id"]]["answers"]]) for q in whole["questions"]]  # fmt: skip
-    if whole and all(isinstance(q, dict) and "imageId" in q for q in whole.values()):  # GQA, xGQA: the questions in many languages, the answers in English
-        return [single(id, f"{q['imageId']}.jpg", language_of(path, q["question"]), q.get("types", {}).get("structural", "?"), "exact", q["question"], q["answer"]) for id, q in whole.items()]
+        except ValueError:
+            pass  # JSON Lines, or what data.read_records will say
     questions = []
-    for i, record in enumerate(data.read_records(path)):
-        if {"text", "label", "image"} <= record.keys():  # POPE
-            questions.append(single(record["question_id"], record["image"], language_of(path, record["text"]), "yes_no", "pope", record["text"], record["label"]))
-            continue
-        try:
-            turns, names = data.read_turns(record), data.picture_names(record)
-            markers = sum(len(parts) - 1 for parts, _ in turns)
-            if markers != len(names):
-                raise ValueError(f"{markers} {data.MARKER} marker(s) for {len(names)} picture(s)")
-        except ValueError as error:
-            raise ValueError(f"{path}: record {i} (id {record.get('id')!r}): {error}") from None
-        kind = record.get("kind", "?")
-        for n, (parts, truth) in enumerate(turns):
-            questions.append({"split": split, "id": record.get("id", i), "image": record.get("image"), "pictures": [str(root / name) for name in names], "turn": n, "language": record.get("language", "?"),
-                              "kind": kind, "skill": record.get("skill", kind), "metric": "caption" if kind == "caption" else "exact", "question": parts[-1].strip(), "truth": truth,
-                              "turns": turns[:n] + [(parts, None)]})  # fmt: skip
+    try:
+        if whole and isinstance(whole.get("questions"), list):  # VQAv2
+            if not annotations:
+                raise ValueError(f"{path}: VQA questions want --annotations, the file with the ten answers of each")
+            answers = load_json(annotations)
+            if not isinstance(answers, dict) or "annotations" not in answers:
+                raise ValueError(f"{annotations}: no annotations in it")
+            answers = {a["question_id"]: a for a in answers["annotations"]}
+            missing = [q["question_id"] for q in whole["questions"] if q["question_id"] not in answers]
+            if missing:
+                raise ValueError(f"{annotations}: no annotation for {len(missing):,} questions of {path}, such as {missing[0]}")
+            return [single(q["question_id"], f"COCO_{whole['data_subtype']}_{q['image_id']:012}.jpg", language_of(path, q["question"]), answers[q["question_id"]]["answer_type"], "vqa",
+                           q["question"], [a["answer"] for a in answers[q["question_id"]]["answers"]]) for q in whole["questions"]]  # fmt: skip
+        if whole and all(isinstance(q, dict) and "imageId" in q for q in whole.values()):  # GQA, xGQA: the questions in many languages, the answers in English
+            return [single(id, f"{q['imageId']}.jpg", language_of(path, q["question"]), q.get("types", {}).get("structural", "?"), "exact", q["question"], q["answer"]) for id, q in whole.items()]
+        for i, record in enumerate(data.read_records(path)):
+            if {"text", "label", "image"} <= record.keys():  # POPE
+                if record["label"] not in ("yes", "no"):
+                    raise ValueError(f"{path}: record {i}: the label is {record['label']!r}, must be yes or no, in every language")
+                questions.append(single(record["question_id"], record["image"], language_of(path, record["text"]), "yes_no", "pope", record["text"], record["label"]))
+                continue
+            try:
+                turns, names = data.read_turns(record), data.picture_names(record)
+                markers = sum(len(parts) - 1 for parts, _ in turns)
+                if markers != len(names):
+                    raise ValueError(f"{markers} {data.MARKER} marker(s) for {len(names)} picture(s)")
+            except ValueError as error:
+                raise ValueError(f"{path}: record {i} (id {record.get('id')!r}): {error}") from None
+            kind = record.get("kind", "?")
+            for n, (parts, truth) in enumerate(turns):
+                questions.append({"split": split, "id": record.get("id", i), "image": record.get("image"), "pictures": [str(root / name) for name in names], "turn": n, "language": record.get("language", "?"),
+                                  "kind": kind, "skill": record.get("skill", kind), "metric": "caption" if kind == "caption" else "exact", "question": parts[-1].strip(), "truth": truth,
+                                  "turns": turns[:n] + [(parts, None)]})  # fmt: skip
+    except KeyError as error:
+        raise ValueError(f"{path}: a question has no {error}") from None
     return questions
 
 
 def read_questions(paths, tokenizer, config, images=None, annotations=None, suffix=""):
     """The questions of all files, each with its ids: "prompt", and "blind", the same without the picture."""
-    questions, known = [], set()
+    questions, known, named = [], set(), {}
     for q in (q for path in paths for q in read_file(path, images, annotations)):
         turns = q.pop("turns")
         if suffix:
@@ -119,6 +134,8 @@ def read_questions(paths, tokenizer, config, images=None, annotations=None, suff
             if picture not in known and not Path(picture).is_file():
                 raise ValueError(f"{where}: {picture}: no such picture (--images names the folder of a public data set's pictures)")
             known.add(picture)
+        if named.setdefault(name_of(q), (q["prompt"], q["pictures"])) != (q["prompt"], q["pictures"]):
+            raise ValueError(f"{where}: another question has the same name; evaluate files of one name one by one")
         questions.append(q)
     if not questions:
         raise ValueError(f"{', '.join(map(str, paths))}: no questions")
@@ -198,10 +215,7 @@ class AnswerFile:
 
     def __init__(self, path, header):
         self.path, self.given = Path(path), {}
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-        if lines and not lines[-1].endswith("\n"):  # cut off by a crash: asked again
-            lines.pop()
-            self.path.write_text("".join(lines), encoding="utf-8")
+        lines = data.whole_lines(self.path)
         if lines and json.loads(lines[0]) != header:
             old = self.path.with_suffix(".old.jsonl")
             os.replace(self.path, old)
@@ -223,7 +237,12 @@ def read_answers(path):
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; evaluate.py -o writes it beside the scores")
-    header, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        header, *rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+        for row in rows:
+            name_of(row), row["full"], row["blind"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: not an answer file of evaluate.py, or cut off: the evaluate.py that made it goes on with it") from None
     return header, rows
 
 
@@ -311,7 +330,7 @@ def further_table(rows):
     cell = {(r["split"], r["metric"], r["language"], r["model"]): r for r in rows}
     lines = ["", f"{'':26}{'':16}{'':9}{'n':>6}  " + "".join(f"{m + ' (95%)':>22}" for m in ("full", "blind", "chance"))]
     for key in sorted({key[:3] for key in cell}):
-        own = [cell[*key, m] for m in ("full", "blind", "chance")]
+        own = [cell[(*key, m)] for m in ("full", "blind", "chance")]
         lines.append(f"{key[0]:26}{key[1]:16}{key[2]:9}{own[0]['n']:>6}  " + "".join(f"{interval(r['value'], r['low'], r['high']):>22}" for r in own))
     return "\n".join(lines) if rows else ""
 
@@ -454,6 +473,7 @@ def compare(groups):
             raise ValueError(f"{name}: not the questions of {names[0]}, so they can't be compared pair by pair")
     models, pairs = [], []
     guesses = np.array([worth(q, guess)["accuracy"] for q, guess in zip(questions, chance(questions))])
+    spoken = Counter(split for split, _ in {(q["split"], q["language"]) for q in questions})
     for (split, language, kind), own in cells(questions).items():
         if kind != "all":
             continue
@@ -464,7 +484,7 @@ def compare(groups):
                 models.append({"model": name if which == "full" else f"{name}, blind", "split": split, "language": language, "n": len(own), "accuracy": value, "low": low, "high": high, "seeds": scores[:, own].mean(1).tolist()})
         value, low, high = bootstrap(by_picture(mine, guesses[own]))
         models.append({"model": "chance", "split": split, "language": language, "n": len(own), "accuracy": value, "low": low, "high": high, "seeds": [value]})
-        for name in names[1:]:
+        for name in names[1:] if language != "all" or spoken[split] > 1 else ():  # of one language "all" would be the same comparison again
             a, b = groups[name][1][:, own], groups[names[0]][1][:, own]
             row = {"model": name, "against": names[0], "split": split, "language": language} | paired(mine, a.mean(0), b.mean(0))
             if min(len(a), len(b)) > 1:
@@ -497,7 +517,7 @@ STANDING = {
 
 def conclusions(pairs):
     """What the numbers of a comparison support, and what they don't, in sentences."""
-    said = [f"In points against {pairs[0]['against']}, with 95% intervals over pictures; {len(pairs)} comparisons, corrected together (Holm)."]
+    said = [f"In points against {pairs[0]['against']}, with 95% intervals over pictures; {len(pairs)} comparisons, their p values corrected together (Holm); intervals over seeds stand each by itself, and one in twenty excludes 0 by chance."]
     for kind, words in STANDING.items():
         rows, found = [r for r in pairs if standing(r) == kind and r["language"] != "all"], defaultdict(lambda: defaultdict(list))
         for r in rows:
@@ -546,7 +566,7 @@ def answer_command(args):
     model, tokenizer = load(args.model)
     questions = read_questions(args.data, tokenizer, model.config, args.images, args.annotations, args.suffix)
     settings = {"max_new": args.max_new, "precision": args.precision, "suffix": args.suffix, "data": args.data, "images": args.images}
-    header = {"model": args.model, "weights": weights_of(args.model), **settings}
+    header = {"model": args.model, "weights": weights_of(args.model), "asked": [[Path(path).stat().st_size, Path(path).stat().st_mtime_ns] for path in args.data], **settings}
     kept = AnswerFile(Path(args.out).with_suffix(".answers.jsonl"), header) if args.out else None
     given = kept.given if kept else {}
     todo = [q for q in questions if name_of(q) not in given]
@@ -582,8 +602,8 @@ def likelihood_command(args):
         rows += measure(questions, items)
     for path in args.text:  # plain text: a line is a document, and there is no picture to withhold
         documents, most = [], config.text.max_position_embeddings
-        for line in filter(str.strip, Path(path).read_text(encoding="utf-8").splitlines()):
-            ids = [tokenizer.bos_id, *tokenizer.encode(line.strip()), tokenizer.eos_id]
+        for line in filter(None, (data.utf8(line, path, number) for number, line in enumerate(Path(path).read_bytes().splitlines(), 1))):
+            ids = [tokenizer.bos_id, *tokenizer.encode(line), tokenizer.eos_id]
             documents += [ids[at : at + most] for at in range(0, len(ids) - 1, most - 1)]  # a long one goes on, from its last token
         asked = [{"split": Path(path).stem, "id": i, "image": None, "language": Path(path).stem, "kind": "text", "skill": "text", "truth": tokenizer.decode(ids)} for i, ids in enumerate(documents)]
         rows += measure(asked, {"full": [(ids[:1], [], ids[1:]) for ids in documents]})
@@ -687,6 +707,8 @@ def main():
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         argv = ["answer", *argv]
     args = parser.parse_args(argv)
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     args.run(args)
 
 

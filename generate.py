@@ -144,12 +144,12 @@ def question_parts(question, pictures):
 
 
 def run_batch(model, tokenizer, args, options):
-    """Answers the first question of every record of a LLaVA file; a line of JSON each; a second run goes on where one stopped."""
-    out = Path(args.out)
-    lines = out.read_text(encoding="utf-8").splitlines(keepends=True) if out.exists() else []
-    if lines and not lines[-1].endswith("\n"):  # a line cut off by a crash is done again
-        lines.pop()
-        out.write_text("".join(lines), encoding="utf-8")
+    """Answers the first question of every record of a LLaVA file, a line of JSON each: {"model", "data", "index", "id", "answer"}. A second run goes on where one stopped."""
+    out, about = Path(args.out), {"model": args.model, "data": args.batch}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lines = data.whole_lines(out)
+    if lines and (first := json.loads(lines[0])) != first | about:
+        raise ValueError(f"{out}: holds answers of {first.get('model')} to {first.get('data')}; give another -o")
     samples = data.Chats([args.batch], tokenizer, model.config, model.config.text.max_position_embeddings)
     with open(out, "a", encoding="utf-8") as file:
         for i in tqdm(range(len(lines), len(samples)), initial=len(lines), total=len(samples), unit="question"):
@@ -158,7 +158,7 @@ def run_batch(model, tokenizer, args, options):
             pixels = samples.sample(i).pixels
             pixels = torch.stack(pixels[: len(turns[0][0]) - 1]).to(model.decoder.norm.device) if len(turns[0][0]) > 1 else None
             text = "".join(ask(model, tokenizer, [(turns[0][0], None)], pixels, **options)).strip()
-            print(json.dumps({"index": i, "id": record.get("id"), "answer": text}, ensure_ascii=False), file=file, flush=True)
+            print(json.dumps({**about, "index": i, "id": record.get("id"), "answer": text}, ensure_ascii=False), file=file, flush=True)
 
 
 def main():

@@ -37,6 +37,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import vision
+from data import whole_lines
 from evaluate import interval, main_truth, name_of, picture_path, read_answers, write_json
 from metrics import bootstrap, by_picture, permutation_p, ratio
 
@@ -103,11 +104,7 @@ class Cache:
 
     def __init__(self, path):
         self.path, self.replies, self.lock, self.asking = Path(path), {}, threading.Lock(), {}
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-        if lines and not lines[-1].endswith("\n"):  # cut off by a crash
-            lines.pop()
-            self.path.write_text("".join(lines), encoding="utf-8")
-        for row in map(json.loads, lines):
+        for row in map(json.loads, whole_lines(self.path)):
             self.replies[row["key"]] = row
 
     def alone(self, key):
@@ -129,7 +126,7 @@ def read_reply(mode, row):
         if found:
             return {"1": 1, "2": 2}.get(found[-1], 0), None
     else:
-        found = re.findall(r"SCORES\s*[:：]\s*\**\s*(\d+)\D+(\d+)", text, re.IGNORECASE)
+        found = re.findall(r"SCORES\s*[:：]\s*\**\s*(\d+)(?:/10)?\**[\s,;、，]+(?:and\s+)?\**(\d+)(?:/10)?(?![\d/]|\.\d)", text, re.IGNORECASE)
         if found and all(1 <= int(x) <= 10 for x in found[-1]):
             return tuple(map(int, found[-1])), None
     return None, "refused" if row.get("refusal") or REFUSAL.search(text) else "malformed"
@@ -256,6 +253,7 @@ def main():
         pair = texts[i] if order == 0 else texts[i][::-1]
         return lambda reading: make_body(args.judge, args.mode, questions[i], pictures[i], *pair, reading)
 
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     cache = Cache(Path(args.out).with_suffix(".cache.jsonl"))
     jobs = [(i, order) for i in range(len(questions)) for order in (0, 1)]
     bodies = {key_of(body): body for body in (maker(*job)(0) for job in jobs)}

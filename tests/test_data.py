@@ -95,6 +95,19 @@ def test_json_and_json_lines_are_read_alike_and_broken_ones_are_named(tokenizer,
         data.Texts([tmp_path / "broken.txt"], tokenizer, 10, tmp_path / "cache")
 
 
+def test_lines_end_where_json_lines_end_and_a_torn_one_is_taken_out(tmp_path):
+    file, rows = tmp_path / "rows.jsonl", [{"answer": "한\u2028\x85줄"}, {"answer": "나"}]
+    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    file.write_bytes(whole + '{"answer": "다'.encode()[:-1])  # in the middle of a letter
+    assert list(map(json.loads, data.whole_lines(file))) == rows and file.read_bytes() == whole
+    assert data.whole_lines(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("value", ["<image>\nWhat is it?", "What is it?\n<image>", "<image>What is it?", " What <image>is it?"])
+def test_a_picture_stands_first_wherever_the_file_has_it(value):
+    assert data.read_turns({"conversations": [human(value), gpt("x")]}) == [[["", "\nWhat is it?"], "x"]]
+
+
 def test_a_long_document_goes_on_in_the_next_sample_and_every_token_is_learnt_once(tokenizer, tmp_path):
     line = "What colour is the cat? " * 30
     (tmp_path / "t.txt").write_text(line + "\n\nred\n")
@@ -119,7 +132,7 @@ def test_merged_records_hold_the_picture_once_and_every_turn_once(tokenizer, con
     records = [about("0.png", n) for n in range(5)] + [about("1.png", 5), about("0.png", 6, turns=2), {"id": 7, "conversations": [human("question 7?"), gpt("answer 7")]}]
     records += [about("0.png", 8, question="Look: <image>"), about("0.png", 9, question="Look:<image>")]
     samples = data.Chats([write_set(tmp_path, world, records)], tokenizer, config, 256, merge=3)
-    assert len(samples) == 7  # 3 + 2 about picture 0, then alone: another picture, longer, without one, two that begin with their own question
+    assert len(samples) == 6  # 3 + 3 + 1 about picture 0, wherever their question has it; then alone: another picture, longer, without one
     seen = []
     for i in range(len(samples)):
         sample = samples.sample(i)
@@ -282,6 +295,9 @@ def test_check_and_show_as_commands(tokenizer_file, config, world, tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps([{"id": 7, "conversations": [human("hi")]}]))
     bad = run("check", tmp_path / "bad.json")
     assert bad.returncode == 1 and "record 0 (id 7): the last question has no answer" in bad.stdout
+    (tmp_path / "mixed.json").write_bytes(b'[{"id": 1, "conversations": "\xff"},\n{"id": 2, "conversations": []}]')
+    mixed = run("check", tmp_path / "mixed.json")
+    assert mixed.returncode == 1 and "mixed.json: byte 29 is not UTF-8" in mixed.stdout and "record 1 (id 2): no conversations" in mixed.stdout, mixed
     shown = run("show", world / "chats.json")
     assert shown.returncode == 0 and "\033[32m" in shown.stdout and shown.stdout.splitlines()[0].count("<image>") == 1
     lost = run("check", "nowhere.json")

@@ -83,6 +83,12 @@ def test_pope_gqa_and_vqa_files_are_read_as_they_are(tmp_path):
     assert vqa["image"] == "COCO_val2014_000000000042.jpg" and vqa["truth"] == ["cat"] * 10 and evaluate.worth(vqa, "cat") == {"accuracy": 1}
     with pytest.raises(ValueError, match="want --annotations"):
         evaluate.read_file(tmp_path / "vqa.json")
+    for file, text, complaint in (("pope.json", '{"question_id": 1, "image": "a.jpg", "text": "고양이가 있나요?", "label": "아니요"}', "record 0: the label is '아니요', must be yes or no"),
+                                  ("pope.json", '{"image": "a.jpg", "text": "Is there a cat?", "label": "no"}', "a question has no 'question_id'"),
+                                  ("ten.json", '{"questions": []}', "ten.json: no annotations in it"), ("ten.json", '{"annot', "ten.json: not JSON: ")):  # fmt: skip
+        (tmp_path / file).write_text(text)
+        with pytest.raises(ValueError, match=complaint):
+            evaluate.read_file(tmp_path / ("vqa.json" if file == "ten.json" else file), annotations=tmp_path / "ten.json")
     (tmp_path / "ten.json").write_text('{"annotations": []}')
     with pytest.raises(ValueError, match="no annotation for 1 questions"):
         evaluate.read_file(tmp_path / "vqa.json", annotations=tmp_path / "ten.json")
@@ -106,6 +112,13 @@ def test_a_missing_picture_and_a_broken_record_are_named(folder, world, tmp_path
     (tmp_path / "a.json").write_text(json.dumps([record | {"image": ["a.png", "b.png"]}]))
     with pytest.raises(ValueError, match=r"record 0 \(id 'x'\): 1 <image> marker\(s\) for 2 picture"):
         evaluate.read_questions([tmp_path / "a.json"], tokenizer, config)
+    for name in ("one", "other"):  # which answer would be whose?
+        (tmp_path / name).mkdir()
+        shutil.copy(world / "0.png", tmp_path / name / "a.png")
+        (tmp_path / name / "s.json").write_text(json.dumps([record | {"image": "a.png"}]))
+    with pytest.raises(ValueError, match="s: question 'x', turn 0: another question has the same name"):
+        evaluate.read_questions([tmp_path / "one/s.json", tmp_path / "other/s.json"], tokenizer, config)
+    assert len(evaluate.read_questions([tmp_path / "one/s.json"] * 2, tokenizer, config)) == 2
 
 
 # ---------------------------------------------------------------------------------------------- answers
@@ -139,6 +152,9 @@ def test_answers_are_those_of_one_question_at_a_time_and_a_second_run_goes_on(fo
     # another setting: the old answers are moved aside, not mixed in
     command("--model", folder, "--data", world / "chats.json", "-o", out, "--precision", "fp32", "--max-new", "1")
     assert (tmp_path / "eval.answers.old.jsonl").exists() and len((tmp_path / "eval.answers.jsonl").read_text().splitlines()) == 29
+    (tmp_path / "eval.answers.jsonl").write_text("[1, 2\n")
+    with pytest.raises(ValueError, match="eval.answers.jsonl: not an answer file of evaluate.py, or cut off"):
+        evaluate.read_answers(tmp_path / "eval.answers.jsonl")
 
 
 # ---------------------------------------------------------------------------------------------- likelihood and retrieval
@@ -217,7 +233,8 @@ def test_a_run_against_itself_is_no_difference_and_a_worse_one_is_worse(tmp_path
     a, b, out = answered(tmp_path / "a.answers.jsonl", 90), answered(tmp_path / "b.answers.jsonl", 50), tmp_path / "c.json"
     said = command("compare", f"full={a}", f"same={a}", f"worse={b}", "-o", out)
     found = json.loads(out.read_text())
-    row = {r["model"]: r for r in found["pairs"] if r["language"] == "all"}
+    assert len(found["pairs"]) == 2, "of a file in one language, all languages together would be the same comparisons again, and be corrected for"
+    row = {r["model"]: r for r in found["pairs"]}
     assert (row["same"]["difference"], row["same"]["p_holm"], row["same"]["effect"]) == (0, 1, 0)
     assert row["worse"]["difference"] == pytest.approx(-40 / 120) and row["worse"]["high"] < 0 and row["worse"]["p_holm"] < 0.01 and row["worse"]["n"] == 120 and row["worse"]["pictures"] == 60
     assert "No difference at all, each question is worth the same to both: same: s en." in said and "worse: s en -33.3 (" in said and "one seed says nothing of what another would give" in said
@@ -238,7 +255,7 @@ def test_seeds_decide_about_recipes(tmp_path):
     assert "seeds differ too much" in said
     said = command("compare", group("high", 86, 88, 90), group("low", 40, 40, 60), "-o", tmp_path / "c.json")
     assert "the recipe makes the difference" in said
-    row = next(r for r in json.loads((tmp_path / "c.json").read_text())["pairs"] if r["language"] == "all")
+    (row,) = json.loads((tmp_path / "c.json").read_text())["pairs"]
     # Welch by hand: means 46.67/120 and 88/120, variances 133.33/120² and 4/120², 3 each: s.e. √(137.33/3)/120, 2.12 degrees of freedom
     assert row["difference"] == pytest.approx(-41.333 / 120, abs=1e-4)
     half, df = math.sqrt(137.333 / 3) / 120, (137.333 / 3) ** 2 / ((133.333 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2)
@@ -263,7 +280,7 @@ def test_make_ablation_is_the_demo_with_one_thing_changed(tmp_path):
     made = subprocess.run(["make", "-n", "ablation", "SEEDS=3 4"], cwd=tmp_path, env=outside, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert not re.search("^rm ", made.stdout, re.MULTILINE), "make takes no file for one that may go when all is done"
-    lines = re.findall(r"start=\$\(date \+%s.%N\); \.venv/bin/python (.*?) && ", made.stdout)
+    lines = re.findall(r"start=\$\(.*?\); \.venv/bin/python (.*?) && ", made.stdout)
     of = lambda variant, step: next(line for line in lines if line.startswith(step) and f"out/ablation/{variant}.4/" in line).replace(f"{variant}.4", "RUN")
     stages = ("train.py vision", "train.py align", "train.py instruct", "evaluate.py")
     dictionary = " --dictionary out/ablation/data/text/dictionary.txt"
@@ -283,7 +300,7 @@ def test_make_ablation_is_the_demo_with_one_thing_changed(tmp_path):
 def test_the_page_shows_curves_tables_pictures_attention_and_commands(folder, world, tmp_path):
     run = tmp_path / "run"
     (run / "instruct").mkdir(parents=True)
-    log = [{"step": s, "loss": 5 / s, "seconds": 0.1} for s in range(1, 30)]
+    log = [{"step": s, "loss": None if s == 9 else 5 / s, "seconds": 0.1} for s in range(1, 30)]  # one step was left out
     (run / "instruct" / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log) + '{"step": 3')
     (run / "commands.txt").write_text("python train.py instruct <x>\n")
     command("--model", folder, "--data", world / "chats.json", "-o", run / "eval.json", "--max-new", "4")

@@ -125,6 +125,8 @@ def test_one_question_a_chat_and_a_batch_as_commands(folder, world, tmp_path):
     out.write_text(whole[: len(whole) // 2])  # cut off in the middle of a line: the second run goes on
     assert ask(folder, "--batch", world / "chats.json", "-o", out).returncode == 0
     assert out.read_text() == whole
+    other = ask(folder, "--batch", world / "captions.json", "-o", out)
+    assert other.returncode == 1 and "answers.jsonl: holds answers of" in other.stderr and out.read_text() == whole
 
 
 def test_a_conversation_that_outgrows_the_model_is_refused(model, tokenizer):

@@ -179,7 +179,8 @@ def test_grades_are_the_mean_of_both_orders_beside_the_reference(tmp_path, endpo
 
 @pytest.mark.parametrize("mode, text, want", [
     ("pairwise", "VERDICT: 1 … no.\nVERDICT: 2", (2, None)), ("pairwise", "**verdict：TIE**", (0, None)), ("pairwise", "VERDICT: 12", (None, "malformed")),
-    ("pairwise", "도와드릴 수 없습니다", (None, "refused")), ("grade", "SCORES: 10 1", ((10, 1), None)), ("grade", "SCORES: 11 3", (None, "malformed")),
+    ("pairwise", "도와드릴 수 없습니다", (None, "refused")), ("grade", "SCORES: 10 1", ((10, 1), None)), ("grade", "SCORES: 8/10, 7/10", ((8, 7), None)), ("grade", "**SCORES: 8, 7.**", ((8, 7), None)),
+    ("grade", "SCORES: **9** and **6**", ((9, 6), None)), ("grade", "SCORES: 7.5 9", (None, "malformed")), ("grade", "SCORES: 7 8.5", (None, "malformed")), ("grade", "SCORES: 11 3", (None, "malformed")),
 ])  # fmt: skip
 def test_what_counts_as_a_verdict(mode, text, want):
     assert judge.read_reply(mode, {"text": text}) == want

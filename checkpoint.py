@@ -473,14 +473,19 @@ def processor_files(config, tokenizer):
 
 
 # ---------------------------------------------------------------------------------------------- folders
+def load_json(path):
+    """What a JSON file holds. Raises ValueError with its name."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
 def read_json(folder, name):
     path = Path(folder) / name
     if not path.is_file():
         raise ValueError(f"{folder}: not a model folder: it has no {name}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    data = load_json(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: must be a JSON object")
     return data

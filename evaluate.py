@@ -51,13 +51,6 @@ def language_of(path, question):
     return "ko" if re.search("[가-힣]", question) else "zh" if re.search("[一-鿿]", question) else "en"
 
 
-def load_json(path):
-    try:
-        return json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-
-
 def read_file(path, images=None, annotations=None):
     """The questions of one file: [{"split", "id", "image", "pictures", "turn", "language", "kind", "skill", "metric", "question", "truth", "turns"}].
 
@@ -81,7 +74,7 @@ def read_file(path, images=None, annotations=None):
         if whole and isinstance(whole.get("questions"), list):  # VQAv2
             if not annotations:
                 raise ValueError(f"{path}: VQA questions want --annotations, the file with the ten answers of each")
-            answers = load_json(annotations)
+            answers = checkpoint.load_json(annotations)
             if not isinstance(answers, dict) or "annotations" not in answers:
                 raise ValueError(f"{annotations}: no annotations in it")
             answers = {a["question_id"]: a for a in answers["annotations"]}

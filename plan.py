@@ -41,13 +41,14 @@ def print_plan(model, recipe, args, samples, processes):
     count = lambda parameters: sum(p.numel() for p in parameters)
     every, learns = count(model.parameters()), count(p for p in model.parameters() if p.requires_grad)
     muon = count(p for name, p in model.named_parameters() if recipe.muon_lr and p.requires_grad and ".layers." in name and p.dim() == 2)
-    chosen = []
+    chosen, bad = [], 0
     for i in range(0, len(samples), max(1, len(samples) // 200)):
         try:
             chosen.append(samples.sample(i))
         except data.BadSample:
             if args.bad_samples == "error":
                 raise
+            bad += 1
     if not chosen:
         raise ValueError(f"{args.data[0]}: of its samples not one that was looked at can be used")
     mean = lambda values: sum(values) / len(chosen)
@@ -73,7 +74,8 @@ def print_plan(model, recipe, args, samples, processes):
     rows = {"weights (fp32)": 4 * every / share, "their bf16 copies": 2 * copies, "gradients (fp32)": 4 * learns / share,
             "optimizer": (8 * (learns - muon) + 4 * muon) / share, "activations (estimate)": at_once * (4 * C * L + block if args.recompute else block * L), "the ViT's (estimate)": see, "the loss's logits": logits}  # fmt: skip
     peak, memory = GPUS[args.gpu]
-    print(f"{args.stage}: {learns:,} parameters learn, {every - learns:,} are frozen; {len(samples):,} samples, about {tokens:,.0f} tokens and {pictures:.2f} pictures each")
+    print(f"{args.stage}: {learns:,} parameters learn, {every - learns:,} are frozen; {len(samples):,} samples, about {tokens:,.0f} tokens and {pictures:.2f} pictures each"
+          + (f"; of {bad + len(chosen):,} looked at {bad:,} can't be used" if bad else ""))  # fmt: skip
     print(f"{processes} process(es), a batch of {recipe.batch}: about {recipe.batch * tokens:,.0f} tokens a step, {per_epoch:,} steps an epoch, {steps:,} in all")
     for name, size in rows.items():
         print(f"  {name:24} {size / 2**30:10.2f} GiB a process")

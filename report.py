@@ -303,11 +303,11 @@ def page(folders, eval_file, seed, each, attention):
     stages, sections = stage_folders(folders), []
     evaluated = header = rows = None
     if eval_file.is_file():
-        evaluated = evaluate.load_json(eval_file)
+        evaluated = checkpoint.load_json(eval_file)
         if not {"rows", "settings"} <= evaluated.keys():
             raise ValueError(f"{eval_file}: not a file that evaluate.py -o wrote; measure again")
         header, rows = evaluate.read_answers(eval_file.with_suffix(".answers.jsonl"))
-    further = {path: evaluate.load_json(path) for path in sorted(folders[0].glob("*.json")) if path != eval_file}
+    further = {path: checkpoint.load_json(path) for path in sorted(folders[0].glob("*.json")) if path != eval_file}
     further = {path: found for path, found in further.items() if isinstance(found, dict) and found.keys() & {"likelihood", "retrieval", "pairs", "judge"}}
     if not stages and not evaluated and not further:
         raise ValueError(f"{folders[0]}: neither a stage's log.jsonl nor {eval_file.name} nor a comparison; is this a run's folder?")

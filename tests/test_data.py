@@ -211,6 +211,9 @@ def test_a_dictionarys_words_mean_the_same_in_a_line_and_each_pair_is_asked_abou
     (tmp_path / "words.txt").write_text("cat = 고양이\nbig\n")
     with pytest.raises(ValueError, match=r"words.txt: line 2: words that mean the same are wanted, with = between them: 'big'"):
         data.Phrases([world / "captions.json"], tokenizer, config, tmp_path / "words.txt")
+    (tmp_path / "words.txt").write_bytes("cat = 고양이\n".encode() + b"dog = \xff\n")
+    with pytest.raises(ValueError, match="words.txt: line 2 is not UTF-8"):
+        data.Phrases([world / "captions.json"], tokenizer, config, tmp_path / "words.txt")
 
 
 def test_what_records_share_is_counted_once_in_what_attention_costs():

@@ -157,6 +157,17 @@ def test_answers_are_those_of_one_question_at_a_time_and_a_second_run_goes_on(fo
         evaluate.read_answers(tmp_path / "eval.answers.jsonl")
 
 
+def test_answers_to_a_file_that_has_changed_are_not_kept(folder, world, tmp_path):
+    shutil.copytree(world, tmp_path / "data")
+    file, out = tmp_path / "data" / "chats.json", tmp_path / "eval.json"
+    command("--model", folder, "--data", file, "-o", out, "--max-new", "1")
+    records = json.loads(file.read_text())
+    records[0]["conversations"][1]["value"] = "something else"
+    file.write_text(json.dumps(records))
+    command("--model", folder, "--data", file, "-o", out, "--max-new", "1")
+    assert "something else" in {row["truth"] for row in evaluate.read_answers(tmp_path / "eval.answers.jsonl")[1]}, "what compare, judge.py and the page read"
+
+
 # ---------------------------------------------------------------------------------------------- likelihood and retrieval
 def test_likelihoods_are_those_of_a_plain_loop(folder, world, config, tokenizer):
     from generate import load

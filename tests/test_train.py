@@ -344,6 +344,27 @@ def test_a_plan_counts_what_the_run_would_hold(inside, config, tmp_path):
     assert "3 steps an epoch" in text and "hours on 2 × H200 at an MFU of 40%" in text and not (tmp_path / "out").exists()
 
 
+def test_of_lora_only_what_is_added_costs_a_gradient_of_its_own(config):
+    model = Model(config)
+    train.choose_parts(model, train.RECIPES["instruct"], 2)
+    last = f"{config.text.num_hidden_layers - 1}."
+    # FLOPs a token for each weight of a matrix: 2 forward, 2 for what comes before it, 2 for itself. Of the last block, queries, keys and values alone see all tokens
+    want = sum(p.numel() * (6 if name.endswith((".down", ".up")) else 4) for name, p in model.decoder.layers.named_parameters()
+               if p.dim() == 2 and not (name.startswith(last) and ("o_proj" in name or "mlp" in name)))  # fmt: skip
+    assert train.work(model)[0] == want
+
+
+def test_a_plan_says_what_it_could_not_look_at(inside, world, tmp_path):
+    records = json.loads((world / "captions.json").read_text())
+    for r in records:
+        r["image"] = str(world / r["image"])
+    records[3]["image"] = "lost.png"
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    assert "lost.png: no such picture" in inside("align", tmp_path / "set.json", "--plan", 2)[1]
+    text, code = inside("align", tmp_path / "set.json", "--plan", 2, "--bad-samples", "skip")
+    assert code == 0 and "of 12 looked at 1 can't be used" in text
+
+
 def test_each_start_notes_its_command_and_versions(inside, tmp_path):
     assert inside("align", "captions.json", "--steps", 1)[1] == 0
     (row,) = map(json.loads, (tmp_path / "out" / "runs.jsonl").read_text().splitlines())

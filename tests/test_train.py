@@ -178,12 +178,19 @@ def test_a_checkpoint_of_other_settings_is_not_continued(start, world, tmp_path)
     assert done.returncode == 1 and f"model: {start} → {tmp_path / 'other'}" in done.stderr
 
 
-def test_a_sample_left_out_is_counted_and_named(start, world, tmp_path):
+def write_captions(world, folder, lost=3, empty=None):
+    """The world's captions as folder/set.json, the picture of one of them gone, and what another says."""
     records = json.loads((world / "captions.json").read_text())
     for r in records:
         r["image"] = str(world / r["image"])
-    records[3]["image"] = "lost.png"
-    (tmp_path / "set.json").write_text(json.dumps(records))
+    records[lost]["image"] = "lost.png"
+    if empty is not None:
+        records[empty]["conversations"] = []
+    (folder / "set.json").write_text(json.dumps(records))
+
+
+def test_a_sample_left_out_is_counted_and_named(start, world, tmp_path):
+    write_captions(world, tmp_path)
     done = run("align", start, tmp_path / "set.json", tmp_path / "out", "--batch", 4, "--steps", 3, "--bad-samples", "skip")
     assert done.returncode == 0, done.stderr
     assert re.search(r"left out: .*set.json: record 3 \(id 'c3'\): .*lost.png: no such picture", done.stderr) and "1 bad samples left out" in done.stderr
@@ -327,11 +334,7 @@ def test_a_machine_without_git_trains(inside, tmp_path, monkeypatch):
 
 
 def test_bad_samples_can_be_skipped_in_the_vision_stage(inside, world, tmp_path):
-    records = json.loads((world / "captions.json").read_text())
-    for r in records:
-        r["image"] = str(world / r["image"])
-    records[3]["image"], records[5]["conversations"] = "lost.png", []
-    (tmp_path / "set.json").write_text(json.dumps(records))
+    write_captions(world, tmp_path, empty=5)
     assert "no conversations" in inside("vision", tmp_path / "set.json", "--steps", 3)[1]
     text, code = inside("vision", tmp_path / "set.json", "--steps", 3, "--bad-samples", "skip", out="skip")
     assert code == 0 and "lost.png: no such picture" in text and "2 bad samples left out" in text
@@ -355,11 +358,7 @@ def test_of_lora_only_what_is_added_costs_a_gradient_of_its_own(config):
 
 
 def test_a_plan_says_what_it_could_not_look_at(inside, world, tmp_path):
-    records = json.loads((world / "captions.json").read_text())
-    for r in records:
-        r["image"] = str(world / r["image"])
-    records[3]["image"] = "lost.png"
-    (tmp_path / "set.json").write_text(json.dumps(records))
+    write_captions(world, tmp_path)
     assert "lost.png: no such picture" in inside("align", tmp_path / "set.json", "--plan", 2)[1]
     text, code = inside("align", tmp_path / "set.json", "--plan", 2, "--bad-samples", "skip")
     assert code == 0 and "of 12 looked at 1 can't be used" in text

@@ -40,9 +40,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import vision
-from model import IGNORE
+from model import IGNORE_INDEX, Layout
 
-MARKER = "<image>"  # in a data file's human turn: a picture stands here. Typed by a user (generate.py) it is plain text
+IMAGE_TOKEN = "<image>"  # in a data file's human turn: a picture stands here. Typed by a user (generate.py) it is plain text
 DICTIONARY_LINES = 64  # a step of the vision stage takes so many
 USER, ASSISTANT = ("human", "user"), ("gpt", "assistant")
 
@@ -53,7 +53,7 @@ def encode_chat(turns, tokenizer, num_patches):
 
     turns: [(question, answer), …]; a question is a string, or a list of strings between which a picture stands each; an
     answer of None (only in the last turn) ends the ids where the model has to go on: a prompt for inference.
-    The mask is 1 for the answer's tokens and its </s>. Texts are encoded apart around every control piece, as LLaVA-1.5 was trained.
+    The mask is 1 for the answer's tokens and its </s>. TextDataset are encoded apart around every control piece, as LLaVA-1.5 was trained.
     """
     ids, mask = [tokenizer.bos_id], [0]
     for question, answer in turns:
@@ -61,7 +61,9 @@ def encode_chat(turns, tokenizer, num_patches):
         for i, part in enumerate(parts):
             if i:
                 ids += [tokenizer.image_id] * num_patches
-            text = ("USER: " if i == 0 else "") + part + (" ASSISTANT:" if i == len(parts) - 1 else "")
+            text = (
+                ("USER: " if i == 0 else "") + part + (" ASSISTANT:" if i == len(parts) - 1 else "")
+            )
             ids += tokenizer.encode(text) if text else []
         mask += [0] * (len(ids) - len(mask))
         if answer is not None:
@@ -77,22 +79,28 @@ def read_turns(record):
         raise ValueError("no conversations")
     turns = []
     for i, message in enumerate(messages):
-        role, value = (message.get("from"), message.get("value")) if isinstance(message, dict) else (None, None)
+        role, value = (
+            (message.get("from"), message.get("value"))
+            if isinstance(message, dict)
+            else (None, None)
+        )
         if not isinstance(value, str):
             raise ValueError(f"turn {i}: the value is not a text")
         if role not in (USER, ASSISTANT)[i % 2]:
             raise ValueError(f"turn {i}: from {role!r}, but {(USER, ASSISTANT)[i % 2][0]!r} is due")
         if i % 2 == 0:
-            parts = value.split(MARKER)
-            if len(parts) == 2:  # one picture stands first, wherever the file has it, as LLaVA trains
+            parts = value.split(IMAGE_TOKEN)
+            if (
+                len(parts) == 2
+            ):  # one picture stands first, wherever the file has it, as LLaVA trains
                 text = "".join(parts).strip()
                 parts = ["", "\n" + text if text else ""]
             parts[0], parts[-1] = parts[0].lstrip(), parts[-1].rstrip()
             turns.append([parts, None])
         elif not value.strip():
             raise ValueError(f"turn {i}: the answer is empty")
-        elif MARKER in value:
-            raise ValueError(f"turn {i}: {MARKER} in an answer")
+        elif IMAGE_TOKEN in value:
+            raise ValueError(f"turn {i}: {IMAGE_TOKEN} in an answer")
         else:
             turns[-1][1] = value.strip()
     if turns[-1][1] is None:
@@ -100,7 +108,7 @@ def read_turns(record):
     return turns
 
 
-def picture_names(record):
+def image_files(record):
     """The record's picture files, in order: none, one, or several."""
     image = record.get("image")
     names = [] if image is None else [image] if isinstance(image, str) else image
@@ -113,30 +121,40 @@ class Sample(NamedTuple):
     """What training takes at once: a conversation, or several about the same picture, which share its tokens and don't see each other."""
 
     ids: list
-    mask: list  # 1 where an id is learnt
+    loss_mask: list  # 1 where an id is learnt
     pixels: list  # of its pictures, uint8 (3, S, S) each; `encode_records` leaves their names here
-    starts: tuple = (0,)  # where each record's own ids begin; what stands before the first is common to all
+    starts: tuple = (
+        0,
+    )  # where each record's own ids begin; what stands before the first is common to all
 
 
 def encode_records(records, tokenizer, num_patches, max_length):
     """The Sample of a conversation, or of several that begin with the same picture: "<s>USER: <image> … <image>" stands once, and what each goes on with behind it.
 
     Raises ValueError with the reason why it can't be trained on."""
-    names, ids, mask, starts = picture_names(records[0]), [], [], []
+    names, ids, mask, starts = image_files(records[0]), [], [], []
     for n, record in enumerate(records):
         try:
             turns = read_turns(record)
             markers = sum(len(parts) - 1 for parts, _ in turns)
             if markers != len(names):
-                raise ValueError(f"{markers} {MARKER} marker(s) for {len(names)} picture(s)")
+                raise ValueError(f"{markers} {IMAGE_TOKEN} marker(s) for {len(names)} picture(s)")
             own, learnt = encode_chat(turns, tokenizer, num_patches)
             if len(own) > max_length:
                 raise ValueError(f"{len(own)} tokens, the limit is {max_length}")
         except ValueError as error:
-            others = f"; the {len(records) - 1} that share its sample go with it" if len(records) > 1 else ""
-            raise ValueError(f"id {record.get('id')!r}: {error}{others}" if others else str(error)) from None
+            others = (
+                f"; the {len(records) - 1} that share its sample go with it"
+                if len(records) > 1
+                else ""
+            )
+            raise ValueError(
+                f"id {record.get('id')!r}: {error}{others}" if others else str(error)
+            ) from None
         head = own.index(tokenizer.image_id) + num_patches if len(records) > 1 else 0
-        assert own[:head] == ids[:head] or not starts, "share_key put records together that begin differently"
+        assert own[:head] == ids[:head] or not starts, (
+            "share_key put records together that begin differently"
+        )
         if starts:
             own, learnt = own[head:], learnt[head:]
         starts.append(len(ids) or head)
@@ -144,19 +162,22 @@ def encode_records(records, tokenizer, num_patches, max_length):
     return Sample(ids, mask, names, tuple(starts))
 
 
-def spans(sample):
+def record_spans(sample):
     """(start, stop) of each record's own ids in a sample's; the very last id is only ever a target."""
     return list(zip(sample.starts, [*sample.starts[1:], len(sample.ids) - 1]))
 
 
 def record_lengths(sample):
     """The tokens of each record of a sample as attention sees it: with what is common to all before its own."""
-    return [sample.starts[0] + stop - start for start, stop in spans(sample)]
+    return [sample.starts[0] + stop - start for start, stop in record_spans(sample)]
 
 
-def squares(sample):
+def attention_pairs(sample):
     """The sum of its records' squared lengths, with what is common counted once: what attention costs."""
-    return sum(n * n for n in record_lengths(sample)) - (len(sample.starts) - 1) * sample.starts[0] ** 2
+    return (
+        sum(n * n for n in record_lengths(sample))
+        - (len(sample.starts) - 1) * sample.starts[0] ** 2
+    )
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -172,7 +193,9 @@ def scan_records(path):
 
     def checked(start, end, record, number):
         if not isinstance(record, dict):
-            raise ValueError(f"{path}: record {number} is {type(record).__name__}, must be an object")
+            raise ValueError(
+                f"{path}: record {number} is {type(record).__name__}, must be an object"
+            )
         return start, end, record
 
     with open(path, "rb") as file:
@@ -198,11 +221,18 @@ def scan_records(path):
                 file.seek(start)
                 for line, raw in enumerate(file, 1):
                     if raw.strip():
-                        yield checked(start, start + len(raw), json.loads(raw.rstrip().decode("latin-1")), number)
+                        yield checked(
+                            start,
+                            start + len(raw),
+                            json.loads(raw.rstrip().decode("latin-1")),
+                            number,
+                        )
                         number += 1
                     start += len(raw)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not JSON: {error.msg}: line {line + error.lineno - 1} column {error.colno}") from None
+            raise ValueError(
+                f"{path}: not JSON: {error.msg}: line {line + error.lineno - 1} column {error.colno}"
+            ) from None
 
 
 def read_record(path, start, end):
@@ -211,7 +241,9 @@ def read_record(path, start, end):
         try:
             return json.loads(file.read(end - start))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: byte {start + error.start:,} is not UTF-8: {error.reason}") from None
+            raise ValueError(
+                f"{path}: byte {start + error.start:,} is not UTF-8: {error.reason}"
+            ) from None
 
 
 def read_records(path):
@@ -219,7 +251,7 @@ def read_records(path):
     return [read_record(path, start, end) for start, end, _ in scan_records(path)]
 
 
-def utf8(line, path, number):
+def decode_line(line, path, number):
     """A line of a text file, its bytes -> str without white space around. Raises ValueError with file and line."""
     try:
         return line.decode("utf-8").strip()
@@ -227,7 +259,7 @@ def utf8(line, path, number):
         raise ValueError(f"{path}: line {number} is not UTF-8: {error.reason}") from None
 
 
-def whole_lines(path):
+def read_complete_lines(path):
     """The lines, as bytes, of a file that lines of JSON are appended to; [] if there is none. One that a crash cut off is taken out of the file.
 
     Of a str, splitlines would also split at U+2028 and the like, which JSON leaves inside a text as they are."""
@@ -247,7 +279,10 @@ def read_tokens(path, tokenizer, cache):
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     about = path.stat()
-    key = hashlib.sha256(tokenizer.package.serialized_model_proto() + repr((str(path.resolve()), about.st_size, about.st_mtime_ns)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        tokenizer.sp_processor.serialized_model_proto()
+        + repr((str(path.resolve()), about.st_size, about.st_mtime_ns)).encode()
+    ).hexdigest()[:16]
     file = Path(cache) / f"{path.stem}-{key}.{np.dtype(dtype).name}"
     while not file.exists() and int(os.environ.get("LOCAL_RANK", 0)):
         time.sleep(0.1)  # if the first process fails, torchrun ends this one too
@@ -257,10 +292,14 @@ def read_tokens(path, tokenizer, cache):
         try:
             with open(path, "rb") as source, open(beside, "wb") as out:
                 while lines := source.readlines(1 << 22):
-                    lines = [utf8(line, path, number + n) for n, line in enumerate(lines, 1)]
+                    lines = [decode_line(line, path, number + n) for n, line in enumerate(lines, 1)]
                     number += len(lines)
-                    for ids in tokenizer.package.encode([line for line in lines if line], num_threads=os.cpu_count()):
-                        out.write(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype).tobytes())
+                    for ids in tokenizer.sp_processor.encode(
+                        [line for line in lines if line], num_threads=os.cpu_count()
+                    ):
+                        out.write(
+                            np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype).tobytes()
+                        )
                 out.flush()
                 os.fsync(out.fileno())
             os.replace(beside, file)
@@ -269,7 +308,7 @@ def read_tokens(path, tokenizer, cache):
     return np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
 
 
-class Pictures:
+class ImageCache:
     """Reads pictures below `root` as uint8 (3, size, size); keeps what it has read while that fits into `keep` bytes."""
 
     def __init__(self, root, size, mode, keep=1 << 26):
@@ -279,7 +318,7 @@ class Pictures:
     def __call__(self, name):
         pixels = self.kept.get(name)
         if pixels is None:
-            pixels = vision.preprocess(vision.load_picture(self.root / name), self.size, self.mode)
+            pixels = vision.preprocess(vision.load_image(self.root / name), self.size, self.mode)
             if len(self.kept) < self.room:
                 self.kept[name] = pixels
         return pixels
@@ -289,11 +328,21 @@ def share_key(record):
     """What the records that can share a sample have in common: the picture, what stands before it ("": `read_turns` puts one first), and the number of messages, as
     attention pads to the longest. None: nothing."""
     said = record.get("conversations")
-    first = said[0].get("value") if isinstance(said, list) and said and isinstance(said[0], dict) else None
-    return (record["image"], "", len(said)) if isinstance(record.get("image"), str) and isinstance(first, str) and first.count(MARKER) == 1 else None
+    first = (
+        said[0].get("value")
+        if isinstance(said, list) and said and isinstance(said[0], dict)
+        else None
+    )
+    return (
+        (record["image"], "", len(said))
+        if isinstance(record.get("image"), str)
+        and isinstance(first, str)
+        and first.count(IMAGE_TOKEN) == 1
+        else None
+    )
 
 
-class Chats:
+class ConversationDataset:
     """Conversations of LLaVA files: sample(i) -> Sample. Bad samples are found when they are due, and named.
 
     In memory, in this process and in each worker, is only where each record lies: about 30 bytes for each, in arrays.
@@ -301,20 +350,41 @@ class Chats:
     of its question sets; here they stand side by side, for an answer that a turn before gives away teaches nobody to look (docs/experiments.md)."""
 
     def __init__(self, paths, tokenizer, config, max_length, merge=1):
-        self.paths, self.places, self.sizes, self.languages = list(paths), [], [], []  # places: (records, 2), first byte and the one behind the last
-        lengths, members, ends = array("q"), array("q"), array("q")  # of samples; a sample's records are members[ends[i - 1] : ends[i]]
+        self.paths, self.places, self.sizes, self.languages = (
+            list(paths),
+            [],
+            [],
+            [],
+        )  # places: (records, 2), first byte and the one behind the last
+        lengths, members, ends = (
+            array("q"),
+            array("q"),
+            array("q"),
+        )  # of samples; a sample's records are members[ends[i - 1] : ends[i]]
         for f, path in enumerate(self.paths):
-            places, sizes, pictured, together, languages = array("q"), array("q"), array("b"), {}, Counter()
+            places, sizes, pictured, together, languages = (
+                array("q"),
+                array("q"),
+                array("b"),
+                {},
+                Counter(),
+            )
             for i, (start, end, record) in enumerate(scan_records(path)):
                 places.extend((start, end))
                 said = record.get("conversations")
-                sizes.append(sum(len(str(m.get("value"))) for m in said if isinstance(m, dict)) if isinstance(said, list) else 0)
+                sizes.append(
+                    sum(len(str(m.get("value"))) for m in said if isinstance(m, dict))
+                    if isinstance(said, list)
+                    else 0
+                )
                 pictured.append("image" in record)
                 languages[str(record.get("language", "?"))] += 1
                 if merge > 1:
                     together.setdefault(share_key(record) or i, []).append(i)
             before = len(lengths)
-            for key, group in together.items() if merge > 1 else ((None, (i,)) for i in range(len(sizes))):
+            for key, group in (
+                together.items() if merge > 1 else ((None, (i,)) for i in range(len(sizes)))
+            ):
                 if len(group) > 1:
                     random.Random(f"{f} {key}").shuffle(group)
                 for at in range(0, len(group), merge):
@@ -323,13 +393,26 @@ class Chats:
                     ends.append(len(members))
                     # a cheap stand-in for tokens, to batch like with like: as many turns (attention pads to the longest record), then as much text
                     turns = key[2] if isinstance(key, tuple) else 0
-                    lengths.append((turns << 32) + sum(sizes[i] for i in part) + 1000 * pictured[part[0]])
+                    lengths.append(
+                        (turns << 32) + sum(sizes[i] for i in part) + 1000 * pictured[part[0]]
+                    )
             self.places.append(np.array(places).reshape(-1, 2))
             self.sizes.append(len(lengths) - before)
             self.languages.append(languages)
-        self.lengths, self.members, self.ends = np.array(lengths), np.array(members, np.int32), np.array(ends)
-        self.pictures = [Pictures(Path(path).parent, config.vision.image_size, config.picture_mode) for path in self.paths]
-        self.tokenizer, self.num_patches, self.max_length = tokenizer, config.vision.num_patches, max_length
+        self.lengths, self.members, self.ends = (
+            np.array(lengths),
+            np.array(members, np.int32),
+            np.array(ends),
+        )
+        self.pictures = [
+            ImageCache(Path(path).parent, config.vision.image_size, config.image_aspect_ratio)
+            for path in self.paths
+        ]
+        self.tokenizer, self.num_patches, self.max_length = (
+            tokenizer,
+            config.vision.num_patches,
+            max_length,
+        )
 
     def __len__(self):
         return len(self.ends)
@@ -356,21 +439,37 @@ class Chats:
 
     def sample(self, i):
         try:
-            sample, (f, _) = encode_records(self.records(i), self.tokenizer, self.num_patches, self.max_length), self.where(i)
+            sample, (f, _) = (
+                encode_records(self.records(i), self.tokenizer, self.num_patches, self.max_length),
+                self.where(i),
+            )
             return sample._replace(pixels=[self.pictures[f](name) for name in sample.pixels])
         except ValueError as error:
             raise BadSample(f"{self.name(i)}: {error}") from None
 
 
-class Texts:
+class TextDataset:
     """Documents of text files, one a line: sample(i) -> Sample, of which everything is learnt. A long one goes on in further samples."""
 
     def __init__(self, paths, tokenizer, max_length, cache):
-        self.paths, self.ids, self.starts, self.stops, self.sizes, self.languages = list(paths), [], [], [], [], [{}] * len(paths)
+        self.paths, self.ids, self.starts, self.stops, self.sizes, self.languages = (
+            list(paths),
+            [],
+            [],
+            [],
+            [],
+            [{}] * len(paths),
+        )
         step = max_length - 1  # a further sample begins with the last token of the one before
         for path in self.paths:
             ids, block = read_tokens(path, tokenizer, cache), 1 << 26
-            first = np.concatenate([np.flatnonzero(ids[at : at + block] == tokenizer.bos_id) + at for at in range(0, len(ids), block)] or [np.zeros(0, int)])
+            first = np.concatenate(
+                [
+                    np.flatnonzero(ids[at : at + block] == tokenizer.bos_id) + at
+                    for at in range(0, len(ids), block)
+                ]
+                or [np.zeros(0, int)]
+            )
             behind = np.append(first[1:], len(ids))[: len(first)]
             parts = -(-(behind - first - 1) // step)
             nth = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
@@ -390,7 +489,9 @@ class Texts:
     def name(self, i):
         f, n = self.where(i)
         ids = self.ids[f]
-        return f"{self.paths[f]}: tokens {self.starts[f][n]:,} – {self.stops[f][n]:,} of {len(ids):,}"
+        return (
+            f"{self.paths[f]}: tokens {self.starts[f][n]:,} – {self.stops[f][n]:,} of {len(ids):,}"
+        )
 
     def sample(self, i):
         f, n = self.where(i)
@@ -398,7 +499,7 @@ class Texts:
         return Sample(ids, [0] + [1] * (len(ids) - 1), [])
 
 
-class Phrases:
+class PhraseDataset:
     """Pictures with all the phrases that are said of them, for the contrast of the `vision` stage.
 
     A picture's phrases are its captions' parts between commas, in every language; what several records say of one picture
@@ -409,20 +510,32 @@ class Phrases:
 
     def __init__(self, paths, tokenizer, config, dictionary=None):
         self.dictionary = read_dictionary(dictionary, tokenizer) if dictionary else []
-        self.tokenizer, self.pictures, self.phrases, self.true, self.spoken = tokenizer, [], [], [], []
+        self.tokenizer, self.pictures, self.phrases, self.true, self.spoken = (
+            tokenizer,
+            [],
+            [],
+            [],
+            [],
+        )
         self.size, self.without_picture, self.bad, where = config.vision.image_size, 0, [], {}
         for path in paths:
-            pictures = Pictures(Path(path).parent, config.vision.image_size, config.picture_mode)
+            pictures = ImageCache(
+                Path(path).parent, config.vision.image_size, config.image_aspect_ratio
+            )
             for index, record in enumerate(read_records(path)):
                 try:
-                    names = picture_names(record)
+                    names = image_files(record)
                     if len(names) > 1:
                         raise ValueError(f"{len(names)} pictures: the contrast takes one")
                     if not names:
                         self.without_picture += 1  # nothing to contrast; train.py says how many
                         continue
                     name = names[0]
-                    said = [part.strip(" .。") for _, answer in read_turns(record) for part in answer.replace("，", ",").split(",")]
+                    said = [
+                        part.strip(" .。")
+                        for _, answer in read_turns(record)
+                        for part in answer.replace("，", ",").split(",")
+                    ]
                 except ValueError as error:
                     self.bad.append(f"{path}: record {index} (id {record.get('id')!r}): {error}")
                     continue
@@ -436,9 +549,21 @@ class Phrases:
                 about = record.get("language", "?"), record.get("kind", "?")
                 self.spoken[where[key]].add(about)
                 self.true[where[key]].update((about[0], phrase) for phrase in said)
-                self.phrases[where[key]].update(dict.fromkeys((about, phrase) for phrase in said if phrase))  # a dict keeps the order: same phrases every run
-        self.ids, self.lengths, self.sizes = {}, np.zeros(len(self.pictures), int), [len(self.pictures)]
-        self.languages = [Counter(language for spoken in self.spoken for language in {language for language, _ in spoken})]
+                self.phrases[where[key]].update(
+                    dict.fromkeys((about, phrase) for phrase in said if phrase)
+                )  # a dict keeps the order: same phrases every run
+        self.ids, self.lengths, self.sizes = (
+            {},
+            np.zeros(len(self.pictures), int),
+            [len(self.pictures)],
+        )
+        self.languages = [
+            Counter(
+                language
+                for spoken in self.spoken
+                for language in {language for language, _ in spoken}
+            )
+        ]
 
     def __len__(self):
         return len(self.pictures)
@@ -467,7 +592,11 @@ class Phrases:
                     bad.append(str(error))
             chosen += random.Random(f"{seed} {i}").sample(said, min(per_picture, len(said)))
             usable.append(picture is not None)
-            pixels.append(torch.zeros(3, self.size, self.size, dtype=torch.uint8) if picture is None else picture)
+            pixels.append(
+                torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+                if picture is None
+                else picture
+            )
         ids, offsets = [], []
         for _, phrase in chosen:
             if phrase not in self.ids:
@@ -476,19 +605,52 @@ class Phrases:
             ids += self.ids[phrase]
         words = {}
         if self.dictionary:
-            drawn = random.Random(f"{seed} dictionary").sample(self.dictionary, min(DICTIONARY_LINES, len(self.dictionary)))
+            drawn = random.Random(f"{seed} dictionary").sample(
+                self.dictionary, min(DICTIONARY_LINES, len(self.dictionary))
+            )
             spelt = [ids for line in drawn for ids in line]
             line, number = torch.tensor([n for n, line in enumerate(drawn) for _ in line]), {}
             spelling = torch.tensor([number.setdefault(tuple(ids), len(number)) for ids in spelt])
-            mine, ends = torch.arange(len(spelt)) % world == rank, torch.tensor(list(map(len, spelt))).cumsum(0)
-            words = {"word_ids": torch.tensor([id for ids in spelt for id in ids]), "word_offsets": nn.functional.pad(ends[:-1], (1, 0)),
-                     "word_true": line[:, None] == line, "word_known": mine[:, None] & (spelling[:, None] != spelling)}  # fmt: skip
+            mine, ends = (
+                torch.arange(len(spelt)) % world == rank,
+                torch.tensor(list(map(len, spelt))).cumsum(0),
+            )
+            words = {
+                "word_ids": torch.tensor([id for ids in spelt for id in ids]),
+                "word_offsets": nn.functional.pad(ends[:-1], (1, 0)),
+                "word_true": line[:, None] == line,
+                "word_known": mine[:, None] & (spelling[:, None] != spelling),
+            }
         columns = [i for theirs in everyone for i in theirs]
-        is_true = torch.from_numpy(np.array([[i is not None and (about[0], phrase) in self.true[i] for i in columns] for about, phrase in chosen], bool))
-        is_known = is_true | torch.from_numpy(np.array([[i is not None and about in self.spoken[i] for i in columns] for about, _ in chosen], bool))
-        return {"pixels": torch.stack(pixels), "usable": torch.tensor(usable), "ids": torch.tensor(ids, dtype=torch.long), "offsets": torch.tensor(offsets, dtype=torch.long),
-                "is_true": is_true.view(-1, len(columns)), "is_known": is_known.view(-1, len(columns)), "pictures": list(map(len, everyone)),
-                "samples": [i for i in everyone[rank] if i is not None], "bad": bad} | words  # fmt: skip
+        is_true = torch.from_numpy(
+            np.array(
+                [
+                    [i is not None and (about[0], phrase) in self.true[i] for i in columns]
+                    for about, phrase in chosen
+                ],
+                bool,
+            )
+        )
+        is_known = is_true | torch.from_numpy(
+            np.array(
+                [
+                    [i is not None and about in self.spoken[i] for i in columns]
+                    for about, _ in chosen
+                ],
+                bool,
+            )
+        )
+        return {
+            "pixels": torch.stack(pixels),
+            "usable": torch.tensor(usable),
+            "ids": torch.tensor(ids, dtype=torch.long),
+            "offsets": torch.tensor(offsets, dtype=torch.long),
+            "is_true": is_true.view(-1, len(columns)),
+            "is_known": is_known.view(-1, len(columns)),
+            "images_per_rank": list(map(len, everyone)),
+            "sample_indices": [i for i in everyone[rank] if i is not None],
+            "bad_samples": bad,
+        } | words
 
 
 def read_dictionary(path, tokenizer):
@@ -497,9 +659,11 @@ def read_dictionary(path, tokenizer):
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        words = [word.strip() for word in utf8(line, path, number).split("=")]
+        words = [word.strip() for word in decode_line(line, path, number).split("=")]
         if len(words) < 2 or not all(words):
-            raise ValueError(f"{path}: line {number}: words that mean the same are wanted, with = between them: {' = '.join(words)[:60]!r}")
+            raise ValueError(
+                f"{path}: line {number}: words that mean the same are wanted, with = between them: {' = '.join(words)[:60]!r}"
+            )
         lines.append([tokenizer.encode(word) for word in words])
     if not lines:
         raise ValueError(f"{path}: nothing to train on")
@@ -514,20 +678,28 @@ class BadSample(ValueError):
 def collate(samples, pad_id, T=None):
     """Samples -> {"ids" (B, T), "targets" (B, T), "wanted" (n,), "pixels" (P, 3, S, S)?}: padded on the right to the longest.
 
-    targets[b, t] is the id that follows ids[b, t] where that one is learnt, IGNORE elsewhere; wanted: where those are, b·T + t, and some that aren't.
+    targets[b, t] is the id that follows ids[b, t] where that one is learnt, IGNORE_INDEX elsewhere; wanted: where those are, b·T + t, and some that aren't.
     Where samples hold several records, also what `side_by_side` gives."""
-    T = T or rounded(max(len(sample.ids) for sample in samples) - 1)
-    batch = {"ids": torch.full((len(samples), T), pad_id), "targets": torch.full((len(samples), T), IGNORE)}
+    T = T or round_up_length(max(len(sample.ids) for sample in samples) - 1)
+    batch = {
+        "ids": torch.full((len(samples), T), pad_id),
+        "targets": torch.full((len(samples), T), IGNORE_INDEX),
+    }
     for row, (ids, mask, *_) in enumerate(samples):
         n = len(ids) - 1
         batch["ids"][row, :n] = torch.tensor(ids[:-1])
-        batch["targets"][row, :n] = torch.tensor([id if learnt else IGNORE for id, learnt in zip(ids[1:], mask[1:])])
+        batch["targets"][row, :n] = torch.tensor(
+            [id if learnt else IGNORE_INDEX for id, learnt in zip(ids[1:], mask[1:])]
+        )
     pixels = [picture for sample in samples for picture in sample.pixels]
     if pixels:
         batch["pixels"] = torch.stack(pixels)
-    if any(len(sample.starts) > 1 for sample in samples):
-        batch |= side_by_side(samples, T)
-    return batch | {"wanted": places_wanted(batch["targets"])}
+    layout = (
+        side_by_side(samples, T) if any(len(sample.starts) > 1 for sample in samples) else Layout()
+    )
+    return batch | {
+        "layout": layout._replace(loss_positions=select_loss_positions(batch["targets"]))
+    }
 
 
 def side_by_side(samples, T):
@@ -540,150 +712,50 @@ def side_by_side(samples, T):
     back (B, T): the flat place r·U + u in those rows of each token (of what is common in the last of its rows: they are all the same)."""
     positions, rows, back = torch.zeros(len(samples), T, dtype=torch.long), [], []
     for b, sample in enumerate(samples):
-        for start, stop in spans(sample):
+        for start, stop in record_spans(sample):
             here = torch.cat([torch.arange(sample.starts[0]), torch.arange(start, stop)])
             positions[b, here] = torch.arange(len(here))
             rows.append(b * T + here)
     there = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    there = nn.functional.pad(there, (0, rounded(there.shape[1]) - there.shape[1]))  # behind a row's end place 0 stands, which nobody looks at
+    there = nn.functional.pad(
+        there, (0, round_up_length(there.shape[1]) - there.shape[1])
+    )  # behind a row's end place 0 stands, which nobody looks at
     back = torch.zeros(len(samples) * T, dtype=torch.long)
     for r, row in enumerate(rows):
         back[row] = r * there.shape[1] + torch.arange(len(row))
-    return {"positions": positions, "there": there, "back": back.view(-1, T)}
+    return Layout(positions=positions, split_index=(there, back.view(-1, T)))
 
 
-def rounded(length):
+def round_up_length(length):
     """A length up to a multiple of 16, but for short ones: each new shape costs a CPU a new matrix product to plan and to keep, and torch.compile a new graph."""
     return length + (-length % 16 if length > 64 else 0)
 
 
-def places_wanted(targets):
+def select_loss_positions(targets):
     """The flat places of targets to be learnt, and so often one that is not that they are a multiple of 64, for the reason of `rounded`; at least one."""
     flat = targets.flatten()
-    wanted, spare = (flat != IGNORE).nonzero()[:, 0], (flat == IGNORE).nonzero()[:1, 0]
+    wanted, spare = (flat != IGNORE_INDEX).nonzero()[:, 0], (flat == IGNORE_INDEX).nonzero()[:1, 0]
     return torch.cat([wanted, spare.repeat(-len(wanted) % 64 or 64 * (not len(wanted)))])
 
 
 def pack(samples):
     """The same in one row without padding, (1, T): the documents end to end, with "positions" (1, T) that restart in each,
     and "rows" 2 × (1, T), the first key that a token sees and the one after the last: those of its own document up to itself (kernels.attention)."""
-    assert all(len(sample.starts) == 1 for sample in samples), "records side by side can't be packed"
+    assert all(len(sample.starts) == 1 for sample in samples), (
+        "records side by side can't be packed"
+    )
     parts = [collate([sample], 0, len(sample.ids) - 1) for sample in samples]
     batch = {key: torch.cat([part[key] for part in parts], dim=1) for key in ("ids", "targets")}
     lengths = torch.tensor([part["ids"].shape[1] for part in parts])
     at = torch.arange(int(lengths.sum()))[None]
     first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)[None]
-    batch |= {"wanted": places_wanted(batch["targets"]), "positions": at - first, "rows": (first.int(), (at + 1).int())}
+    batch |= {
+        "layout": Layout(
+            at - first, (first.int(), (at + 1).int()), None, select_loss_positions(batch["targets"])
+        )
+    }
     pixels = [part["pixels"] for part in parts if "pixels" in part]
     return batch | ({"pixels": torch.cat(pixels)} if pixels else {})
-
-
-def bins(lengths, budget):
-    """Indices of `lengths` in as few groups as a total of `budget` each allows, all about equally full: the longest first, each into the emptiest."""
-    number = max(1, -(-sum(lengths) // budget))
-    while True:
-        groups = [[0, n, []] for n in range(number)]
-        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-            heapq.heapreplace(groups, [groups[0][0] + lengths[i], groups[0][1], groups[0][2] + [i]])
-        if max(groups)[0] <= budget or number >= len(lengths):
-            return [sorted(group) for _, _, group in sorted(groups, key=lambda g: g[1]) if group]
-        number += 1
-
-
-class Plan:
-    """Which samples make up which global batch: a function of (seed, epoch) alone, so that a step number is the whole data position, on any number of ranks.
-
-    Each epoch is a new permutation. Samples of like length are put together (windows of 64 batches sorted by length, then the batches
-    shuffled), which leaves little padding. The last batch of an epoch may be short; no sample is left out or seen twice.
-    With weights, the files' shares: an epoch is as long, but each file gives its share of it, and goes on in the next epoch where it stopped; within
-    a file no sample comes again before all others had their turn."""
-
-    def __init__(self, lengths, batch_size, seed, sizes=None, weights=None):
-        self.lengths, self.batch_size, self.seed, self.cache = np.asarray(lengths), batch_size, seed, (None, None, None)
-        self.sizes, self.quotas = sizes, [max(1, round(len(lengths) * weight / sum(weights))) for weight in weights] if weights else None
-        self.length = sum(self.quotas) if weights else len(lengths)
-        self.per_epoch = -(-self.length // batch_size)
-
-    def draw(self, file, epoch):
-        """The samples that a file gives to an epoch: so many of an endless row of its permutations."""
-        size, quota, drawn = self.sizes[file], self.quotas[file], []
-        while len(drawn) < quota:
-            nth, at = divmod(epoch * quota + len(drawn), size)
-            order = list(range(sum(self.sizes[:file]), sum(self.sizes[: file + 1])))
-            random.Random(f"{self.seed} {file} {nth}").shuffle(order)
-            drawn += order[at : at + quota - len(drawn)]
-        return drawn
-
-    def __getitem__(self, step):
-        epoch, at = divmod(step, self.per_epoch)
-        if self.cache[0] != epoch:
-            rng = random.Random(f"{self.seed} {epoch}")
-            order = [i for file in range(len(self.quotas)) for i in self.draw(file, epoch)] if self.quotas else list(range(self.length))
-            rng.shuffle(order)
-            order, window = np.array(order), 64 * self.batch_size
-            for start in range(0, len(order), window):
-                near = order[start : start + window]
-                order[start : start + window] = near[np.argsort(self.lengths[near], kind="stable")]
-            batches = list(range(self.per_epoch))
-            rng.shuffle(batches)
-            self.cache = (epoch, order, batches)
-        _, order, batches = self.cache
-        return order[batches[at] * self.batch_size :][: self.batch_size].tolist()
-
-
-class Batches(Dataset):
-    """What one rank gets at each step: a list of micro-batches. Rank r of a step takes every world-th sample of the global batch, beginning with the r-th.
-
-    micro: so many samples at most make a micro-batch, padded to the longest (0: all of them). budget: or as many as fit into so many tokens, end to end without padding.
-    A micro-batch also has "samples", their indices; "used", its tokens that are not padding; "squares", the sum of their records' squared lengths; "bad", what was left out."""
-
-    def __init__(self, data, batch_size, seed, pad_id=0, micro=0, rank=0, world=1, steps=None, start=0, budget=0, weights=None):
-        self.data, self.seed, self.pad_id, self.micro, self.rank, self.world, self.budget = data, seed, pad_id, micro, rank, world, budget
-        lengths = np.zeros(len(data), int) if budget else data.lengths  # packed, like need not stand with like
-        self.plan = Plan(lengths, batch_size, seed, data.sizes, weights)
-        self.steps, self.start = steps if steps is not None else self.plan.per_epoch, start
-        self.parts = -(-batch_size // (world * micro)) if micro else 1  # the same on every rank, in a short last batch too
-
-    def __len__(self):
-        return self.steps - self.start
-
-    def __getitem__(self, n):
-        step = self.start + n
-        if isinstance(self.data, Phrases):
-            batch = self.data.batch(self.plan[step], self.rank, self.world, f"{self.seed} {step}")
-            return [batch | {"used": batch["ids"].numel(), "squares": 0}]
-        mine, parts = self.plan[step][self.rank :: self.world], []
-        for part in [mine] if self.budget else [mine[micro :: self.parts] for micro in range(self.parts)]:
-            samples, indices, bad = [], [], []
-            for i in part:
-                try:
-                    samples.append(self.data.sample(i))
-                    indices.append(i)
-                except BadSample as error:
-                    bad.append(str(error))
-            groups = bins([len(sample.ids) - 1 for sample in samples], self.budget) if self.budget and samples else [range(len(samples))]
-            for group in groups:
-                chosen = [samples[i] for i in group] or [Sample([self.pad_id, self.pad_id], [0, 0], [])]  # nothing to learn from, but every rank takes part in every step
-                lengths = [len(samples[i].ids) - 1 for i in group]
-                batch = pack(chosen) if self.budget else collate(chosen, self.pad_id)
-                parts.append(batch | {"samples": [indices[i] for i in group], "used": sum(lengths), "squares": sum(squares(samples[i]) for i in group), "bad": bad})
-                bad = []
-        return parts
-
-
-def quiet_worker(_):
-    """Signals can reach every process of a group; it is for the one that trains to act on them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def loader(batches, workers=0, pin=False):
-    """Iterates over `batches` in order, `workers` processes preparing them ahead (0: in this process)."""
-    source = iter(DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None, worker_init_fn=quiet_worker, pin_memory=pin))
-    if workers:
-        atexit.register(source._shutdown_workers)  # as they ignore signals, they have to be told, however this process ends
-    return source
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -691,14 +763,27 @@ def check(paths, tokenizer, config, max_length, show=20):
     """Prints what training would stumble on in each file; returns the number of bad samples."""
     total = 0
     for path in paths:
-        data, reasons, languages, kinds, tokens, learnt, pictures = Chats([path], tokenizer, config, max_length), [], Counter(), Counter(), 0, 0, 0
+        data, reasons, languages, kinds, tokens, learnt, pictures = (
+            ConversationDataset([path], tokenizer, config, max_length),
+            [],
+            Counter(),
+            Counter(),
+            0,
+            0,
+            0,
+        )
         for i in range(len(data)):
             try:
                 ids, mask, pixels, _ = data.sample(i)
             except BadSample as error:
                 reasons.append(str(error))
                 continue
-            record, tokens, learnt, pictures = data.record(i), tokens + len(ids), learnt + sum(mask), pictures + len(pixels)
+            record, tokens, learnt, pictures = (
+                data.record(i),
+                tokens + len(ids),
+                learnt + sum(mask),
+                pictures + len(pixels),
+            )
             languages[record.get("language", "?")] += 1
             kinds[record.get("kind", "?")] += 1
         for reason in reasons[:show]:
@@ -706,14 +791,16 @@ def check(paths, tokenizer, config, max_length, show=20):
         if len(reasons) > show:
             print(f"… and {len(reasons) - show} more")
         mix = lambda counter: ", ".join(f"{name} {n:,}" for name, n in counter.most_common())
-        print(f"{path}: {len(data):,} records, {len(reasons):,} bad; {pictures:,} pictures; {tokens:,} tokens, {learnt:,} of them learnt; languages {mix(languages)}; kinds {mix(kinds)}")
+        print(
+            f"{path}: {len(data):,} records, {len(reasons):,} bad; {pictures:,} pictures; {tokens:,} tokens, {learnt:,} of them learnt; languages {mix(languages)}; kinds {mix(kinds)}"
+        )
         total += len(reasons)
     return total
 
 
 def show(path, tokenizer, config, max_length, count=3):
     """Prints the first records as the model reads them: learnt tokens green, read ones grey, a run of <image> as one."""
-    data = Chats([path], tokenizer, config, max_length)
+    data = ConversationDataset([path], tokenizer, config, max_length)
     for i in range(min(count, len(data))):
         ids, mask, *_ = data.sample(i)
         line, previous = "", None
@@ -725,10 +812,14 @@ def show(path, tokenizer, config, max_length, count=3):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=["check", "show"])
     parser.add_argument("files", nargs="+")
-    parser.add_argument("--model", required=True, help="a model folder: its tokenizer and picture size are used")
+    parser.add_argument(
+        "--model", required=True, help="a model folder: its tokenizer and picture size are used"
+    )
     parser.add_argument("--max-length", type=int, default=2048)
     args = parser.parse_args()
     import checkpoint

@@ -1,34 +1,47 @@
-"""The whole model: picture → ViT → projector → Llama-style decoder → text. (LLaVA-1.5, arXiv 2310.03744; X-LLaVA, arXiv 2403.11399)
+"""The whole model: image → ViT → projector → Llama-style decoder → text.
 
-Where it stands: `tokenizer → vision → model → checkpoint → data → generate → train / evaluate`.
+Pipeline: tokenizer → vision → **model** → checkpoint → data → generate → train.
+Sources: LLaVA-1.5 (arXiv 2310.03744), X-LLaVA (2403.11399), Llama 2 (2307.09288).
 
-    ids      ▁USER  :  <image> <image> … <image>  ▁What  …        the tokenizer's ids; one <image> for each patch
-    embed      e    e     p₁      p₂       p_N      e             word rows e, and patches p = projector(ViT(picture)) in the places of <image>
-    decoder  L × [ x + attention(rms_norm(x)) ; x + swiglu(rms_norm(x)) ]  (Llama-2, arXiv 2307.09288)
-    head     rms_norm(x) @ lm_head.T → logits over the vocabulary → next token
+    ids       <s>  USER:  <image> <image> … <image>  What …     token ids, one <image> per patch
+    embed      e    e       p₁      p₂        p_N     e         e: token embeddings,
+                                                                p: projector(ViT(image))
+    decoder   L × [ x + attention(rms_norm(x)) ;  x + swiglu_mlp(rms_norm(x)) ]
+    head      rms_norm(x) @ lm_head.T → logits over the vocabulary → next token
 
-    python model.py                     # the presets and their parameter counts
-    python model.py x-llava-7b          # one of them, part by part
+    python model.py                  # the presets and their parameter counts
+    python model.py x-llava-7b       # one preset with all its fields
 
-Letters for sizes: B rows, T tokens, C width, H heads, K key-value heads, D head width, V vocabulary, N patches, L layers, R records, U tokens of the longest.
+Dimensions: B samples, T tokens, C width, H query heads, K key-value heads, D head dim,
+V vocabulary, P images, N patches per image, S image size, R records, U tokens of the longest record.
 """
 
 import argparse
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels import add_rms_norm, attend_cache, attention, linear_cross_entropy, rms_norm, rope, swiglu
-from vision import ViT, VisionConfig
+from kernels import (
+    add_rms_norm,
+    attention,
+    attention_with_kvcache,
+    linear_cross_entropy,
+    rms_norm,
+    swiglu,
+)
+from kernels import rope as apply_rope
+from vision import VisionConfig, ViT
 
-IGNORE = -100  # a target that is not trained on
+IGNORE_INDEX = -100  # a target with this value adds nothing to the loss
 
 
+# ------------------------------------------------------------------------------------ configuration
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of the decoder; field names are those of transformers' LlamaConfig."""
+    """Shape of the decoder. The fields have the names of transformers' LlamaConfig."""
 
     vocab_size: int = 32000
     hidden_size: int = 4096
@@ -44,150 +57,243 @@ class DecoderConfig:
 
     def __post_init__(self):
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}")
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd: rotary embeddings turn pairs")
+            raise ValueError(f"head_dim {self.head_dim} is odd: RoPE rotates pairs of channels")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The whole: two towers and how the picture enters (LLaVA-1.5's choices are the defaults)."""
+    """Encoder, decoder, and how an image enters the decoder. Defaults: LLaVA-1.5's choices."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: DecoderConfig = field(default_factory=DecoderConfig)
-    feature_layer: int = -2  # which hidden state of the ViT is shown to the decoder
-    picture_mode: str = "pad"  # see vision.preprocess
+    vision_feature_layer: int = -2  # which hidden state of the ViT goes to the projector
+    image_aspect_ratio: str = "pad"  # "pad" or "square", see vision.preprocess
     image_token_id: int = -1  # id of <image>; set when the vocabulary is known
     pad_token_id: int = -1
 
 
+class Layout(NamedTuple):
+    """Where the tokens of a batch are, for batches that are not plain padded rows.
+
+    positions       (B, T) int, the position of each token in its own document, for RoPE
+    key_ranges      two (B, T) int32: the first key each query attends to, and the one after the
+                    last. For packed documents (kernels/attention.py)
+    split_index     (gather (R, U), scatter (B, T)): records side by side behind one image.
+                    Attention runs on one row per record (data.side_by_side)
+    loss_positions  (n,) flat indices b·T + t of the positions whose output is needed
+    """
+
+    positions: torch.Tensor | None = None
+    key_ranges: tuple | None = None
+    split_index: tuple | None = None
+    loss_positions: torch.Tensor | None = None
+
+
+PLAIN = Layout()  # causal attention, positions 0 … T−1, every output
+
+
+# ------------------------------------------------------------------------------------ the decoder
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight, over the last dimension (arXiv 1910.07467)."""
+
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        return rms_norm(x, self.weight, self.eps)
+
+
 class Attention(nn.Module):
+    """Grouped-query attention with RoPE. One method per way of attending."""
+
     def __init__(self, config):
         super().__init__()
-        C, H, K, D = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        C, D = config.hidden_size, config.head_dim
         self.head_dim = D
-        self.q_proj, self.o_proj = nn.Linear(C, H * D, bias=False), nn.Linear(H * D, C, bias=False)
-        self.k_proj, self.v_proj = nn.Linear(C, K * D, bias=False), nn.Linear(C, K * D, bias=False)
+        self.q_proj = nn.Linear(C, config.num_attention_heads * D, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=False)
+        self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias=False)
+        self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias=False)
 
-    def forward(self, x, turn, rows=None, cache=None, apart=None, wanted=None):
-        """x (B, T, C); turn = (cos, sin, positions) of rope; rows as in kernels.attention; cache = (k, v, lengths) of this layer or None;
-        apart = (there, back) of records side by side (data.side_by_side) or None;
-        wanted (n,): the flat places b·T + t for which alone an output is asked, (n, C); default all, (B, T, C)."""
+    def forward(self, x, rope, layout=PLAIN, cache=None):
+        """x (B, T, C) -> (B, T, C), or (n, C) if the layout has loss_positions.
+
+        rope: (cos, sin, positions). cache: this layer's (keys, values, lengths), or None."""
         B, T, _ = x.shape
-        q, k, v = (proj(x).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))  # (B, T, H·D) -> (B, T, H, D)
-        q, k = rope(q, k, *turn)
-        if apart is not None:  # each record in a row of its own, and back again
-            there, back = apart
-            q, k, v = (t.flatten(0, 1).index_select(0, there.flatten()).view(*there.shape, *t.shape[2:]) for t in (q, k, v))  # (B, T, H, D) -> (R, U, H, D)
-            out = attention(q, k, v, causal=True).flatten(0, 1).index_select(0, back.flatten())
-        elif cache is None:
-            out = attention(q, k, v, causal=True, rows=rows)
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, C) -> (B, T, H, D)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, C) -> (B, T, K, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)
+        q, k = apply_rope(q, k, *rope)
+
+        if cache is not None:
+            out = self.attend_cached(q, k, v, *cache)
+        elif layout.split_index is not None:
+            out = self.attend_side_by_side(q, k, v, *layout.split_index)
         else:
-            k_cache, v_cache, lengths = cache
-            at = lengths[:, None] + torch.arange(T, device=x.device)  # (B, T): where the new keys go
-            k_cache[torch.arange(B, device=x.device)[:, None], at] = k
-            v_cache[torch.arange(B, device=x.device)[:, None], at] = v
-            if T == 1:
-                out = attend_cache(q[:, 0], k_cache, v_cache, lengths + 1)
-            else:  # a prompt, or a further turn of a chat: each new row sees all that is cached and itself
-                low = torch.zeros_like(at, dtype=torch.int32)
-                out = attention(q, k_cache, v_cache, causal=False, rows=(low, (at + 1).int()))
+            out = attention(q, k, v, causal=True, key_ranges=layout.key_ranges)
+
         out = out.reshape(B, T, -1)  # (B, T, H, D) -> (B, T, H·D)
-        return self.o_proj(out if wanted is None else out.flatten(0, 1).index_select(0, wanted))  # -> (B, T, C) or (n, C)
+        return self.o_proj(select(out, layout.loss_positions))
+
+    def attend_side_by_side(self, q, k, v, gather, scatter):
+        """Training on several records of one image: each record attends to the shared prefix and
+        to itself. The records are gathered into rows of their own, and scattered back."""
+
+        def split(tensor):  # (B, T, H, D) -> (R, U, H, D)
+            rows = tensor.flatten(0, 1).index_select(0, gather.flatten())
+            return rows.view(*gather.shape, *tensor.shape[2:])
+
+        out = attention(split(q), split(k), split(v), causal=True)
+        return out.flatten(0, 1).index_select(0, scatter.flatten())  # -> (B·T, H, D)
+
+    def attend_cached(self, q, k, v, k_cache, v_cache, lengths):
+        """Generation: appends k and v to the cache, then attends to everything cached."""
+        B, T = q.shape[:2]
+        sample = torch.arange(B, device=q.device)[:, None]
+        slots = lengths[:, None] + torch.arange(T, device=q.device)  # (B, T)
+        k_cache[sample, slots] = k
+        v_cache[sample, slots] = v
+        if T == 1:
+            return attention_with_kvcache(q[:, 0], k_cache, v_cache, lengths + 1)
+
+        # A prompt, or a further turn of a chat: a query attends to the cache up to itself.
+        key_ranges = (torch.zeros_like(slots, dtype=torch.int32), (slots + 1).int())
+        return attention(q, k_cache, v_cache, causal=False, key_ranges=key_ranges)
 
 
 class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x)) (arXiv 2002.05202)."""
+
     def __init__(self, config):
         super().__init__()
         C, F = config.hidden_size, config.intermediate_size
-        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(C, F, bias=False), nn.Linear(C, F, bias=False), nn.Linear(F, C, bias=False)
+        self.gate_proj = nn.Linear(C, F, bias=False)
+        self.up_proj = nn.Linear(C, F, bias=False)
+        self.down_proj = nn.Linear(F, C, bias=False)
 
     def forward(self, x):
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
+    """One layer of the decoder: attention and MLP, each behind a norm and a residual."""
+
     def __init__(self, config):
         super().__init__()
-        self.attn, self.mlp, self.eps = Attention(config), MLP(config), config.rms_norm_eps
-        self.input_norm = nn.Parameter(torch.ones(config.hidden_size))
-        self.post_norm = nn.Parameter(torch.ones(config.hidden_size))
+        self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attn = Attention(config)
+        self.mlp = MLP(config)
 
-    def forward(self, x, turn, rows=None, cache=None, apart=None, wanted=None):
-        h = self.attn(rms_norm(x, self.input_norm, self.eps), turn, rows, cache, apart, wanted)
-        x = x if wanted is None else x.flatten(0, 1).index_select(0, wanted)
-        h, x = add_rms_norm(h, x, self.post_norm, self.eps)  # x + h, and its norm, in one pass over memory
+    def forward(self, x, rope, layout=PLAIN, cache=None):
+        h = self.attn(self.input_norm(x), rope, layout, cache)
+        x = select(x, layout.loss_positions)
+        # One pass over memory: x ← x + h, h ← post_norm(x).
+        h, x = add_rms_norm(h, x, self.post_norm.weight, self.post_norm.eps)
         return x + self.mlp(h)
 
 
 class Decoder(nn.Module):
-    """Llama-2 (transformers: LlamaForCausalLM)."""
+    """Llama 2 (transformers: LlamaForCausalLM)."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.Parameter(torch.ones(config.hidden_size))
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.recompute = False  # train.py --recompute: keep each block's input only, and compute the block again backward
-        self.turns = {}  # rope tables by (device, length); not parameters, so never saved
+        self.activation_checkpointing = False  # keep only the input of each block for backward
+        self.rope_cache = {}  # (device, length) -> (cos, sin); not parameters, never saved
 
     def init_weights(self):
-        """Random weights by fan-in; residual branches start small, as many as there are (GPT-2 §2.3)."""
-        for name, p in self.named_parameters():
-            if p.dim() == 2:
-                depth = (2 * len(self.layers)) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
-                nn.init.normal_(p, std=0.02 if "lm_head" in name else depth * p.shape[1] ** -0.5)
+        """Random weights by fan-in. Residual branches start smaller, by depth (GPT-2, §2.3)."""
+        for name, weight in self.named_parameters():
+            if weight.dim() != 2:
+                continue
+            std = weight.shape[1] ** -0.5
+            if "lm_head" in name:
+                std = 0.02
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                std *= (2 * len(self.layers)) ** -0.5
+            nn.init.normal_(weight, std=std)
 
-    @torch.inference_mode(False)  # made while answering, it serves training, too
-    def rope_table(self, length, device):
-        """cos and sin, each float32 (length, D/2): position t turns pair i by t · theta^(−2i/D) (RoFormer, arXiv 2104.09864, eq. 15)."""
-        length = 1 << (length - 1).bit_length() if length > 1 else 1  # grow by doubling, so that decoding doesn't remake it each step
-        if (device, length) not in self.turns:
+    @torch.inference_mode(False)  # a table made while generating is used in training, too
+    def rope_cos_sin(self, length, device):
+        """cos and sin of the angles t · theta^(−2i/D), each float32 (length, D/2).
+
+        t: position, i: pair of channels (RoFormer, arXiv 2104.09864, eq. 15)."""
+        # Grow in powers of two, so that decoding does not build a new table at each step.
+        length = 1 << (length - 1).bit_length() if length > 1 else 1
+        if (device, length) not in self.rope_cache:
             D = self.config.head_dim
-            speed = self.config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
-            angle = torch.arange(length, dtype=torch.float64)[:, None] * speed
-            self.turns[device, length] = angle.cos().float().to(device), angle.sin().float().to(device)
-        return self.turns[device, length]
+            inv_freq = self.config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+            freqs = torch.arange(length, dtype=torch.float64)[:, None] * inv_freq
+            cos, sin = freqs.cos().float(), freqs.sin().float()
+            self.rope_cache[device, length] = cos.to(device), sin.to(device)
+        return self.rope_cache[device, length]
 
-    def forward(self, x, positions=None, rows=None, cache=None, apart=None, wanted=None):
-        """Embeddings x (B, T, C) -> hidden states (B, T, C) after the last norm; (n, C) of the flat places `wanted` (n,) if given: of the
-        others only the last block's keys and values are needed.
-
-        positions (B, T) int: place of each token in its document (default 0 … T−1, or on from the cache);
-        rows: who sees whom where that is not plainly causal (packed documents; kernels.attention);
-        apart: records that share a picture and don't see each other (data.side_by_side);
-        cache: a KVCache that the new keys are appended to."""
+    def forward(self, x, layout=PLAIN, cache=None):
+        """Input embeddings x (B, T, C) -> hidden states (B, T, C) after the last norm, or (n, C)
+        at the layout's loss_positions. cache: a KVCache to which the new keys are appended."""
         T = x.shape[1]
         if torch.is_autocast_enabled(x.device.type):
-            x = x.float()  # only matrix products are rounded: not the sum of all blocks, where the embeddings are a bf16 copy (train.py --shard)
+            x = x.float()  # the residual stream stays float32; only matrix products use bf16
+        positions, length = layout.positions, T
         if cache is not None:
             positions = cache.lengths[:, None] + torch.arange(T, device=x.device)
-        turn = (*self.rope_table(T if cache is None else cache.size, x.device), positions)
+            length = cache.size
+        rope = (*self.rope_cos_sin(length, x.device), positions)
+
+        # Only the last block may skip positions: before it, all keys and values are needed.
+        every_position = layout._replace(loss_positions=None)
+        last = len(self.layers) - 1
         for i, block in enumerate(self.layers):
-            only = wanted if i == len(self.layers) - 1 else None
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, turn, rows, None, apart, only, use_reentrant=False)
+            block_layout = layout if i == last else every_position
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, block_layout, use_reentrant=False)
             else:
-                x = block(x, turn, rows, None if cache is None else (cache.k[i], cache.v[i], cache.lengths), apart, only)
-        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+                x = block(x, rope, block_layout, cache and cache.layer(i))
+        return self.norm(x)
 
 
 class KVCache:
-    """Keys and values of all layers for B rows of their own lengths; `size` tokens a row at most."""
+    """Keys and values of all layers, for `batch` samples with lengths of their own.
 
-    def __init__(self, config, rows, size, device, dtype):
-        shape = (config.num_hidden_layers, rows, size, config.num_key_value_heads, config.head_dim)
-        self.k, self.v = torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+    k, v: (layers, batch, size, K, D); lengths: (batch,) tokens that are cached."""
+
+    def __init__(self, config, batch, size, device, dtype):
+        heads, head_dim = config.num_key_value_heads, config.head_dim
+        shape = (config.num_hidden_layers, batch, size, heads, head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.size = size
 
+    def layer(self, i):
+        """(keys, values, lengths) of layer i."""
+        return self.k[i], self.v[i], self.lengths
 
+
+def select(x, positions):
+    """x (B, T, C) at flat positions b·T + t -> (n, C); all of x if positions is None."""
+    if positions is None:
+        return x
+    return x.flatten(0, 1).index_select(0, positions)
+
+
+# ------------------------------------------------------------------------------------ the whole
 class Projector(nn.Sequential):
-    """Two layers from the ViT's width to the decoder's: Linear, GELU, Linear (LLaVA-1.5's "MLP connector")."""
+    """From the ViT's width to the decoder's: Linear, GELU, Linear (LLaVA-1.5's "MLP")."""
 
     def __init__(self, vision_width, width):
         super().__init__(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
@@ -198,8 +304,8 @@ class Projector(nn.Sequential):
             nn.init.zeros_(layer.bias)
 
 
-class Model(nn.Module):
-    """X-LLaVA (transformers: LlavaForConditionalGeneration)."""
+class XLlava(nn.Module):
+    """The bilingual vision-language model (transformers: LlavaForConditionalGeneration)."""
 
     def __init__(self, config):
         super().__init__()
@@ -207,79 +313,128 @@ class Model(nn.Module):
         self.vision = ViT(config.vision)
         self.projector = Projector(config.vision.hidden_size, config.text.hidden_size)
         self.decoder = Decoder(config.text)
-        self.see_always = False  # train.py --shard: a block's weights are gathered by all ranks or by none
+        self.always_encode = False  # FSDP: all ranks must run the encoder, or none
+
+    @property
+    def device(self):
+        return self.decoder.norm.weight.device
 
     def init_weights(self):
-        for part in (self.vision, self.projector, self.decoder):
-            part.init_weights()
+        for module in (self.vision, self.projector, self.decoder):
+            module.init_weights()
         return self
 
-    def see(self, pixels):
-        """Pictures uint8 (P, 3, S, S) -> (P, N, C) as the decoder is given them."""
-        patches = self.vision(pixels, self.config.feature_layer)[:, 1:]  # the class token is dropped
-        return self.projector(patches)
+    def encode_images(self, pixels):
+        """Images uint8 (P, 3, S, S) -> image features (P, N, C) for the decoder."""
+        hidden = self.vision(pixels, self.config.vision_feature_layer)
+        return self.projector(hidden[:, 1:])  # without the class token
 
-    def embed(self, ids, pixels=None):
-        """ids (B, T) with one <image> id for each patch, and pixels (P, 3, S, S) of its pictures in reading order -> (B, T, C)."""
+    def embed_inputs(self, ids, pixels=None):
+        """Token ids (B, T) with N <image> ids per image, and the images uint8 (P, 3, S, S) in
+        reading order -> input embeddings (B, T, C). ValueError if their numbers differ."""
         x = self.decoder.embed_tokens(ids)
         if pixels is not None and len(pixels):
-            patches = self.see(pixels)
-            here = ids == self.config.image_token_id
-            if int(here.sum()) != patches.shape[0] * patches.shape[1]:
-                raise ValueError(f"{int(here.sum())} <image> tokens for {patches.shape[0]} pictures of {patches.shape[1]} patches")
-            x = x.masked_scatter(here[..., None], patches.to(x.dtype))
-        elif self.training and (self.see_always or self.projector[0].weight.requires_grad):  # text alone: a gradient of zero, so that no rank waits for one that has none
+            features = self.encode_images(pixels)
+            image_mask = ids == self.config.image_token_id
+            num_tokens, (num_images, num_patches) = int(image_mask.sum()), features.shape[:2]
+            if num_tokens != num_images * num_patches:
+                raise ValueError(
+                    f"{num_tokens} <image> tokens for {num_images} images of {num_patches} patches"
+                )
+            return x.masked_scatter(image_mask[..., None], features.to(x.dtype))
+
+        if self.training and (self.always_encode or self.projector[0].weight.requires_grad):
+            # A batch of text alone: encode an empty image, times zero. Every rank then has a
+            # gradient for the projector and joins the all-reduce.
             S = self.config.vision.image_size
-            x = x + 0 * self.see(torch.zeros(1, 3, S, S, dtype=torch.uint8, device=ids.device)).sum()
+            blank = torch.zeros(1, 3, S, S, dtype=torch.uint8, device=ids.device)
+            x = x + 0 * self.encode_images(blank).sum()
         return x
 
-    def forward(self, ids, pixels=None, positions=None, rows=None, cache=None, apart=None, wanted=None):
-        """ids (B, T), pixels uint8 (P, 3, S, S) or None -> hidden states (B, T, C), or (n, C) of the places `wanted`."""
-        return self.decoder(self.embed(ids, pixels), positions, rows, cache, apart, wanted)
+    def forward(self, ids, pixels=None, layout=PLAIN, cache=None):
+        """ids (B, T), pixels uint8 (P, 3, S, S) or None -> hidden states (B, T, C), or (n, C) at
+        the layout's loss_positions."""
+        return self.decoder(self.embed_inputs(ids, pixels), layout, cache)
 
     def logits(self, hidden):
         """hidden (..., C) -> logits (..., V), float32."""
         return self.decoder.lm_head(hidden).float()
 
-    def loss(self, ids, targets, pixels=None, positions=None, rows=None, apart=None, wanted=None):
-        """Sum of the cross-entropies of all target tokens, a float32 scalar; divide by their number over the *global* batch.
+    def loss(self, ids, targets, pixels=None, layout=PLAIN):
+        """The sum of the cross-entropies of all target tokens, a float32 scalar. Divide it by the
+        number of targets in the *global* batch.
 
-        targets (B, T): the id that should follow, or IGNORE; wanted (n,): the flat places of those that are not, as data.collate found them
-        (here, on a GPU, it would wait for their number): the last block and the head are spared all others."""
-        hidden, targets = self(ids, pixels, positions, rows, None, apart, wanted), targets.flatten()
-        return linear_cross_entropy(hidden.view(-1, hidden.shape[-1]), self.decoder.lm_head.weight, targets if wanted is None else targets[wanted], IGNORE, reduction="sum")
+        targets (B, T): the id that should follow, or IGNORE_INDEX. With loss_positions the last
+        block and the head compute these positions only."""
+        hidden = self(ids, pixels, layout).view(-1, self.config.text.hidden_size)
+        targets = targets.flatten()
+        if layout.loss_positions is not None:
+            targets = targets[layout.loss_positions]
+        return linear_cross_entropy(hidden, self.decoder.lm_head.weight, targets, IGNORE_INDEX)
 
 
-# ---------------------------------------------------------------------------------------------- presets
-# x-llava-*: Llama-2 with the paper's vocabulary of 32,000 + 7,478 pieces and CLIP ViT-L/14-336; tiny: the demo on two CPU cores.
+# ------------------------------------------------------------------------------------ presets
+# "tiny" is the demo's, for two CPU cores. "x-llava-*": Llama 2 with the paper's vocabulary of
+# 32,000 + 7,478 pieces, and CLIP ViT-L/14-336.
 PRESETS = {
     "tiny": ModelConfig(
-        VisionConfig(image_size=48, patch_size=8, hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4),
-        DecoderConfig(vocab_size=2000, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
-                      tie_word_embeddings=True),  # fmt: skip
-        feature_layer=-1,
+        vision=VisionConfig(
+            image_size=48,
+            patch_size=8,
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+        ),
+        text=DecoderConfig(
+            vocab_size=2000,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+        ),
+        vision_feature_layer=-1,
     ),
     "x-llava-7b": ModelConfig(text=DecoderConfig(vocab_size=39478)),
-    "x-llava-13b": ModelConfig(text=DecoderConfig(vocab_size=39478, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40, num_key_value_heads=40)),
+    "x-llava-13b": ModelConfig(
+        text=DecoderConfig(
+            vocab_size=39478,
+            hidden_size=5120,
+            intermediate_size=13824,
+            num_hidden_layers=40,
+            num_attention_heads=40,
+            num_key_value_heads=40,
+        )
+    ),
 }
 
 
 def parameter_counts(config):
-    """Parameters of each part; nothing is allocated (meta device), so that 13B are counted on any machine."""
+    """{module: parameters}. On the meta device nothing is allocated: 13B count on any machine."""
     with torch.device("meta"):
-        model = Model(config)
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+        model = XLlava(config)
+    return {
+        name: sum(weight.numel() for weight in module.parameters())
+        for name, module in model.named_children()
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", nargs="?", choices=PRESETS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("preset", nargs="?", choices=PRESETS, help="show this one with its fields")
     args = parser.parse_args()
     for name in [args.preset] if args.preset else PRESETS:
         counts = parameter_counts(PRESETS[name])
-        print(f"{name}: {sum(counts.values()):,} parameters (" + ", ".join(f"{part} {n:,}" for part, n in counts.items()) + ")")
+        parts = ", ".join(f"{module} {count:,}" for module, count in counts.items())
+        print(f"{name}: {sum(counts.values()):,} parameters ({parts})")
         if args.preset:
-            print(PRESETS[name])
+            print(f"  vision  {PRESETS[name].vision}\n  text    {PRESETS[name].text}")
 
 
 if __name__ == "__main__":

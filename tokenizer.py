@@ -158,14 +158,14 @@ class Tokenizer:
         self.is_bpe = trainer.get(3, 1) == 2
         self.byte_fallback = bool(trainer.get(35, 0))
         self.unk_surface = trainer.get(44, " ⁇ ".encode()).decode()
-        self.dummy_prefix, self.trim = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
+        self.add_dummy_prefix, self.remove_extra_whitespaces = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
         self.charsmap = normalizer.get(2, b"")  # compiled normalisation rules; empty: identity
         self.unk_id = [p.type for p in self.pieces].index(UNKNOWN)
         self.bos_id, self.eos_id, self.pad_id, self.image_id = map(self.control_id, ("<s>", "</s>", "<pad>", "<image>"))
         self.scores = {p.text: p.score for p in self.pieces if p.type in (NORMAL, USER_DEFINED, UNUSED)}  # text can become
-        self.whole = sorted((p.text for p in self.pieces if p.type == USER_DEFINED), key=len, reverse=True)
-        self.defined = self.is_bpe and not self.charsmap and all(p.type != UNUSED for p in self.pieces)
-        self.package = sentencepiece.SentencePieceProcessor(model_proto=self.to_bytes())
+        self.user_defined = sorted((p.text for p in self.pieces if p.type == USER_DEFINED), key=len, reverse=True)
+        self.has_reference = self.is_bpe and not self.charsmap and all(p.type != UNUSED for p in self.pieces)
+        self.sp_processor = sentencepiece.SentencePieceProcessor(model_proto=self.to_bytes())
 
     def spec(self, number: int) -> dict[int, int | bytes]:
         return {n: v for f, _, value in self.fields if f == number for n, _, v in read_message(value)}
@@ -220,24 +220,24 @@ class Tokenizer:
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Text never becomes a control piece: "<image>" in it is seven characters."""
         try:
-            ids = self.package.encode(text)
+            ids = self.sp_processor.encode(text)
         except (UnicodeEncodeError, RuntimeError):  # half a surrogate pair, as broken JSON has it
-            ids = self.package.encode(re.sub("[\ud800-\udfff]", "\ufffd", text))
+            ids = self.sp_processor.encode(re.sub("[\ud800-\udfff]", "\ufffd", text))
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
     def encode_reference(self, text: str) -> list[int]:
         """What `encode` computes, from scratch."""
-        if not self.defined:
+        if not self.has_reference:
             raise ValueError("only a BPE with the identity normaliser is defined here")
-        if self.trim:
+        if self.remove_extra_whitespaces:
             text = re.sub(" +", " ", text.strip(" "))
         if not text:
             return []
-        text = (SPACE if self.dummy_prefix else "") + text.replace(" ", SPACE)
-        if self.trim:
+        text = (SPACE if self.add_dummy_prefix else "") + text.replace(" ", SPACE)
+        if self.remove_extra_whitespaces:
             text = text.rstrip(SPACE)
         # User-defined pieces are cut out first, the longest at each place; they are the parts at odd positions.
-        parts = re.split("(" + "|".join(map(re.escape, self.whole)) + ")", text) if self.whole else [text]
+        parts = re.split("(" + "|".join(map(re.escape, self.user_defined)) + ")", text) if self.user_defined else [text]
         ids = []
         for n, part in enumerate(parts):
             for piece in [part] if n % 2 else bpe(list(part), self.scores):
@@ -273,9 +273,9 @@ class StreamDecoder:
         if piece.type == CONTROL:
             return out
         text = self.tokenizer.unk_surface if piece.type == UNKNOWN else piece.text
-        if not self.started and piece.type != UNKNOWN and (self.tokenizer.dummy_prefix or self.tokenizer.trim):
+        if not self.started and piece.type != UNKNOWN and (self.tokenizer.add_dummy_prefix or self.tokenizer.remove_extra_whitespaces):
             text = text.removeprefix(SPACE)  # the space that encoding put before the text
-        self.started = bool(text) or not self.tokenizer.trim
+        self.started = bool(text) or not self.tokenizer.remove_extra_whitespaces
         return out + text.replace(SPACE, " ")
 
     def complete(self, final: bool = False) -> str:
@@ -488,7 +488,7 @@ def unreachable(tokenizer: Tokenizer) -> list[str]:
 
 def blocked(piece: str, tokenizer: Tokenizer) -> bool:
     """No merges can make it: spaces become "▁" before, and user-defined pieces are cut out before."""
-    return " " in piece or any(w in piece for w in tokenizer.whole)
+    return " " in piece or any(w in piece for w in tokenizer.user_defined)
 
 
 def select_pieces(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop", foreign_only: bool = True,
@@ -500,7 +500,7 @@ def select_pieces(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str 
     if dead not in ("drop", "repair", "keep"):
         raise ValueError(f'dead is "drop", "repair" or "keep", not {dead!r}')
     if isinstance(new, Tokenizer):
-        ours, theirs = [(t.charsmap, t.trim, t.dummy_prefix) for t in (base, new)]
+        ours, theirs = [(t.charsmap, t.remove_extra_whitespaces, t.add_dummy_prefix) for t in (base, new)]
         if same_normalizer and ours != theirs:
             names = " and ".join(t.spec(3).get(1, b"unnamed").decode() for t in (base, new))
             raise ValueError(f"the models normalise text differently, {names}, so that some new pieces may never match; "
@@ -539,7 +539,7 @@ def scores_below(tokenizer: Tokenizer) -> Iterator[float]:
         yield float(score)
 
 
-def merge(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop", foreign_only: bool = True,
+def merge_vocabularies(base: Tokenizer, new: Tokenizer | Iterable[str], *, dead: str = "drop", foreign_only: bool = True,
           same_normalizer: bool = True, control: Iterable[str] = ("<image>", "<pad>")) -> Tokenizer:
     """Append the pieces of `new` (a model, or strings, "▁" for a space) to a BPE, then control pieces. Base ids stay.
 
@@ -564,7 +564,7 @@ def measure(tokenizer: Tokenizer, lines: Iterable[str]) -> dict:
     pieces, n = Counter(), Counter()
     for line in lines:
         line = line.rstrip("\r\n")
-        pieces.update(tokenizer.package.encode(line, out_type=str))
+        pieces.update(tokenizer.sp_processor.encode(line, out_type=str))
         n.update(characters=len(line), words=len(line.split()), bytes=len(line.encode(errors="replace")))
     for text, k in pieces.items():
         type = tokenizer.pieces[tokenizer.ids[text]].type if text in tokenizer.ids else UNKNOWN  # text: what was unknown
@@ -664,11 +664,11 @@ def run_merge(args) -> None:
             line.strip().replace(" ", SPACE) for line in read_lines([path])]
         added, dead = select_pieces(merged, new, dead=args.dead, foreign_only=args.foreign_only,
                                     same_normalizer=args.same_normalizer)
-        merged = merge(merged, added, dead="keep", foreign_only=False, control=())
+        merged = merge_vocabularies(merged, added, dead="keep", foreign_only=False, control=())
         print(f"{path}: {len(added):,} new pieces, {len(dead)} dead ones "
               f"{'made reachable' if args.dead == 'repair' else 'left out'} {' '.join(dead)}")
     added = merged.vocab_size - base.vocab_size
-    merged = merge(merged, [], control=args.control)
+    merged = merge_vocabularies(merged, [], control=args.control)
     merged.save(args.out)
     never = unreachable(merged)
     print(f"{args.out}: {merged.vocab_size:,} pieces = {base.vocab_size:,} + {added:,} new + "

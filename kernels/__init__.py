@@ -84,7 +84,7 @@ def dot(a, b, acc=None):
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
-from kernels.attention import attend_cache, attention, rows_causal, rows_from_docs, rows_left_padded, rows_prefix, rows_window  # noqa: E402
+from kernels.attention import attention_with_kvcache, attention, rows_causal, rows_from_docs, rows_left_padded, rows_prefix, rows_window  # noqa: E402
 from kernels.cross_entropy import linear_cross_entropy  # noqa: E402
 from kernels.rms_norm import add_rms_norm, rms_norm  # noqa: E402
 from kernels.rope import rope  # noqa: E402

@@ -43,13 +43,14 @@ from kernels import arch, dot, processors, tl, triton, use_triton
 
 # The definition
 
-def attention_reference(q, k, v, causal=True, rows=None, scale=None):
+def attention_reference(q, k, v, causal=True, key_ranges=None, scale=None):
     B, Tq, H, D = q.shape
     Tk, K = k.shape[1:3]
     scale = D ** -0.5 if scale is None else scale
     # heads that share keys are stacked along the queries: (B, T, H, D) -> (B, K, G·T, D), nothing is repeated
     q = (q * scale).unflatten(2, (K, H // K)).permute(0, 2, 3, 1, 4).reshape(B, K, -1, D)
     s = q @ k.permute(0, 2, 3, 1)                                                       # (B, K, G·Tq, Tk)
+    rows = key_ranges
     all_see = causal and rows is None and Tk >= Tq                                      # no query is without a key
     if causal and rows is None:
         rows = rows_causal(Tq, Tk, q.device)
@@ -66,7 +67,7 @@ def attention_reference(q, k, v, causal=True, rows=None, scale=None):
 
 def attend_cache_reference(q, k_cache, v_cache, lengths):
     hi = lengths[:, None].to(torch.int32)
-    return attention_reference(q[:, None], k_cache, v_cache, rows=(torch.zeros_like(hi), hi))[:, 0]
+    return attention_reference(q[:, None], k_cache, v_cache, key_ranges=(torch.zeros_like(hi), hi))[:, 0]
 
 
 # Masks as intervals: each helper gives (lo, hi), int32 (B or 1, T)
@@ -452,7 +453,7 @@ def _launch_cache(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor,
 # What autograd, torch.compile and autocast know of it
 _forward_op = torch.library.custom_op("xllava::attention", _launch_forward, mutates_args=())
 _backward_op = torch.library.custom_op("xllava::attention_backward", _launch_backward, mutates_args=())
-_cache_op = torch.library.custom_op("xllava::attend_cache", _launch_cache, mutates_args=())
+_cache_op = torch.library.custom_op("xllava::attention_with_kvcache", _launch_cache, mutates_args=())
 _forward_op.register_fake(lambda q, *_: (q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)))
 _backward_op.register_fake(lambda q, k, v, *_: tuple(x.new_empty(x.shape) for x in (q, k, v)))
 _cache_op.register_fake(lambda q, *_: q.new_empty(q.shape))
@@ -473,12 +474,12 @@ for _device in ("cuda", "cpu"):
     _forward_op.register_autocast(_device, torch.bfloat16)
 
 
-def _attention_triton(q, k, v, causal=True, rows=None, scale=None):
-    lo, hi = rows if rows is not None else (None, None)
+def _attention_triton(q, k, v, causal=True, key_ranges=None, scale=None):
+    lo, hi = key_ranges if key_ranges is not None else (None, None)
     return _forward_op(q, k, v, causal, lo, hi, q.shape[3] ** -0.5 if scale is None else scale)[0]
 
 
-def attention(q, k, v, causal=True, rows=None, scale=None):
+def attention(q, k, v, causal=True, key_ranges=None, scale=None):
     """q (B, Tq, H, D), k and v (B, Tk, K, D) -> (B, Tq, H, D). Any lengths, any strides, D ≤ 128; scale defaults to D^−½.
     causal: the last query stands at the last key. rows = (lo, hi), int32 (B or 1, Tq): query i sees the keys
     lo ≤ j < hi; neither may fall along i (the `rows_…` helpers keep to that), and given rows, `causal` is not looked at."""
@@ -487,9 +488,9 @@ def attention(q, k, v, causal=True, rows=None, scale=None):
     if q.shape[2] % k.shape[2] or q.shape[3] > 128 or (scale is not None and scale <= 0):
         raise ValueError(f"attention: {q.shape[2]} query heads must be a multiple of {k.shape[2]} key heads, head dim {q.shape[3]} "
                          f"at most 128, scale {scale} above 0")
-    return (_attention_triton if use_triton(q) else attention_reference)(q, k, v, causal, rows, scale)
+    return (_attention_triton if use_triton(q) else attention_reference)(q, k, v, causal, key_ranges, scale)
 
 
-def attend_cache(q, k_cache, v_cache, lengths):
+def attention_with_kvcache(q, k_cache, v_cache, lengths):
     """One new query a sequence: q (B, H, D) against the first lengths[b] places of k_cache, v_cache (B, S, K, D) -> (B, H, D)."""
     return _cache_op(q, k_cache, v_cache, lengths, 0) if use_triton(q) else attend_cache_reference(q, k_cache, v_cache, lengths)

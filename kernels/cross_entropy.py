@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from kernels import tl, triton, use_triton
 
 
-def linear_cross_entropy_reference(x, weight, target, ignore_index=-100, reduction="mean", divisor=None):
+def linear_cross_entropy_reference(x, weight, target, ignore_index=-100, reduction="sum", divisor=None):
     wanted, kept = target != ignore_index, target
     if not torch.compiler.is_compiling():  # logits are computed for targets only: on a CPU, most of the time saved
         x, kept = x[wanted], target[wanted]
@@ -138,7 +138,7 @@ _rows_op.register_autograd(_differentiate_rows, setup_context=_save_rows)
 _total_op.register_autograd(_differentiate_total, setup_context=_save_total)
 
 
-def _linear_cross_entropy_triton(x, weight, target, ignore_index=-100, reduction="mean", divisor=None, chunk_bytes=1 << 30):
+def _linear_cross_entropy_triton(x, weight, target, ignore_index=-100, reduction="sum", divisor=None, chunk_bytes=1 << 30):
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
@@ -152,7 +152,7 @@ def _linear_cross_entropy_triton(x, weight, target, ignore_index=-100, reduction
     return _total_op(x, weight, target, grad, ignore_index, chunk_bytes, x.requires_grad, weight.requires_grad)[0]
 
 
-def linear_cross_entropy(x, weight, target, ignore_index=-100, reduction="mean", divisor=None, chunk_bytes=1 << 30):
+def linear_cross_entropy(x, weight, target, ignore_index=-100, reduction="sum", divisor=None, chunk_bytes=1 << 30):
     """x (N, C), weight (V, C), target (N,) int64 -> the loss in fp32: a scalar for "mean" and "sum", (N,) for "none".
     Tokens whose target is ignore_index give no loss and no gradient. "mean" divides by `divisor` (a number or a 0-d tensor: the
     global count of target tokens) or, without one, by the count in this batch. chunk_bytes: how large the logits' buffer may be."""

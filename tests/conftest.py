@@ -7,7 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the interpreter multiplies with numpy: threads on small tiles cost 5–13×
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # the interpreter multiplies with numpy: threads on small tiles cost 5–13×
 
 import numpy as np
 import pytest
@@ -23,14 +25,21 @@ import tokenizer as tokenizer_module  # noqa: E402
 from model import DecoderConfig, ModelConfig  # noqa: E402
 from vision import VisionConfig  # noqa: E402
 
-LINES = ["What colour is the cat? red", "USER: ASSISTANT: the blue dog is left of a big red cat", "고양이는 무슨 색인가요? 빨간색", "파란 개는 왼쪽에 있어요", "猫是什么颜色？红色", "蓝色的狗在左边"]
+LINES = [
+    "What colour is the cat? red",
+    "USER: ASSISTANT: the blue dog is left of a big red cat",
+    "고양이는 무슨 색인가요? 빨간색",
+    "파란 개는 왼쪽에 있어요",
+    "猫是什么颜色？红色",
+    "蓝色的狗在左边",
+]
 
 
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     base = tokenizer_module.train(LINES * 50, 350)
-    tokenizer_module.merge(base, []).save(folder / "tokenizer.model")
+    tokenizer_module.merge_vocabularies(base, []).save(folder / "tokenizer.model")
     return folder / "tokenizer.model"
 
 
@@ -43,10 +52,19 @@ def tokenizer(tokenizer_file):
 def config(tokenizer):
     """16-pixel pictures of 4 patches; grouped queries; nothing tied."""
     return ModelConfig(
-        VisionConfig(image_size=16, patch_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2),
+        VisionConfig(
+            image_size=16,
+            patch_size=8,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        ),
         DecoderConfig(tokenizer.vocab_size, 32, 48, 2, 4, 2, 8, max_position_embeddings=256),
-        feature_layer=-2, image_token_id=tokenizer.image_id, pad_token_id=tokenizer.pad_id,
-    )  # fmt: skip
+        vision_feature_layer=-2,
+        image_token_id=tokenizer.image_id,
+        pad_token_id=tokenizer.pad_id,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -56,14 +74,45 @@ def world(tmp_path_factory):
     captions, chats, texts = [], [], []
     for i in range(12):
         colour = ("red", "blue")[i % 2]
-        pixels = np.full((20, 24, 3), (220, 30, 30) if colour == "red" else (30, 30, 220)) + rng.integers(-20, 20, (20, 24, 3))
+        pixels = np.full(
+            (20, 24, 3), (220, 30, 30) if colour == "red" else (30, 30, 220)
+        ) + rng.integers(-20, 20, (20, 24, 3))
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
         human = lambda text: {"from": "human", "value": text}
         gpt = lambda text: {"from": "gpt", "value": text}
-        captions.append({"id": f"c{i}", "image": f"{i}.png", "conversations": [human("<image>\nDescribe it."), gpt(f"a {colour} cat, {colour}, number {i}")]})
-        chats.append({"id": f"q{i}", "image": f"{i}.png", "language": "en", "kind": "object", "conversations": [human("<image>\nWhat colour is the cat?"), gpt(colour), human("And what " + "is it " * (i % 4) + "?"), gpt("a cat")]})
+        captions.append(
+            {
+                "id": f"c{i}",
+                "image": f"{i}.png",
+                "conversations": [
+                    human("<image>\nDescribe it."),
+                    gpt(f"a {colour} cat, {colour}, number {i}"),
+                ],
+            }
+        )
+        chats.append(
+            {
+                "id": f"q{i}",
+                "image": f"{i}.png",
+                "language": "en",
+                "kind": "object",
+                "conversations": [
+                    human("<image>\nWhat colour is the cat?"),
+                    gpt(colour),
+                    human("And what " + "is it " * (i % 4) + "?"),
+                    gpt("a cat"),
+                ],
+            }
+        )
         if i % 3 == 0:
-            chats.append({"id": f"t{i}", "language": "ko", "kind": "text", "conversations": [human("고양이는 무슨 색인가요?"), gpt("빨간색")]})
+            chats.append(
+                {
+                    "id": f"t{i}",
+                    "language": "ko",
+                    "kind": "text",
+                    "conversations": [human("고양이는 무슨 색인가요?"), gpt("빨간색")],
+                }
+            )
         texts.append(LINES[i % len(LINES)] * (1 + i % 3))
     (folder / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
     (folder / "chats.json").write_text(json.dumps(chats, ensure_ascii=False), encoding="utf-8")

@@ -11,7 +11,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import annotate
+import annotation.annotate as annotate
 
 WORDS = {
     "en": ["What is thing number {n} of {p}?", "It is a small thing of kind {n} in picture {p}."],
@@ -22,19 +22,40 @@ WORDS = {
 
 def good(picture, kind, languages, turns=3):
     """What a well-behaved model writes: different for every picture and kind, the same in every language."""
-    return {code: [dict(zip(("question", "answer"), (text.format(n=f"{n}{len(kind)}", p=picture) for text in WORDS[code]))) for n in range(turns)] for code in languages if code in WORDS}
+    return {
+        code: [
+            dict(
+                zip(
+                    ("question", "answer"),
+                    (text.format(n=f"{n}{len(kind)}", p=picture) for text in WORDS[code]),
+                )
+            )
+            for n in range(turns)
+        ]
+        for code in languages
+        if code in WORDS
+    }
 
 
 def completion(text, finish="stop", **more):
-    return {"choices": [{"message": {"role": "assistant", "content": text} | more, "finish_reason": finish}], "usage": {"prompt_tokens": 1000, "completion_tokens": 100}}
+    return {
+        "choices": [
+            {"message": {"role": "assistant", "content": text} | more, "finish_reason": finish}
+        ],
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 100},
+    }
 
 
 def read_request(body):
     """(number of the picture, kind, languages) of a request, from what a real server would see of it."""
     user = body["messages"][1]["content"]
     jpeg = base64.b64decode(user[1]["image_url"]["url"].split(",", 1)[1])
-    languages = [code for code in annotate.LANGUAGES if f"({code})" in body["messages"][0]["content"]]
-    kind = next((k for k, text in annotate.KINDS.items() if user[0]["text"].startswith(text)), "verify")
+    languages = [
+        code for code in annotate.LANGUAGES if f"({code})" in body["messages"][0]["content"]
+    ]
+    kind = next(
+        (k for k, text in annotate.KINDS.items() if user[0]["text"].startswith(text)), "verify"
+    )
     return hashlib.sha256(jpeg).hexdigest()[:8], kind, languages, jpeg, user[0]["text"]
 
 
@@ -42,12 +63,22 @@ class Fake:
     """with Fake(reply) as fake: … fake.url. reply(fake, body, count) -> what to do, see `Handler`; count: how often this was asked before."""
 
     def __init__(self, reply):
-        self.reply, self.asked, self.counts, self.lock, self.headers = reply, [], {}, threading.Lock(), []
+        self.reply, self.asked, self.counts, self.lock, self.headers = (
+            reply,
+            [],
+            {},
+            threading.Lock(),
+            [],
+        )
 
     def __enter__(self):
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("FakeHandler", (Handler,), {"fake": self}))
+        self.server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("FakeHandler", (Handler,), {"fake": self})
+        )
         self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         return self
 
@@ -99,7 +130,11 @@ def weather(seed=0):
     def reply(body, count):
         picture, kind, languages, _, user = read_request(body)
         rng = random.Random(f"{seed} {picture} {kind} {count}")
-        said = good(picture, kind, languages) if languages else {"pairs": [{"pair": n, "confirmed": True} for n in range(len(json.loads(user)))]}
+        said = (
+            good(picture, kind, languages)
+            if languages
+            else {"pairs": [{"pair": n, "confirmed": True} for n in range(len(json.loads(user)))]}
+        )
         text = json.dumps(said, ensure_ascii=False)
         choices = [
             0.3,  # late

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import checkpoint
-from model import Model
+from model import XLlava
 
 
 def test_fifty_steps_with_the_triton_kernels_follow_the_definitions(world, config, tokenizer_file, tmp_path):
@@ -18,8 +18,8 @@ def test_fifty_steps_with_the_triton_kernels_follow_the_definitions(world, confi
     pytest.importorskip("triton")
     torch.manual_seed(0)
     vision = dataclasses.replace(config.vision, num_hidden_layers=1, num_attention_heads=1)
-    config = dataclasses.replace(config, vision=vision, text=dataclasses.replace(config.text, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1), feature_layer=-1)
-    checkpoint.save_model(Model(config).init_weights(), tokenizer_file, tmp_path / "start")
+    config = dataclasses.replace(config, vision=vision, text=dataclasses.replace(config.text, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1), vision_feature_layer=-1)
+    checkpoint.save_model(XLlava(config).init_weights(), tokenizer_file, tmp_path / "start")
     records = [{"id": i, "image": str(world / f"{i}.png"), "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": ("red", "blue")[i % 2]}]} for i in range(2)]
     (tmp_path / "set.json").write_text(json.dumps(records))
     curves = {}

@@ -7,14 +7,14 @@ import torch
 
 import checkpoint
 import generate
-from model import IGNORE, PRESETS, DecoderConfig, KVCache, Model, parameter_counts
+from model import IGNORE_INDEX, PRESETS, DecoderConfig, KVCache, XLlava, parameter_counts
 from vision import normalise
 
 
 @pytest.fixture
 def model(config):
     torch.manual_seed(0)
-    return Model(config).init_weights().double()
+    return XLlava(config).init_weights().double()
 
 
 def prompt(config, text_ids, pictures=1):
@@ -25,7 +25,10 @@ def prompt(config, text_ids, pictures=1):
 def test_the_published_parameter_counts_come_out():
     # meta-llama/Llama-2-7b-hf has 6,738,415,616 parameters and Llama-2-13b-hf 13,015,864,320 at 32,000 rows (the X-LLaVA paper adds 7,478, twice);
     # llava-hf/llava-1.5-7b-hf has 7,063,427,072 in all, with 32,064 rows: 303,507,456 of them are CLIP ViT-L/14-336's vision half.
-    published = dataclasses.replace(PRESETS["x-llava-7b"], text=dataclasses.replace(PRESETS["x-llava-7b"].text, vocab_size=32064))
+    published = dataclasses.replace(
+        PRESETS["x-llava-7b"],
+        text=dataclasses.replace(PRESETS["x-llava-7b"].text, vocab_size=32064),
+    )
     assert sum(parameter_counts(published).values()) == 7_063_427_072
     counts = parameter_counts(PRESETS["x-llava-7b"])
     assert counts["decoder"] == 6_738_415_616 + 2 * 7_478 * 4096
@@ -51,7 +54,9 @@ def test_the_cache_gives_the_same_hidden_states_as_the_whole_at_once(model, conf
     cut = 7
     parts = [model(ids[:, :cut], pixels, cache=cache)]
     cache.lengths = cache.lengths + cut
-    parts.append(model(ids[:, cut : cut + 2], cache=cache))  # several at once, as a further turn of a chat
+    parts.append(
+        model(ids[:, cut : cut + 2], cache=cache)
+    )  # several at once, as a further turn of a chat
     cache.lengths = cache.lengths + 2
     for t in range(cut + 2, ids.shape[1]):
         parts.append(model(ids[:, t : t + 1], cache=cache))
@@ -74,14 +79,20 @@ def test_rows_of_other_lengths_do_not_disturb_each_other_in_the_cache(model, con
 
 
 def test_the_loss_is_the_sum_over_target_tokens_only(model, config):
-    ids, targets = torch.tensor([[1, 20, 21, 22]]), torch.tensor([[IGNORE, 21, IGNORE, 2]])
+    ids, targets = (
+        torch.tensor([[1, 20, 21, 22]]),
+        torch.tensor([[IGNORE_INDEX, 21, IGNORE_INDEX, 2]]),
+    )
     logits = model.logits(model(ids)).double()
     want = -(logits[0, 1].log_softmax(-1)[21] + logits[0, 3].log_softmax(-1)[2])
     assert torch.allclose(model.loss(ids, targets).double(), want, rtol=1e-6)
 
 
 def test_a_model_that_has_answered_can_be_trained(config):
-    model, ids = Model(config).init_weights(), prompt(config, [20, 21], pictures=0)  # float32, as rope's angles are: converted, they would be other tensors
+    model, ids = (
+        XLlava(config).init_weights(),
+        prompt(config, [20, 21], pictures=0),
+    )  # float32, as rope's angles are: converted, they would be other tensors
     with torch.inference_mode():
         model(ids)
     model.loss(ids, ids).backward()
@@ -90,7 +101,7 @@ def test_a_model_that_has_answered_can_be_trained(config):
 
 def test_the_sum_of_all_blocks_is_not_rounded_where_the_weights_are_copies_in_bfloat16(config):
     """As train.py --shard gathers them."""
-    model, seen = Model(config).init_weights().bfloat16(), []
+    model, seen = XLlava(config).init_weights().bfloat16(), []
     for block in model.decoder.layers:
         block.register_forward_hook(lambda block, _, out: seen.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
@@ -99,36 +110,62 @@ def test_the_sum_of_all_blocks_is_not_rounded_where_the_weights_are_copies_in_bf
 
 
 def test_a_batch_without_targets_has_loss_zero_and_zero_gradients(model):
-    loss = model.loss(torch.tensor([[1, 20]]), torch.full((1, 2), IGNORE))
+    loss = model.loss(torch.tensor([[1, 20]]), torch.full((1, 2), IGNORE_INDEX))
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
 def test_the_number_of_picture_tokens_must_fit_the_pictures(model, config):
-    with pytest.raises(ValueError, match="8 <image> tokens for 1 pictures of 4 patches"):
+    with pytest.raises(ValueError, match="8 <image> tokens for 1 images of 4 patches"):
         model(prompt(config, [20], pictures=2), torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 
 def test_a_wrong_shape_is_refused_with_its_numbers():
-    with pytest.raises(ValueError, match="num_attention_heads 6 is not a multiple of num_key_value_heads 4"):
+    with pytest.raises(
+        ValueError, match="num_attention_heads 6 is not a multiple of num_key_value_heads 4"
+    ):
         DecoderConfig(num_attention_heads=6, num_key_value_heads=4)
 
 
-@pytest.fixture(params=[(kv_heads, tied) for kv_heads in (4, 2) for tied in (False, True)], ids=["heads of their own, untied", "heads of their own, tied", "grouped, untied", "grouped, tied"])
+@pytest.fixture(
+    params=[(kv_heads, tied) for kv_heads in (4, 2) for tied in (False, True)],
+    ids=[
+        "heads of their own, untied",
+        "heads of their own, tied",
+        "grouped, untied",
+        "grouped, tied",
+    ],
+)
 def twins(request, config, tokenizer_file, tmp_path):
     """Our model and the same one in transformers, by way of a folder; neither size nor constant is a default."""
     transformers = pytest.importorskip("transformers")
     kv_heads, tied = request.param
-    text = dataclasses.replace(config.text, num_key_value_heads=kv_heads, tie_word_embeddings=tied, rope_theta=5e5, rms_norm_eps=3e-5, num_hidden_layers=3)
-    vision = dataclasses.replace(config.vision, hidden_act="gelu" if tied else "quick_gelu", layer_norm_eps=2e-5, num_hidden_layers=3)
+    text = dataclasses.replace(
+        config.text,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=tied,
+        rope_theta=5e5,
+        rms_norm_eps=3e-5,
+        num_hidden_layers=3,
+    )
+    vision = dataclasses.replace(
+        config.vision,
+        hidden_act="gelu" if tied else "quick_gelu",
+        layer_norm_eps=2e-5,
+        num_hidden_layers=3,
+    )
     torch.manual_seed(0)
-    ours = Model(dataclasses.replace(config, text=text, vision=vision)).init_weights().eval()
+    ours = XLlava(dataclasses.replace(config, text=text, vision=vision)).init_weights().eval()
     for p in ours.parameters():  # norms and biases too must count
         p.data += 0.1 * torch.randn_like(p)
-    ours.decoder.embed_tokens.weight.data *= 0.3  # else a tied model says its last word again and again
+    ours.decoder.embed_tokens.weight.data *= (
+        0.3  # else a tied model says its last word again and again
+    )
     checkpoint.save_model(ours, tokenizer_file, tmp_path)
-    return ours, transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    return ours, transformers.LlavaForConditionalGeneration.from_pretrained(
+        tmp_path, attn_implementation="eager"
+    ).eval()
 
 
 def near(got, want):
@@ -138,37 +175,59 @@ def near(got, want):
 def test_transformers_llava_computes_the_same_states_and_gradients(twins, config):
     ours, theirs = twins
     image, N = config.image_token_id, config.vision.num_patches
-    rows = [[1] + [image] * N + [20, 21] + [image] * N + [22, 23], [1, 24] + [image] * N + [25], [1, 26, 27, 28]]  # two pictures, one, none
-    ids, mask = torch.full((3, max(map(len, rows))), 2), torch.zeros(3, max(map(len, rows)), dtype=torch.long)
+    rows = [
+        [1] + [image] * N + [20, 21] + [image] * N + [22, 23],
+        [1, 24] + [image] * N + [25],
+        [1, 26, 27, 28],
+    ]  # two pictures, one, none
+    ids, mask = (
+        torch.full((3, max(map(len, rows))), 2),
+        torch.zeros(3, max(map(len, rows)), dtype=torch.long),
+    )
     for i, row in enumerate(rows):
         ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
     pixels, real = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8), mask.bool()
-    states = [ours.embed(ids, pixels)]
-    hooks = [block.register_forward_hook(lambda *call: states.append(call[2])) for block in ours.decoder.layers[:-1]]  # transformers shows the last one after the norm
+    states = [ours.embed_inputs(ids, pixels)]
+    hooks = [
+        block.register_forward_hook(lambda *call: states.append(call[2]))
+        for block in ours.decoder.layers[:-1]
+    ]  # transformers shows the last one after the norm
     states.append(ours(ids, pixels))
     for hook in hooks:
         hook.remove()
     logits = ours.logits(states[-1])
-    out = theirs(input_ids=ids, pixel_values=normalise(pixels), attention_mask=mask, output_hidden_states=True)
+    out = theirs(
+        input_ids=ids,
+        pixel_values=normalise(pixels),
+        attention_mask=mask,
+        output_hidden_states=True,
+    )
     assert near(logits[real], out.logits[real])
     assert len(states) == len(out.hidden_states) == 4
     for got, want in zip(states, out.hidden_states):
         assert near(got[real], want[real])
     features = theirs.get_image_features(pixel_values=normalise(pixels))
     features = getattr(features, "pooler_output", features)  # transformers 4 gives them bare
-    assert near(ours.see(pixels), features if isinstance(features, torch.Tensor) else torch.stack(list(features)))
+    assert near(
+        ours.encode_images(pixels),
+        features if isinstance(features, torch.Tensor) else torch.stack(list(features)),
+    )
 
     weight = torch.randn(logits.shape)[real]
     (logits[real] * weight).sum().backward()
     (out.logits[real] * weight).sum().backward()
     grads = {n: p.grad for n, p in theirs.named_parameters()}
-    family = "LLaVA, as modules of transformers " + ("4.52" if any("vision_model" in n for n in grads) else "5")
+    family = "LLaVA, as modules of transformers " + (
+        "4.52" if any("vision_model" in n for n in grads) else "5"
+    )
     counted = 0
     for name, p in ours.named_parameters():
         want = grads[checkpoint.rename(name, family)]
         if want is None or p.grad is None:  # what lies behind the feature layer
             assert (want is None or not want.any()) and (p.grad is None or not p.grad.any()), name
-        elif name.startswith("vision") and name.endswith("k_proj.bias"):  # exactly zero by theory: softmax does not see it
+        elif name.startswith("vision") and name.endswith(
+            "k_proj.bias"
+        ):  # exactly zero by theory: softmax does not see it
             scale = ours.get_parameter(name.replace("bias", "weight")).grad.norm()
             assert p.grad.norm() < 1e-5 * scale and want.norm() < 1e-5 * scale, name
         else:
@@ -186,24 +245,63 @@ def test_transformers_llava_generates_the_same_fifty_ids(twins, config):
     left = torch.tensor([[2] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     theirs.generation_config.eos_token_id = None
-    want = theirs.generate(input_ids=left, pixel_values=normalise(pixels), attention_mask=mask, max_new_tokens=50, do_sample=False)[:, longest:]
+    want = theirs.generate(
+        input_ids=left,
+        pixel_values=normalise(pixels),
+        attention_mask=mask,
+        max_new_tokens=50,
+        do_sample=False,
+    )[:, longest:]
     never = min(set(range(config.text.vocab_size)) - set(want.flatten().tolist()))
-    got = torch.tensor(list(generate.generate(ours, rows, pixels, max_new=50, eos_id=never))).T
+    got = torch.tensor(
+        list(generate.generate(ours, rows, pixels, max_new_tokens=50, eos_id=never))
+    ).T
     assert torch.equal(got, want) and len(set(want.flatten().tolist())) > 10
 
 
 @pytest.mark.parametrize("kv_heads, tied", [(1, True), (4, False)])
 def test_a_model_that_transformers_saved_is_the_same_here(config, tmp_path, kv_heads, tied):
     transformers = pytest.importorskip("transformers")
-    text = transformers.LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=kv_heads, head_dim=12,
-                                    tie_word_embeddings=tied, rope_theta=7e4, max_position_embeddings=99)  # fmt: skip
-    vision = transformers.CLIPVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=8)
+    text = transformers.LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        head_dim=12,
+        tie_word_embeddings=tied,
+        rope_theta=7e4,
+        max_position_embeddings=99,
+    )
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
     torch.manual_seed(0)
-    theirs = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=299, vision_feature_layer=1, tie_word_embeddings=tied)).eval()
+    theirs = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=299,
+            vision_feature_layer=1,
+            tie_word_embeddings=tied,
+        )
+    ).eval()
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     ours = checkpoint.load_model(tmp_path)
-    ids, pixels = torch.tensor([[1, 299, 299, 299, 299, 7, 8, 9]]), torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    ids, pixels = (
+        torch.tensor([[1, 299, 299, 299, 299, 7, 8, 9]]),
+        torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8),
+    )
     with torch.no_grad():
-        assert near(ours.logits(ours(ids, pixels)), theirs(input_ids=ids, pixel_values=normalise(pixels)).logits)
+        assert near(
+            ours.logits(ours(ids, pixels)),
+            theirs(input_ids=ids, pixel_values=normalise(pixels)).logits,
+        )
         assert near(ours.logits(ours(ids[:, 5:])), theirs(input_ids=ids[:, 5:]).logits)

@@ -46,7 +46,13 @@ def commands_for(script):
     """What README, Makefile and the script's own docstring show being typed: [(words after the script's name)]."""
     docstring = (ROOT / f"{script}.py").read_text(encoding="utf-8").split('"""')[1]
     make = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(TRAIN)", "train.py")
-    text = "\n".join([README, docstring, make.replace("$(INSTRUCT)", re.search("^INSTRUCT := (.*)", make, re.MULTILINE)[1])])
+    text = "\n".join(
+        [
+            README,
+            docstring,
+            make.replace("$(INSTRUCT)", re.search("^INSTRUCT := (.*)", make, re.MULTILINE)[1]),
+        ]
+    )
     found = re.findall(rf"(?<![\w/]){script}\.py ([^`\n#…]*)", text)
     return [re.split(r" {3,}", line)[0].split() for line in found]
 
@@ -82,6 +88,13 @@ def test_the_table_of_files_is_the_tree():
 
 
 def test_make_targets_that_are_named_exist():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     named = set(re.findall(r"`make (?:-\w+ )?([a-z]+)|^make ([a-z]+)", README, re.MULTILINE))
-    assert {next(filter(None, pair)) for pair in named} <= targets and {"demo", "test", "bench", "clean"} <= targets
+    assert {next(filter(None, pair)) for pair in named} <= targets and {
+        "demo",
+        "test",
+        "bench",
+        "clean",
+    } <= targets

@@ -36,26 +36,32 @@ GATES = {  # in the order in which they are passed
     "duplicate": "said already of this picture; or, at length, of another",
     "follows": "a later turn of a conversation that lost an earlier one",
 }
-MAX_TURNS, QUESTION, ANSWER, LONG = 12, (4, 500), (2, 2500), 60  # lengths in columns, where a Hangul syllable or a Han character has two
+MAX_TURNS, QUESTION, ANSWER, LONG = (
+    12,
+    (4, 500),
+    (2, 2500),
+    60,
+)  # lengths in columns, where a Hangul syllable or a Han character has two
 MARKUP = re.compile(  # not \b: to it a Hangul syllable or a Han character is a letter of the same word
     r"<\s*/?\s*(image|script|img|s|im_start|im_end)\b[^>]*>|<\||\|>|\[/?INST\]|<</?SYS>>|https?://|(?<![a-z])(user|assistant|system|human|gpt)\s*[:：]"
     r"|(?<![a-z])(ignore|disregard|forget)\b.{0,30}\b(previous|prior|above|earlier|all)\b.{0,20}\b(instruction|prompt|rule)s?"
-    r"|이전.{0,10}(지시|명령).{0,10}무시|忽略.{0,10}(指令|指示|提示)", re.IGNORECASE,
-)  # fmt: skip
+    r"|이전.{0,10}(지시|명령).{0,10}무시|忽略.{0,10}(指令|指示|提示)",
+    re.IGNORECASE,
+)
 REFUSALS = {
     "en": r"(can('|no|’)t|can ?not|unable to|not able to|couldn['’]t) (directly )?(see|view|access|open|process|analy[sz]e)"
-          r"( (any|an|the|this|your|that))?( \w+)? ?(image|picture|photo|it\b|that\b|$|[.,])"
-          r"|^(i['’]m |i am )?sorry\b|\bas an? (ai|language model)\b|no (image|picture|photo) (was|is|has been) (provided|attached|given)",
+    r"( (any|an|the|this|your|that))?( \w+)? ?(image|picture|photo|it\b|that\b|$|[.,])"
+    r"|^(i['’]m |i am )?sorry\b|\bas an? (ai|language model)\b|no (image|picture|photo) (was|is|has been) (provided|attached|given)",
     "ko": r"(이미지|사진|그림)(을|를|은|는)? ?(직접 )?(볼|확인할|분석할|열) 수 (없|가 없)|^(볼 수 없|죄송)|AI 모델|언어 모델",
     "zh": r"(无法|不能|看不到|没法)(直接)?(看到|查看|识别|访问|分析|打开)?(这张|该|您的|此)?(图片|图像|照片|图)"
-          r"|^(抱歉|对不起|我?无法看到)|作为(一个|一名)?(AI|人工智能|语言模型)",
-}  # fmt: skip
+    r"|^(抱歉|对不起|我?无法看到)|作为(一个|一名)?(AI|人工智能|语言模型)",
+}
 DENIALS = {  # of an object NAME: looked for in question and answer, one after the other
     "en": r"(\b(no|not an?|not any|without( an?| any)?)|n['’]t( an?| any)) (?!other|more|second)(\w+ )?NAME(s|es)?\b"
-          r"|\b(is|are) there (an?|any) NAME(s|es)?( in (the|this) \w+)?\? ?no\b|\bNAME(s|es)? (is|are) (absent|missing|nowhere)",
+    r"|\b(is|are) there (an?|any) NAME(s|es)?( in (the|this) \w+)?\? ?no\b|\bNAME(s|es)? (is|are) (absent|missing|nowhere)",
     "ko": r"NAME(은|는|이|가|도)? ?(없|보이지 않)|NAME(이|가|은|는)? ?(있|보이)[^?]{0,6}\? ?아니",
     "zh": r"(没有|沒有|看不到|不见)(任何)?NAME|有(没有)?NAME吗?[？?] ?(没有|不)",
-}  # fmt: skip
+}
 
 
 def width(text):
@@ -71,6 +77,7 @@ def plain(text):
 # ---------------------------------------------------------------------------------------------- the form of a reply
 def parse_json(text):
     """As json.loads, but a name that stands twice in an object is an error too. Raises ValueError."""
+
     def object_of(pairs):
         if len(dict(pairs)) < len(pairs):
             raise ValueError("a name stands twice in an object")
@@ -94,12 +101,26 @@ def parse_pairs(text, languages):
     """{language: [(question, answer), …]}, exactly the JSON that was asked for. Raises ValueError."""
     reply, pairs = parse_object(text), {}
     if set(reply) != set(languages):
-        raise ValueError(f"must be an object with {', '.join(languages)}, has {str(list(reply))[:80]}")
+        raise ValueError(
+            f"must be an object with {', '.join(languages)}, has {str(list(reply))[:80]}"
+        )
     for code, said in reply.items():
-        is_pair = lambda p: isinstance(p, dict) and set(p) == {"question", "answer"} and all(isinstance(v, str) for v in p.values())
+        is_pair = lambda p: (
+            isinstance(p, dict)
+            and set(p) == {"question", "answer"}
+            and all(isinstance(v, str) for v in p.values())
+        )
         if not isinstance(said, list) or not all(map(is_pair, said)):
-            raise ValueError(f"{code}: must be a list of objects with question and answer, both texts, and nothing more")
-        pairs[code] = [tuple(unicodedata.normalize("NFC", p[part].replace("\r\n", "\n").strip()) for part in ("question", "answer")) for p in said]
+            raise ValueError(
+                f"{code}: must be a list of objects with question and answer, both texts, and nothing more"
+            )
+        pairs[code] = [
+            tuple(
+                unicodedata.normalize("NFC", p[part].replace("\r\n", "\n").strip())
+                for part in ("question", "answer")
+            )
+            for p in said
+        ]
     return pairs
 
 
@@ -118,7 +139,10 @@ def parse_verdicts(text, count):
 def hostile(text):
     """Why a text is more than plain text, or None."""
     for c in text:  # the two joiners are spelling in some scripts, and glue in emoji
-        if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and c not in "\n\u200c\u200d":
+        if (
+            unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+            and c not in "\n\u200c\u200d"
+        ):
             return f"a character that isn't text: U+{ord(c):04X}"
     found = MARKUP.search(text)
     return f"not plain text: {found[0]!r}" if found else None
@@ -127,7 +151,11 @@ def hostile(text):
 def in_script(text, language):
     """Share of the letters, by width, that are of the language's script; 1 for a text without letters."""
     letters = "".join(c for c in text if c.isalpha())
-    return width("".join(re.findall(f"[{LANGUAGES[language][1]}]", letters))) / width(letters) if letters else 1.0
+    return (
+        width("".join(re.findall(f"[{LANGUAGES[language][1]}]", letters))) / width(letters)
+        if letters
+        else 1.0
+    )
 
 
 def circles(text):
@@ -142,13 +170,20 @@ def fault_of(question, answer, language, objects):
         if (share := in_script(text, language)) < 0.5:
             return "language", f"{part}: {share:.0%} of the letters are {LANGUAGES[language][0]}"
         if not least <= width(text) <= most or not plain(text):
-            return "length", f"{part}: {width(text)} columns, must be {least} to {most} and hold a letter or a digit"
+            return (
+                "length",
+                f"{part}: {width(text)} columns, must be {least} to {most} and hold a letter or a digit",
+            )
         if circles(text):
             return "repetition", part
     if language in REFUSALS and (found := re.search(REFUSALS[language], answer, re.IGNORECASE)):
         return "ignores", f"answer: {found[0]!r}"
     for name in objects if language in DENIALS else ():
-        if found := re.search(DENIALS[language].replace("NAME", re.escape(name)), f"{question} {answer}", re.IGNORECASE):
+        if found := re.search(
+            DENIALS[language].replace("NAME", re.escape(name)),
+            f"{question} {answer}",
+            re.IGNORECASE,
+        ):
             return "objects", f"{name} is there, but: {found[0]!r}"
     return None
 
@@ -177,7 +212,9 @@ def keep_thread(kind, passed, fallen):
     first = min((n for n, *_ in fallen if n is not None), default=None)
     if kind != "conversation" or first is None:
         return passed, fallen
-    return [n for n in passed if n < first], fallen + [(n, "follows", f"pair {first} is gone") for n in passed if n > first]
+    return [n for n in passed if n < first], fallen + [
+        (n, "follows", f"pair {first} is gone") for n in passed if n > first
+    ]
 
 
 class Said:
@@ -199,8 +236,15 @@ class Said:
                 return f"{code}: the same question and answer as in {self.pairs[pairs[-1]]}"
             if width(answer) < LONG:
                 continue
-            grams = np.unique(np.array([zlib.crc32(answer[i : i + 5].encode()) for i in range(len(answer) - 4)], dtype=np.uint32))
-            least = ((grams[:, None].astype(np.uint64) * self.a + self.b) % np.uint64(2**31 - 1)).min(0)
+            grams = np.unique(
+                np.array(
+                    [zlib.crc32(answer[i : i + 5].encode()) for i in range(len(answer) - 4)],
+                    dtype=np.uint32,
+                )
+            )
+            least = (
+                (grams[:, None].astype(np.uint64) * self.a + self.b) % np.uint64(2**31 - 1)
+            ).min(0)
             for band in [(code, n, least[n : n + 4].tobytes()) for n in range(0, 32, 4)]:
                 for where, other in self.bands[band]:
                     shared = len(np.intersect1d(grams, other, assume_unique=True))

@@ -48,23 +48,38 @@ class Request:
 
 
 def strict(properties):
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def body_of(request, args, picture, format="json_schema", limit="max_tokens"):
     """What is posted; `picture` in base64. `format` and `limit` are what servers differ in."""
-    formats = {"json_schema": {"json_schema": {"name": "reply", "strict": True, "schema": request.schema}}, "json_object": {}}
-    content = [{"type": "text", "text": request.user}, {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}]
+    formats = {
+        "json_schema": {"json_schema": {"name": "reply", "strict": True, "schema": request.schema}},
+        "json_object": {},
+    }
+    content = [
+        {"type": "text", "text": request.user},
+        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}},
+    ]
     messages = [{"role": "system", "content": request.system}, {"role": "user", "content": content}]
     body = {"model": args.model, "messages": messages, limit: args.max_tokens}
-    return body | ({"response_format": {"type": format} | formats[format]} if format in formats else {})
+    return body | (
+        {"response_format": {"type": format} | formats[format]} if format in formats else {}
+    )
 
 
 def estimate(request, jpeg):
     """(tokens in, tokens out) to expect: three characters to a token, OpenAI's count for a picture, 250 tokens a language of answer."""
     with Image.open(io.BytesIO(jpeg)) as picture:
         tiles = -(-picture.width // 512) * -(-picture.height // 512)
-    return (len(request.system) + len(request.user)) // 3 + 85 + 170 * tiles, 250 * len(request.schema["properties"])
+    return (len(request.system) + len(request.user)) // 3 + 85 + 170 * tiles, 250 * len(
+        request.schema["properties"]
+    )
 
 
 def cost(tokens, args):
@@ -76,12 +91,22 @@ class Journal:
     """Replies, appended one line each and synced before anything else happens. One process at a time; a line cut off by a crash is passed over."""
 
     def __init__(self, path):
-        self.path, self.entries, self.tokens, self.passed_over, self.lock = path, defaultdict(list), [], 0, threading.Lock()
+        self.path, self.entries, self.tokens, self.passed_over, self.lock = (
+            path,
+            defaultdict(list),
+            [],
+            0,
+            threading.Lock(),
+        )
         self.file = open(path, "a+b")
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it however the process ends
+            fcntl.flock(
+                self.file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # the kernel lets go of it however the process ends
         except OSError:
-            raise ValueError(f"{path}: another process writes to it; wait for it, or choose another -o") from None
+            raise ValueError(
+                f"{path}: another process writes to it; wait for it, or choose another -o"
+            ) from None
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)  # the file's name, too, has to outlive a power loss
         os.close(folder)
@@ -123,7 +148,11 @@ class Journal:
                 return "good", request.parse(entry["text"]), bad
             except ValueError as error:
                 bad, reason = bad + 1, str(error)
-        return ("malformed", f"{reason} ({bad} replies)", bad) if bad >= tries else (state, reason, bad)
+        return (
+            ("malformed", f"{reason} ({bad} replies)", bad)
+            if bad >= tries
+            else (state, reason, bad)
+        )
 
 
 def to_bytes(record):
@@ -140,7 +169,12 @@ class Endpoint:
     """One chat-completions server: how to ask it, what it has cost, what it understands, when it wants to be left alone. `args`: the options."""
 
     def __init__(self, args, secret, journal):
-        self.args, self.secret, self.journal, self.url = args, secret, journal, check_url(args.base_url, args.insecure)
+        self.args, self.secret, self.journal, self.url = (
+            args,
+            secret,
+            journal,
+            check_url(args.base_url, args.insecure),
+        )
         self.lock, self.stop, self.why = threading.Lock(), threading.Event(), "stopped"
         self.pause_until, self.failures, self.sent, self.in_flight = 0.0, 0, 0, 0
         self.spent = sum(cost(tokens, args) for tokens in journal.tokens)
@@ -155,7 +189,9 @@ class Endpoint:
                 self.wait(min(60, args.backoff * 2 ** (tried - 1)) * random.uniform(0.5, 1.5))
             self.wait(self.pause_until - time.monotonic())
             format, limit = self.format, self.limit
-            status, headers, payload = self.send(request, jpeg, json.dumps(body_of(request, args, picture, format, limit)).encode())
+            status, headers, payload = self.send(
+                request, jpeg, json.dumps(body_of(request, args, picture, format, limit)).encode()
+            )
             tried += 1
             if status == 200:
                 self.understood = True
@@ -164,13 +200,22 @@ class Endpoint:
                     self.failures = 0
                     return
                 continue
-            reason = f"HTTP {status}: {self.one_line(payload)}" if status else self.one_line(payload)
+            reason = (
+                f"HTTP {status}: {self.one_line(payload)}" if status else self.one_line(payload)
+            )
             if status in (0, 408, 409, 425, 429) or status >= 500:
                 if (asked := retry_after(headers)) > PATIENCE:
-                    self.end(f"the server asks to wait {asked:,.0f} seconds; start the same line again then")
-                self.pause_until = max(self.pause_until, time.monotonic() + asked)  # the limit is for all requests, not for this one
+                    self.end(
+                        f"the server asks to wait {asked:,.0f} seconds; start the same line again then"
+                    )
+                self.pause_until = max(
+                    self.pause_until, time.monotonic() + asked
+                )  # the limit is for all requests, not for this one
             elif status not in (400, 413, 415, 422):
-                hints = {401: f"; is the key in ${args.key_env} right?", 404: "; are --base-url, which mostly ends in /v1, and --model right?"}
+                hints = {
+                    401: f"; is the key in ${args.key_env} right?",
+                    404: "; are --base-url, which mostly ends in /v1, and --model right?",
+                }
                 self.end(f"{args.base_url} answers {reason}{hints.get(status, '')}")
             elif not self.understood and self.speak_simpler(reason, format, limit):
                 tried, status = tried - 1, None
@@ -192,11 +237,15 @@ class Endpoint:
             status, headers, payload = 0, {}, f"{type(error).__name__}: {error}"
         if status == 200 and payload.lstrip().startswith(b'{"error"'):
             status = 502  # some gateways pass a server's error on like this
-        text, fault, tokens = open_reply(payload, estimate(request, jpeg)) if status == 200 else (None, None, (0, 0))
+        text, fault, tokens = (
+            open_reply(payload, estimate(request, jpeg)) if status == 200 else (None, None, (0, 0))
+        )
         with self.lock:
             self.in_flight, self.spent = self.in_flight - most, self.spent + cost(tokens, self.args)
         if status == 200:
-            self.journal.append(request, text=self.hide(text), fault=self.hide(fault), tokens=tokens)
+            self.journal.append(
+                request, text=self.hide(text), fault=self.hide(fault), tokens=tokens
+            )
         return status, headers, payload
 
     def reserve(self, request, jpeg):
@@ -207,12 +256,20 @@ class Endpoint:
                 self.wait(0)
                 if args.max_requests is not None and self.sent >= args.max_requests:
                     self.end(f"--max-requests {args.max_requests:,} reached")
-                most = cost((max([known] + [tokens[0] for tokens in self.journal.tokens[-100:]]), args.max_tokens), args)
+                most = cost(
+                    (
+                        max([known] + [tokens[0] for tokens in self.journal.tokens[-100:]]),
+                        args.max_tokens,
+                    ),
+                    args,
+                )
                 if args.max_cost is None or self.spent + self.in_flight + most <= args.max_cost:
                     self.sent, self.in_flight = self.sent + 1, self.in_flight + most
                     return most
                 if self.in_flight < 1e-12:
-                    self.end(f"--max-cost {args.max_cost:g} reached: {self.spent:.4f} spent, one more request may cost {most:.4f}")
+                    self.end(
+                        f"--max-cost {args.max_cost:g} reached: {self.spent:.4f} spent, one more request may cost {most:.4f}"
+                    )
             self.wait(0.05)  # those under way may cost less than the most
 
     def post(self, body):
@@ -220,11 +277,15 @@ class Endpoint:
         url, deadline = self.url, time.monotonic() + self.args.timeout
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
         connection = kind(url.hostname, url.port, timeout=self.args.timeout)
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.secret}"} if self.secret else {})
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {self.secret}"} if self.secret else {}
+        )
         try:
             connection.request("POST", url.path.rstrip("/") + "/chat/completions", body, headers)
             response, payload = connection.getresponse(), b""
-            while len(payload) <= MAX_REPLY and (part := response.read1(1 << 16)):  # of a longer one no more is read: `open_reply` refuses it
+            while len(payload) <= MAX_REPLY and (
+                part := response.read1(1 << 16)
+            ):  # of a longer one no more is read: `open_reply` refuses it
                 payload += part
                 if time.monotonic() > deadline:
                     raise TimeoutError("the answer drips in too slowly")
@@ -245,7 +306,10 @@ class Endpoint:
                 self.format = {"json_schema": "json_object", "json_object": "text"}[format]
             else:
                 return False
-        tqdm.write(f"the server refuses the request ({reason}): trying {self.limit}, {self.format}", file=sys.stderr)
+        tqdm.write(
+            f"the server refuses the request ({reason}): trying {self.limit}, {self.format}",
+            file=sys.stderr,
+        )
         return True
 
     def end(self, why):
@@ -268,19 +332,31 @@ class Endpoint:
             text = json.loads(text)["error"]["message"]
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
-        return self.hide("".join(c if c.isprintable() else " " for c in str(text)[:2000]))[:200].strip()
+        return self.hide("".join(c if c.isprintable() else " " for c in str(text)[:2000]))[
+            :200
+        ].strip()
 
 
 def check_url(base, insecure):
     url = urlsplit(base)
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or "@" in url.netloc:
-        raise ValueError("--base-url must look like https://host/v1, without a name, key or query in it")
+    if (
+        url.scheme not in ("http", "https")
+        or not url.hostname
+        or url.query
+        or url.fragment
+        or "@" in url.netloc
+    ):
+        raise ValueError(
+            "--base-url must look like https://host/v1, without a name, key or query in it"
+        )
     try:
         local = url.hostname == "localhost" or ipaddress.ip_address(url.hostname).is_loopback
     except ValueError:
         local = False
     if url.scheme == "http" and not local and not insecure:
-        raise ValueError(f"--base-url {base} is neither https nor this machine: pictures and key would travel in the open; --insecure allows it")
+        raise ValueError(
+            f"--base-url {base} is neither https nor this machine: pictures and key would travel in the open; --insecure allows it"
+        )
     return url
 
 
@@ -288,7 +364,11 @@ def retry_after(headers):
     """Seconds that the header asks for, given as a number or a date; 0 where it says nothing of use."""
     value = (headers.get("Retry-After") or "").strip()
     try:
-        return float(value) if re.fullmatch(r"\d{1,9}(\.\d+)?", value) else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        return (
+            float(value)
+            if re.fullmatch(r"\d{1,9}(\.\d+)?", value)
+            else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        )
     except (ValueError, TypeError, OverflowError):
         return 0.0
 
@@ -307,9 +387,18 @@ def open_reply(payload, guess):
         elif choice.get("finish_reason") == "length":
             fault = "cut off: --max-tokens or the server's context is too small"
         elif not isinstance(text, str) or not text.strip():
-            thought = choice["message"].get("reasoning_content") or choice["message"].get("reasoning")
+            thought = choice["message"].get("reasoning_content") or choice["message"].get(
+                "reasoning"
+            )
             fault = f"no text: {str(choice['message'].get('refusal') or ('only reasoning; turn it off' if thought else 'empty'))[:200]}"
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         fault = f"not a chat completion: {payload[:150].decode('utf-8', 'replace')!r}"
-    counts = [used.get(name) if isinstance(used, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    return text if isinstance(text, str) else None, fault, [n if type(n) is int and 0 <= n < 10**8 else g for n, g in zip(counts, guess)]
+    counts = [
+        used.get(name) if isinstance(used, dict) else None
+        for name in ("prompt_tokens", "completion_tokens")
+    ]
+    return (
+        text if isinstance(text, str) else None,
+        fault,
+        [n if type(n) is int and 0 <= n < 10**8 else g for n, g in zip(counts, guess)],
+    )

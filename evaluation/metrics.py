@@ -32,24 +32,38 @@ def normalise(text):
     return " ".join(unicodedata.normalize("NFC", text).casefold().split()).rstrip(".。!")
 
 
-NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split()))
+NUMBERS = dict(
+    zip(
+        "none zero one two three four five six seven eight nine ten".split(),
+        "0 0 1 2 3 4 5 6 7 8 9 10".split(),
+    )
+)
 CONTRACTIONS = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd it'll ma'am mightn't might've
     mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd
     there're there's they'd they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's who've why'll
     why're why's won't would've wouldn't y'all you'd you'll you're you've couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
     something'd've there'd've they'd've we'd've wouldn't've who'd've y'all'll y'all'd've you'd've 'ow's'at"""
 # keyed by how they look with one apostrophe forgotten; the authors' table has one entry that takes it away
-CONTRACTIONS = {word[:i] + word[i + 1 :]: word for word in CONTRACTIONS.split() for i, c in enumerate(word) if c == "'"} | {"somebody'd": "somebodyd"}
+CONTRACTIONS = {
+    word[:i] + word[i + 1 :]: word
+    for word in CONTRACTIONS.split()
+    for i, c in enumerate(word)
+    if c == "'"
+} | {"somebody'd": "somebodyd"}
 
 
 def vqa_normalise(text):
     """VQAv2's processing of an answer, its quirks included: https://github.com/GT-Vision-Lab/VQA, vqaEval.py."""
     whole, thousands = text, re.search(r"\d,\d", text)
     for mark in ';/[]"{}()=+\\_-><@`,?!':
-        text = text.replace(mark, "" if thousands or mark + " " in whole or " " + mark in whole else " ")
+        text = text.replace(
+            mark, "" if thousands or mark + " " in whole or " " + mark in whole else " "
+        )
     text = re.sub(r"\.(?!\d)", "", text, count=32)  # the authors pass a flag where the count stands
     words = [NUMBERS.get(word, word) for word in text.lower().split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
+    return " ".join(
+        CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the")
+    )
 
 
 def vqa_accuracy(answer, truths):
@@ -78,7 +92,13 @@ def says_yes(answer, language):
 def korquad_normalise(text):
     """KorQuAD 1.0's: lower case, brackets and quotes are spaces, other punctuation goes (for Chinese: Unicode's, too), single spaces."""
     text = re.sub("['\"《》<>〈〉()‘’]", " ", unicodedata.normalize("NFC", text)).lower()
-    return " ".join("".join(c for c in text if c not in string.punctuation and not unicodedata.category(c).startswith("P")).split())
+    return " ".join(
+        "".join(
+            c
+            for c in text
+            if c not in string.punctuation and not unicodedata.category(c).startswith("P")
+        ).split()
+    )
 
 
 def character_f1(answer, truth):
@@ -94,10 +114,16 @@ def chrf(answer, truth, order=6, beta=2):
     answer, truth = "".join(answer.split()), "".join(truth.split())
     precision, recall, orders = 0.0, 0.0, 0
     for n in range(1, order + 1):
-        a, b = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in (answer, truth))
+        a, b = (
+            Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in (answer, truth)
+        )
         if a and b:
             same = sum((a & b).values())
-            precision, recall, orders = precision + same / sum(a.values()), recall + same / sum(b.values()), orders + 1
+            precision, recall, orders = (
+                precision + same / sum(a.values()),
+                recall + same / sum(b.values()),
+                orders + 1,
+            )
     if not precision:
         return 0.0
     precision, recall = precision / orders, recall / orders
@@ -153,11 +179,17 @@ def bootstrap(columns, statistic=ratio):
     columns = np.asarray(columns, float)
     columns = columns[columns[:, -1] > 0]
     G, value = len(columns), float(statistic(columns.sum(0)))
-    if statistic is ratio and (G == 1 or (np.ptp(columns[:, 0] / columns[:, -1]) == 0 and value in (0, 1))):
-        return value, *wilson(value, G)  # nothing varies, so nothing can be resampled: 0 of 40 is not "surely 0"
+    if statistic is ratio and (
+        G == 1 or (np.ptp(columns[:, 0] / columns[:, -1]) == 0 and value in (0, 1))
+    ):
+        return value, *wilson(
+            value, G
+        )  # nothing varies, so nothing can be resampled: 0 of 40 is not "surely 0"
     if G < 2:
         return value, -math.inf, math.inf
-    sums = np.concatenate([part.astype(float) @ columns for part in np.array_split(draws(G), -(-G // 2000))])  # (R, G) @ (G, m), in parts
+    sums = np.concatenate(
+        [part.astype(float) @ columns for part in np.array_split(draws(G), -(-G // 2000))]
+    )  # (R, G) @ (G, m), in parts
     tail = NormalDist().cdf(-math.sqrt(G / (G - 1)) * t_quantile(G - 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         low, high = np.nanquantile(statistic(sums), [tail, 1 - tail])
@@ -169,7 +201,10 @@ def by_picture(questions, *columns):
     place, index = {}, []
     for q in questions:
         index.append(place.setdefault((q["split"], str(q["image"] or q["id"])), len(place)))
-    return np.stack([np.bincount(index, column, len(place)) for column in (*columns, np.ones(len(index)))], axis=1)
+    return np.stack(
+        [np.bincount(index, column, len(place)) for column in (*columns, np.ones(len(index)))],
+        axis=1,
+    )
 
 
 def permutation_p(sums, flips=10_000):
@@ -205,11 +240,21 @@ def paired(questions, a, b):
     columns = by_picture(questions, d)
     spread = d.std(ddof=1) if len(d) > 1 else 0.0
     difference, low, high = bootstrap(columns, lambda sums: sums[..., 0] / sums[..., -1])
-    return {"difference": difference, "low": low, "high": high, "effect": float(d.mean() / spread) if spread else 0.0, "p": permutation_p(columns[:, 0]), "n": len(d), "pictures": len(columns)}
+    return {
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "effect": float(d.mean() / spread) if spread else 0.0,
+        "p": permutation_p(columns[:, 0]),
+        "n": len(d),
+        "pictures": len(columns),
+    }
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit('metrics.py: give an answer and a truth, such as "the red cat" "a red cat"')
     answer, truth = sys.argv[1:]
-    print(f"exact match {float(normalise(answer) == normalise(truth)):.0f}   VQAv2, all ten agreeing {vqa_accuracy(answer, [truth] * 10):.2f}   character F1 {character_f1(answer, truth):.4f}   chrF {chrf(answer, truth):.4f}")
+    print(
+        f"exact match {float(normalise(answer) == normalise(truth)):.0f}   VQAv2, all ten agreeing {vqa_accuracy(answer, [truth] * 10):.2f}   character F1 {character_f1(answer, truth):.4f}   chrF {chrf(answer, truth):.4f}"
+    )

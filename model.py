@@ -13,7 +13,8 @@ Sources: LLaVA-1.5 (arXiv 2310.03744), X-LLaVA (2403.11399), Llama 2 (2307.09288
     python model.py x-llava-7b       # one preset with all its fields
 
 Dimensions: B samples, T tokens, C width, H query heads, K key-value heads, D head dim,
-V vocabulary, P images, N patches per image, S image size, R records, U tokens of the longest record.
+V vocabulary, P images, N patches per image, S image size, R records, U tokens of the longest
+record.
 """
 
 import argparse
@@ -132,6 +133,7 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         q, k = apply_rope(q, k, *rope)
 
+        # Three ways to attend: generation, records side by side, and everything else.
         if cache is not None:
             out = self.attend_cached(q, k, v, *cache)
         elif layout.split_index is not None:
@@ -156,10 +158,13 @@ class Attention(nn.Module):
     def attend_cached(self, q, k, v, k_cache, v_cache, lengths):
         """Generation: appends k and v to the cache, then attends to everything cached."""
         B, T = q.shape[:2]
+        # Sample b's new tokens go to slots lengths[b], lengths[b] + 1 …
         sample = torch.arange(B, device=q.device)[:, None]
         slots = lengths[:, None] + torch.arange(T, device=q.device)  # (B, T)
         k_cache[sample, slots] = k
         v_cache[sample, slots] = v
+
+        # One new token per sample: the usual step of generation has a kernel of its own.
         if T == 1:
             return attention_with_kvcache(q[:, 0], k_cache, v_cache, lengths + 1)
 
@@ -195,6 +200,7 @@ class Block(nn.Module):
     def forward(self, x, rope, layout=PLAIN, cache=None):
         h = self.attn(self.input_norm(x), rope, layout, cache)
         x = select(x, layout.loss_positions)
+
         # One pass over memory: x ← x + h, h ← post_norm(x).
         h, x = add_rms_norm(h, x, self.post_norm.weight, self.post_norm.eps)
         return x + self.mlp(h)
@@ -219,11 +225,13 @@ class Decoder(nn.Module):
         """Random weights by fan-in. Residual branches start smaller, by depth (GPT-2, §2.3)."""
         for name, weight in self.named_parameters():
             if weight.dim() != 2:
-                continue
+                continue  # norms stay at one
+
             std = weight.shape[1] ** -0.5
             if "lm_head" in name:
                 std = 0.02
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                # Two branches per layer are added up: keep the variance of their sum at one.
                 std *= (2 * len(self.layers)) ** -0.5
             nn.init.normal_(weight, std=std)
 
@@ -248,6 +256,8 @@ class Decoder(nn.Module):
         T = x.shape[1]
         if torch.is_autocast_enabled(x.device.type):
             x = x.float()  # the residual stream stays float32; only matrix products use bf16
+
+        # With a cache, the new tokens follow those that are cached.
         positions, length = layout.positions, T
         if cache is not None:
             positions = cache.lengths[:, None] + torch.arange(T, device=x.device)
@@ -263,6 +273,7 @@ class Decoder(nn.Module):
                 x = checkpoint(block, x, rope, block_layout, use_reentrant=False)
             else:
                 x = block(x, rope, block_layout, cache and cache.layer(i))
+
         return self.norm(x)
 
 
@@ -333,6 +344,8 @@ class XLlava(nn.Module):
         """Token ids (B, T) with N <image> ids per image, and the images uint8 (P, 3, S, S) in
         reading order -> input embeddings (B, T, C). ValueError if their numbers differ."""
         x = self.decoder.embed_tokens(ids)
+
+        # The patch features of the images replace the embeddings of the <image> tokens.
         if pixels is not None and len(pixels):
             features = self.encode_images(pixels)
             image_mask = ids == self.config.image_token_id
@@ -367,9 +380,13 @@ class XLlava(nn.Module):
         targets (B, T): the id that should follow, or IGNORE_INDEX. With loss_positions the last
         block and the head compute these positions only."""
         hidden = self(ids, pixels, layout).view(-1, self.config.text.hidden_size)
+
+        # hidden has rows for all positions, or for the loss_positions only: so must targets.
         targets = targets.flatten()
         if layout.loss_positions is not None:
             targets = targets[layout.loss_positions]
+
+        # Head and loss in one: the logits of all tokens are never in memory at once.
         return linear_cross_entropy(hidden, self.decoder.lm_head.weight, targets, IGNORE_INDEX)
 
 
@@ -429,6 +446,7 @@ def main():
     )
     parser.add_argument("preset", nargs="?", choices=PRESETS, help="show this one with its fields")
     args = parser.parse_args()
+
     for name in [args.preset] if args.preset else PRESETS:
         counts = parameter_counts(PRESETS[name])
         parts = ", ".join(f"{module} {count:,}" for module, count in counts.items())

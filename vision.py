@@ -12,7 +12,8 @@ How the demo trains it from random weights: training/objectives.py.
 
     python vision.py IMAGE [IMAGE …] --size 336 -o preprocessed.png     # what the model receives
 
-Dimensions: B images, S image size, P patch size, N patches per image, C width, H heads, D head dim.
+Dimensions: B images, S image size, P patch size, N patches per image, C width, H heads,
+D head dim.
 """
 
 import argparse
@@ -52,6 +53,8 @@ def load_image(path):
         raise ValueError(f"{path}: no such image")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes)")
+
+    # Whatever is wrong with the file becomes one line with its name.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd EXIF and large images: checked below
@@ -79,6 +82,7 @@ def check_size(image):
 def to_rgb(image):
     """The first frame as RGB: rotated as EXIF says, 16-bit grey scaled to 8 bits, and transparent
     parts on CLIP's mean colour."""
+    # An animation's first frame. Cameras store the rotation in EXIF only.
     image.seek(0)
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
@@ -90,6 +94,7 @@ def to_rgb(image):
             grey = grey // 257  # 0 … 65,535 -> 0 … 255
         image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
 
+    # Transparent pixels have a colour of their own, which nobody meant to show.
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGB", image.size, MEAN_COLOUR)
@@ -134,6 +139,7 @@ def resize_and_crop(image, size):
     width, height = image.size
     short = min(width, height)
     width, height = int(size * width / short), int(size * height / short)
+
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
@@ -203,6 +209,8 @@ class VisionAttention(nn.Module):
         q = self.q_proj(x).view(B, T, self.heads, -1)  # (B, T, C) -> (B, T, H, D)
         k = self.k_proj(x).view(B, T, self.heads, -1)
         v = self.v_proj(x).view(B, T, self.heads, -1)
+
+        # No causal mask: every patch attends to every other.
         out = attention(q, k, v, causal=False)
         return self.out_proj(out.reshape(B, T, C))  # (B, T, H, D) -> (B, T, C)
 
@@ -251,6 +259,8 @@ class ViT(nn.Module):
                 nn.init.normal_(weight, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
+
+        # A patch has 3 · P · P inputs. Class token and positions start as small noise.
         nn.init.normal_(self.patch_embed.weight, std=self.patch_embed.weight[0].numel() ** -0.5)
         nn.init.normal_(self.class_embed, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.02)
@@ -265,6 +275,7 @@ class ViT(nn.Module):
         class_token = self.class_embed.expand(len(x), 1, -1).to(x.dtype)
         x = torch.cat([class_token, x], dim=1) + self.pos_embed.to(x.dtype)  # (B, 1 + N, C)
 
+        # transformers' hidden_states has L + 1 entries, so layer −1 runs all L blocks.
         x = self.pre_norm(x)
         for block in self.layers[: layer % (len(self.layers) + 1)]:
             x = block(x)
@@ -275,6 +286,7 @@ class ViT(nn.Module):
         overlap."""
         B, _, S, _ = x.shape
         P = self.config.patch_size
+        # Split both sides of the image into (patch, offset), and gather the offsets of a patch.
         x = x.view(B, 3, S // P, P, S // P, P)
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, 3 * P * P)  # (B, 3, S, S) -> (B, N, 3·P·P)
         return F.linear(x, self.patch_embed.weight.flatten(1))
@@ -295,6 +307,8 @@ def main():
     )
     parser.add_argument("-o", "--out", default="preprocessed.png", help="the PNG to write")
     args = parser.parse_args()
+
+    # All images next to each other in one file.
     columns = [
         preprocess(load_image(path), args.size, args.image_aspect_ratio).permute(1, 2, 0).numpy()
         for path in args.images

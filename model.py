@@ -17,7 +17,7 @@ V vocabulary, P images, N patches per image, S image size, R records, U tokens o
 record.
 """
 
-import argparse
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,10 +57,10 @@ class DecoderConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self):
-        if self.num_attention_heads % self.num_key_value_heads:
+        H, K = self.num_attention_heads, self.num_key_value_heads
+        if H % K:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
+                f"num_attention_heads {H} is not a multiple of num_key_value_heads {K}"
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd: RoPE rotates pairs of channels")
@@ -82,8 +82,8 @@ class Layout(NamedTuple):
     """Where the tokens of a batch are, for batches that are not plain padded rows.
 
     positions       (B, T) int, the position of each token in its own document, for RoPE
-    key_ranges      two (B, T) int32: the first key each query attends to, and the one after the
-                    last. For packed documents (kernels/attention.py)
+    key_ranges      two (B, T) int32: for each query its first key, and the one after its last,
+                    for packed documents (kernels/attention.py)
     split_index     (gather (R, U), scatter (B, T)): records side by side behind one image.
                     Attention runs on one row per record (data.side_by_side)
     loss_positions  (n,) flat indices b·T + t of the positions whose output is needed
@@ -283,8 +283,7 @@ class KVCache:
     k, v: (layers, batch, size, K, D); lengths: (batch,) tokens that are cached."""
 
     def __init__(self, config, batch, size, device, dtype):
-        heads, head_dim = config.num_key_value_heads, config.head_dim
-        shape = (config.num_hidden_layers, batch, size, heads, head_dim)
+        shape = (config.num_hidden_layers, batch, size, config.num_key_value_heads, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
@@ -349,15 +348,13 @@ class XLlava(nn.Module):
         if pixels is not None and len(pixels):
             features = self.encode_images(pixels)
             image_mask = ids == self.config.image_token_id
-            num_tokens, (num_images, num_patches) = int(image_mask.sum()), features.shape[:2]
-            if num_tokens != num_images * num_patches:
-                raise ValueError(
-                    f"{num_tokens} <image> tokens for {num_images} images of {num_patches} patches"
-                )
+            P, N = features.shape[:2]
+            if (count := int(image_mask.sum())) != P * N:
+                raise ValueError(f"{count} <image> tokens for {P} images of {N} patches")
             return x.masked_scatter(image_mask[..., None], features.to(x.dtype))
 
         if self.training and (self.always_encode or self.projector[0].weight.requires_grad):
-            # A batch of text alone: encode an empty image, times zero. Every rank then has a
+            # A batch of text alone: encode a blank image, times zero. Every rank then has a
             # gradient for the projector and joins the all-reduce.
             S = self.config.vision.image_size
             blank = torch.zeros(1, 3, S, S, dtype=torch.uint8, device=ids.device)
@@ -374,11 +371,8 @@ class XLlava(nn.Module):
         return self.decoder.lm_head(hidden).float()
 
     def loss(self, ids, targets, pixels=None, layout=PLAIN):
-        """The sum of the cross-entropies of all target tokens, a float32 scalar. Divide it by the
-        number of targets in the *global* batch.
-
-        targets (B, T): the id that should follow, or IGNORE_INDEX. With loss_positions the last
-        block and the head compute these positions only."""
+        """The sum of the cross-entropies of all targets, a float32 scalar. Divide it by the number
+        of targets in the *global* batch. targets (B, T): the id that follows, or IGNORE_INDEX."""
         hidden = self(ids, pixels, layout).view(-1, self.config.text.hidden_size)
 
         # hidden has rows for all positions, or for the loss_positions only: so must targets.
@@ -441,9 +435,7 @@ def parameter_counts(config):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("preset", nargs="?", choices=PRESETS, help="show this one with its fields")
     args = parser.parse_args()
 

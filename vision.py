@@ -16,9 +16,9 @@ Dimensions: B images, S image size, P patch size, N patches per image, C width, 
 D head dim.
 """
 
-import argparse
 import sys
 import warnings
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,8 +119,8 @@ def preprocess(image, size, image_aspect_ratio="pad"):
 
 
 def pad_and_resize(image, size):
-    """Pads to a square and resizes. Pillow resizes along x, then along y; doing the first pass in
-    bands of rows gives the same pixels, and the padded square of a long image is never in memory."""
+    """Pads to a square and resizes. Pillow resizes along x, then along y. The first pass runs in
+    bands of rows: the same pixels, and the padded square of a long image is never in memory."""
     width, height = image.size
     side = max(width, height)
     left, top = (side - width) // 2, (side - height) // 2
@@ -136,6 +136,7 @@ def pad_and_resize(image, size):
 
 def resize_and_crop(image, size):
     """CLIP's own preprocessing: short side to `size`, then the centre."""
+    # As transformers rounds: the long side is cut to a whole number.
     width, height = image.size
     short = min(width, height)
     width, height = int(size * width / short), int(size * height / short)
@@ -175,13 +176,12 @@ class VisionConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        for size, unit in (
-            ("image_size", "patch_size"),
-            ("hidden_size", "num_attention_heads"),
-        ):
+        # Patches must fill the image, and heads the width.
+        for size, unit in (("image_size", "patch_size"), ("hidden_size", "num_attention_heads")):
             whole, part = getattr(self, size), getattr(self, unit)
             if whole % part:
                 raise ValueError(f"{size} {whole} is not a multiple of {unit} {part}")
+
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
                 f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}"
@@ -294,9 +294,7 @@ class ViT(nn.Module):
 
 # ------------------------------------------------------------------------------------ command line
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--size", type=int, default=336, help="pixels a side (default: 336)")
     parser.add_argument(

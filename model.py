@@ -428,10 +428,7 @@ def parameter_counts(config):
     """{module: parameters}. On the meta device nothing is allocated: 13B count on any machine."""
     with torch.device("meta"):
         model = XLlava(config)
-    return {
-        name: sum(weight.numel() for weight in module.parameters())
-        for name, module in model.named_children()
-    }
+    return {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_children()}
 
 
 def main():
@@ -439,12 +436,13 @@ def main():
     parser.add_argument("preset", nargs="?", choices=PRESETS, help="show this one with its fields")
     args = parser.parse_args()
 
-    for name in [args.preset] if args.preset else PRESETS:
-        counts = parameter_counts(PRESETS[name])
-        parts = ", ".join(f"{module} {count:,}" for module, count in counts.items())
-        print(f"{name}: {sum(counts.values()):,} parameters ({parts})")
-        if args.preset:
-            print(f"  vision  {PRESETS[name].vision}\n  text    {PRESETS[name].text}")
+    for name, config in PRESETS.items():
+        if args.preset in (None, name):
+            counts = parameter_counts(config)
+            parts = ", ".join(f"{module} {count:,}" for module, count in counts.items())
+            print(f"{name}: {sum(counts.values()):,} parameters ({parts})")
+            if args.preset:
+                print(f"  vision  {config.vision}\n  text    {config.text}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""What a tokenizer makes of a text: fertility in numbers, the pieces in colours.
+
+Pipeline: called by `python tokenizer.py report` and `show`.
+Fertility is the number of tokens that a word (or a character, or a byte) costs.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from vocabulary.files import read_lines
+from vocabulary.sentencepiece_file import BYTE, NORMAL, UNKNOWN
+
+
+def labelled_path(text: str) -> tuple[str, str]:
+    """ "ko=out/ko.txt" -> ("ko", "out/ko.txt"), "out/ko.txt" -> ("ko.txt", "out/ko.txt")."""
+    label, equals, path = text.partition("=")
+    return (label, path) if equals else (Path(text).name, text)
+
+
+def fertility_counts(tokenizer, lines: Iterable[str]) -> tuple[Counter, Counter]:
+    """(counts over a text, how often each piece came). The counts:
+
+    tokens, characters, words, bytes; byte_tokens: tokens that are one byte;
+    unknown: characters that have no piece.
+    """
+    pieces, counts = Counter(), Counter()
+    for line in lines:
+        line = line.rstrip("\r\n")
+        pieces.update(tokenizer.sp_processor.encode(line, out_type=str))
+        counts["characters"] += len(line)
+        counts["words"] += len(line.split())
+        counts["bytes"] += len(line.encode(errors="replace"))
+
+    # By the type of a piece. The package returns unknown characters as they are: not in `ids`.
+    for text, n in pieces.items():
+        counts["tokens"] += n
+        piece_id = tokenizer.ids.get(text)
+        piece_type = UNKNOWN if piece_id is None else tokenizer.pieces[piece_id].type
+        if piece_type == UNKNOWN:
+            counts["unknown"] += n * len(text)
+        elif piece_type == BYTE:
+            counts["byte_tokens"] += n
+            # A character of UTF-8 has one byte that is not 10xxxxxx: its first.
+            if int(text[3:5], 16) & 0xC0 != 0x80:
+                counts["unknown"] += n
+    return counts, pieces
+
+
+def print_report(models: dict, texts: dict[str, str], unreachable: Callable) -> None:
+    """Print what each model spends on each text file, and whether the texts use the new pieces.
+
+    models: name -> Tokenizer; new pieces are those that the first one lacks. texts: label -> path.
+    unreachable: `tokenizer.unreachable`.
+    """
+    head = ("tokens", "/character", "/word", "/byte", "bytes", "unknown")
+    print("{:12} {:28} {:>9} {:>10} {:>7} {:>7} {:>7} {:>8}".format("text", "model", *head))
+    used = {name: set() for name in models}
+    for label, path in texts.items():
+        for name, tokenizer in models.items():
+            counts, pieces = fertility_counts(tokenizer, read_lines([path]))
+            used[name].update(pieces)
+            tokens = counts["tokens"]
+            line = f"{label[-12:]:12} {name[-28:]:28} {tokens:9,}"
+            line += f" {tokens / max(1, counts['characters']):10.3f}"
+            line += f" {tokens / max(1, counts['words']):7.2f}"
+            line += f" {tokens / max(1, counts['bytes']):7.3f}"
+            line += f" {counts['byte_tokens'] / max(1, tokens):7.1%}"
+            line += f" {counts['unknown'] / max(1, counts['characters']):8.2%}"
+            print(line)
+
+    # What became of the new pieces.
+    first, *others = models
+    for name in others:
+        known = models[first].ids
+        new = [p.text for p in models[name].pieces if p.type == NORMAL and p.text not in known]
+        lost = unreachable(models[name]) if models[name].is_bpe else []
+        print(f"\n{name}: {len(new):,} new pieces, {len(lost)} unreachable {' '.join(lost[:10])}")
+        print(f"  longest: {' '.join(sorted(new, key=len, reverse=True)[:8])}")
+        idle = [text for text in new if text not in used[name]]
+        print(f"  never used in these texts: {len(idle):,} {' '.join(idle[:12])}")
+
+
+def show(tokenizer, text: str) -> str:
+    """The number of pieces of a text, and the pieces: coloured on a terminal, else between bars."""
+    pieces = [tokenizer.piece(token_id) for token_id in tokenizer.encode(text)]
+    if not sys.stdout.isatty():
+        return f"{len(pieces):4} | " + " | ".join(pieces)
+    coloured = [f"\033[30;4{2 + i % 5}m{piece}\033[0m" for i, piece in enumerate(pieces)]
+    return f"{len(pieces):4}  " + "".join(coloured)

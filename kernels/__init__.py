@@ -1,73 +1,100 @@
 """
-Fused kernels in Triton, each beside the plain PyTorch that defines it.
+Fused kernels in Triton, each beside the plain PyTorch code that defines it.
 
-    from kernels import attention, rms_norm, rope, swiglu, linear_cross_entropy, set_kernels
+    attention.py       attention (forward and backward) and attention_with_kvcache (decoding)
+    cross_entropy.py   linear_cross_entropy: the last linear layer and the loss in one
+    rms_norm.py        rms_norm, and add_rms_norm with the residual connection
+    rope.py            rope: rotary position embedding
+    swiglu.py          swiglu: the gate of the MLP
+    bench.py           python -m kernels.bench: speed against PyTorch's own operators
 
-A kernel is a fast version of a definition. Every file here holds, in this order: the definition (`*_reference`, plain
-PyTorch, what runs on a CPU), the Triton kernels, the custom operators that make them known to autograd, torch.compile
-and autocast, and last the public function, which picks one of the two in one line. Models call the public functions only.
+A kernel is a fast version of a definition. Every file has the same order: the definition
+(`*_reference`, plain PyTorch, used on a CPU), the Triton kernels, the custom operators that
+register them with autograd, torch.compile and autocast, and last the public function, which
+calls one of the two. Models call the public functions only.
 
-The kernels also run on a CPU, slowly, inside Triton's interpreter: that is how the tests check them without a GPU.
-    TRITON_INTERPRET=1 python -m pytest tests/test_kernels_*.py    (the variable must be there before triton is imported)
+The kernels also run on a CPU, slowly, in Triton's interpreter. The tests use it where there is
+no GPU. The variable must be set before triton is imported:
+
+    TRITON_INTERPRET=1 python -m pytest tests/test_kernels_*.py
 """
+
 import os
 
 import torch
 
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # a·b + c in one instruction, which Triton 3.10 will no longer do unasked
+# Fuse a·b + c into one instruction: Triton 3.10 no longer does it by default.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
 try:
     import triton
     import triton.language as tl
-    HAVE_TRITON, INTERPRET = True, triton.knobs.runtime.interpret
-except ImportError:  # macOS, Windows, a bare CPU: the definitions do everything, the kernels below are never called
-    class triton:  # just enough for `@triton.jit` and `tl.constexpr` in signatures to parse
-        jit = staticmethod(lambda fn=None, **options: fn or triton.jit)
+
+    HAVE_TRITON = True
+    INTERPRET = triton.knobs.runtime.interpret
+except ImportError:  # macOS, Windows: only the definitions run
+    HAVE_TRITON = False
+    INTERPRET = False
+
+    class triton:
+        """Just enough of triton to import the kernels, which are never called."""
+
+        @staticmethod
+        def jit(function=None, **options):
+            return function or triton.jit
 
     class tl:
-        constexpr = staticmethod(lambda value: value)
-    HAVE_TRITON, INTERPRET = False, False
+        @staticmethod
+        def constexpr(value):
+            return value
+
 
 _choice = "auto"
 
 
 def set_kernels(choice):
-    """What `--kernels` means, for the whole process: "auto" (Triton for tensors on a GPU, the definitions elsewhere),
-    "triton" (always; on a CPU only inside the interpreter) or "torch" (always the definitions)."""
+    """Chooses the implementation for the whole process (`--kernels`): "auto" (Triton for tensors
+    on a GPU, else the definitions), "triton" (on a CPU only in the interpreter) or "torch" (always
+    the definitions). Raises ValueError for another word, RuntimeError where Triton cannot run."""
     global _choice
     if choice not in ("auto", "triton", "torch"):
         raise ValueError(f"kernels must be auto, triton or torch, not {choice!r}")
     if choice == "triton" and not HAVE_TRITON:
-        raise RuntimeError("kernels 'triton' needs the triton package: pip install triton, or choose 'torch'")
+        raise RuntimeError("kernels 'triton': run `pip install triton`, or choose 'torch'")
     if choice == "triton" and not (INTERPRET or torch.cuda.is_available()):
-        raise RuntimeError("kernels 'triton' needs a GPU, or TRITON_INTERPRET=1 in the environment to interpret on the CPU")
+        raise RuntimeError(
+            "kernels 'triton' needs a GPU; to interpret it on a CPU, set TRITON_INTERPRET=1"
+        )
     _choice = choice
 
 
 def use_triton(x):
-    """Does the Triton kernel take tensor `x`? Asked at each call, and in a way that torch.compile can fold into a constant
-    (get_device_capability it can't). GPUs before Ampere lack bf16: the definitions there."""
-    if _choice == "auto":
-        return HAVE_TRITON and x.is_cuda and torch.cuda.get_device_properties(x.device).major >= 8
-    return _choice == "triton"
+    """Whether the Triton kernel runs for tensor `x`; checked at each call.
+
+    torch.compile can fold this into a constant (it cannot fold get_device_capability). GPUs older
+    than Ampere have no bf16 and use the definitions."""
+    if _choice != "auto":
+        return _choice == "triton"
+    return HAVE_TRITON and x.is_cuda and torch.cuda.get_device_properties(x.device).major >= 8
 
 
 def arch():
-    """The compiler's target, 80 for sm_80 and so on; 0 inside the interpreter. Chooses tile sizes."""
+    """The compiler's target, from which tile sizes follow: 80 for sm_80 …, 0 in the interpreter."""
     if INTERPRET:
         return 0
-    name = triton.runtime.driver.active.get_current_target().arch
-    return name if isinstance(name, int) else 80  # an AMD target is a string: take the plain path
+    target = triton.runtime.driver.active.get_current_target().arch
+    return target if isinstance(target, int) else 80  # AMD targets are strings: no TMA there
 
 
-def processors(x):
-    """How many programs run side by side, for kernels whose grid is sized by the machine and not by the data."""
+def num_sms(x):
+    """The number of multiprocessors, for kernels whose grid depends on the GPU, not on the data."""
     if x.is_cuda:
         return torch.cuda.get_device_properties(x.device).multi_processor_count
     return 3 if INTERPRET else 132
 
 
-def as_rows(x):
-    """(..., C) as a matrix whose rows are contiguous; a copy only where strides leave no other way."""
+def flatten_to_2d(x):
+    """(..., C) -> (rows, C) with contiguous rows; copies only where the strides require it."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
 
@@ -77,15 +104,15 @@ INTERPRETED = tl.constexpr(INTERPRET)
 
 @triton.jit
 def dot(a, b, acc=None):
-    """a @ b (+ acc), fp32 sums. The interpreter multiplies bf16 bit patterns as if they were integers: widen first there.
-    "ieee" concerns fp32 inputs only: without it a GPU rounds them to tf32."""
+    """a @ b (+ acc) with fp32 sums. "ieee" keeps a GPU from rounding fp32 inputs to tf32."""
+    # The interpreter multiplies the bit patterns of bf16 as integers: widen them first.
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
-from kernels.attention import attention_with_kvcache, attention, rows_causal, rows_from_docs, rows_left_padded, rows_prefix, rows_window  # noqa: E402
-from kernels.cross_entropy import linear_cross_entropy  # noqa: E402
-from kernels.rms_norm import add_rms_norm, rms_norm  # noqa: E402
-from kernels.rope import rope  # noqa: E402
-from kernels.swiglu import swiglu  # noqa: E402
+from kernels.attention import attention, attention_with_kvcache  # noqa: E402, F401
+from kernels.cross_entropy import linear_cross_entropy  # noqa: E402, F401
+from kernels.rms_norm import add_rms_norm, rms_norm  # noqa: E402, F401
+from kernels.rope import rope  # noqa: E402, F401
+from kernels.swiglu import swiglu  # noqa: E402, F401

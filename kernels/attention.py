@@ -1,22 +1,28 @@
 """
-Fused attention: softmax(q·kᵀ·scale)·v without ever writing the T×T scores to memory (Dao et al. 2022, 2023).
+Fused attention: softmax(scale·q·kᵀ)·v without writing the scores to memory (Dao et al. 2022, 2023).
 
-    B batch   Tq, Tk queries, keys   H heads   K key/value heads (H % K == 0)   D channels a head
+    B batch   Tq, Tk queries, keys   H heads   K key/value heads   D head dim, scale = 1/√D
+    G = H / K query heads share one key/value head
 
-**Online softmax.** A program owns BM queries and walks over the keys, BN at a time. For each query it holds the largest
-score so far m, the sum l = Σ exp(s − m) and acc = Σ exp(s − m)·v. When a block brings a larger maximum, what was summed
-before was too large by exp(m_new − m_old): shrink it and go on. At the end o = acc / l. All in powers of two, for the
-hardware has exp2 and no exp; the factor log2(e) is folded into the scale.
+**Online softmax.** A program owns BLOCK_M queries and loops over the keys, BLOCK_N at a time. For
+each query it keeps the largest score so far m, the sum l = Σ exp(s − m) and acc = Σ exp(s − m)·v.
+When a block has a larger maximum, l and acc are multiplied by exp(m_old − m_new). At the end
+o = acc / l. Powers of 2 replace powers of e, because the hardware computes exp2: the factor
+log2(e) is part of the scale.
 
-**Why the log-sum-exp is kept.** L = m + log2(l), one number a query, is all that the backward needs to get any
-probability back from q and k alone: P = exp2(s − L). Nothing of size T×T is ever stored; it is computed again:
+**The log-sum-exp.** L = m + log2(l), one number per query, is what the backward pass needs to
+recompute any probability from q and k: P = exp2(s − L). Nothing of size Tq×Tk is stored.
+
     dV = Pᵀ·dO      dP = dO·Vᵀ      dS = P ∘ (dP − δ)      dQ = scale·dS·K      dK = scale·dSᵀ·Q
-with δ = Σ_d o·do, one number a query. Two kernels: one owns queries (dQ, and δ on the way), one owns keys (dK, dV). Each
-output has exactly one writer, so there are no atomics and a rerun gives the same bits. The second works on Sᵀ = K·Qᵀ
-throughout, so that no result of a product ever has to be transposed.
 
-**One mask for everything: intervals.** Query i sees the keys lo[i] ≤ j < hi[i], and neither falls as i grows. This
-says causal, packed documents, padding, a prefix seen both ways (an image before its text) and sliding windows:
+with δ = Σ_d o·do, one number per query. There are two kernels. One owns queries and computes dQ,
+and δ on the way. The other owns keys and computes dK and dV. Each output has exactly one writer:
+there are no atomics, and a rerun gives the same bits. The second kernel works on Sᵀ = K·Qᵀ, so
+that no result of a product is transposed.
+
+**One mask for everything: key ranges.** Query i attends to the keys start[i] ≤ j < end[i]; neither
+bound decreases with i. Causal masks, packed documents, padding, a prefix with full attention (an
+image before its text) and sliding windows all have this form:
 
       keys →   causal          two documents     prefix of 3       window of 3
     queries    ■ · · · · ·     ■ · · · · ·       ■ ■ ■ · · ·       ■ · · · · ·
@@ -25,384 +31,717 @@ says causal, packed documents, padding, a prefix seen both ways (an image before
                ■ ■ ■ ■ · ·     · · ■ ■ · ·       ■ ■ ■ ■ · ·       · ■ ■ ■ · ·
                ■ ■ ■ ■ ■ ·     · · ■ ■ ■ ·       ■ ■ ■ ■ ■ ·       · · ■ ■ ■ ·
 
-For a tile of queries, first … last, the ends of their intervals tell which key blocks have to be looked at, and which of
-these need no mask. Blocks outside cost nothing, not even a load: a packed batch takes the time of its documents.
+The ranges of the first and the last query of a block tell which blocks of keys to load, and which
+of these need no mask. Other blocks cost nothing, so a packed batch takes the time of its documents.
 
-         lo[first]   lo[last]              hi[first]   hi[last]
-    skipped  |  masked  |   plain (no mask)    |  masked  |  skipped
+       start[first]  start[last]          end[first]   end[last]
+    skipped  |  masked  |  plain (no mask)     |  masked  |  skipped
     . . . . .[//////////[######################[//////////[. . . . .
 
-Seen from a key, the queries that see it are an interval as well; `_transpose` finds it by two binary searches.
+The queries that attend to one key form a range as well; two binary searches find it.
 """
+
 import math
 
 import torch
+from torch import Tensor
 
-from kernels import arch, dot, processors, tl, triton, use_triton
-
+from kernels import arch, dot, num_sms, tl, triton, use_triton
 
 # The definition
 
-def attention_reference(q, k, v, causal=True, key_ranges=None, scale=None):
+
+def attention_reference(q, k, v, causal=True, key_ranges=None):
     B, Tq, H, D = q.shape
     Tk, K = k.shape[1:3]
-    scale = D ** -0.5 if scale is None else scale
-    # heads that share keys are stacked along the queries: (B, T, H, D) -> (B, K, G·T, D), nothing is repeated
-    q = (q * scale).unflatten(2, (K, H // K)).permute(0, 2, 3, 1, 4).reshape(B, K, -1, D)
-    s = q @ k.permute(0, 2, 3, 1)                                                       # (B, K, G·Tq, Tk)
-    rows = key_ranges
-    all_see = causal and rows is None and Tk >= Tq                                      # no query is without a key
-    if causal and rows is None:
-        rows = rows_causal(Tq, Tk, q.device)
-    if rows is not None:
-        lo, hi = rows[0].unsqueeze(-1), rows[1].unsqueeze(-1)
-        j = torch.arange(Tk, device=q.device)
-        hidden = (j < lo) | (j >= hi)                                                   # (B or 1, Tq, Tk)
-        never = torch.zeros(hidden.shape, dtype=s.dtype, device=s.device).masked_fill_(hidden, torch.finfo(s.dtype).min / 2)
-        s = (s.unflatten(2, (-1, Tq)) + never[:, None, None]).flatten(2, 3)
-    o = s.softmax(-1).to(v.dtype) @ v.transpose(1, 2)                                   # (B, K, G·Tq, D)
-    o = o.unflatten(2, (-1, Tq)).permute(0, 3, 1, 2, 4).flatten(2, 3)                   # (B, Tq, H, D)
-    return o if rows is None or all_see else o.masked_fill((lo >= hi).unsqueeze(-1), 0.0)  # who sees nothing says nothing
+
+    # Heads that share keys are stacked along the queries: (B, Tq, H, D) -> (B, K, G·Tq, D)
+    q = (q * D**-0.5).unflatten(2, (K, H // K)).permute(0, 2, 3, 1, 4).reshape(B, K, -1, D)
+    scores = q @ k.permute(0, 2, 3, 1)  # (B, K, G·Tq, Tk)
+
+    every_query_attends = key_ranges is None and (Tk >= Tq or not causal)
+    if causal and key_ranges is None:
+        key_ranges = _causal_ranges(Tq, Tk, q.device)
+    if key_ranges is not None:
+        start, end = key_ranges[0].unsqueeze(-1), key_ranges[1].unsqueeze(-1)
+        keys = torch.arange(Tk, device=q.device)
+        hidden = (keys < start) | (keys >= end)  # (B or 1, Tq, Tk)
+        bias = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device)
+        bias.masked_fill_(hidden, torch.finfo(q.dtype).min / 2)
+        scores = (scores.unflatten(2, (-1, Tq)) + bias[:, None, None]).flatten(2, 3)
+
+    o = scores.softmax(-1).to(v.dtype) @ v.transpose(1, 2)  # (B, K, G·Tq, D)
+    o = o.unflatten(2, (-1, Tq)).permute(0, 3, 1, 2, 4).flatten(2, 3)  # (B, Tq, H, D)
+    if every_query_attends:
+        return o
+    # Queries without any visible key output zero.
+    return o.masked_fill((start >= end).unsqueeze(-1), 0.0)
 
 
-def attend_cache_reference(q, k_cache, v_cache, lengths):
-    hi = lengths[:, None].to(torch.int32)
-    return attention_reference(q[:, None], k_cache, v_cache, key_ranges=(torch.zeros_like(hi), hi))[:, 0]
+def attention_with_kvcache_reference(q, k_cache, v_cache, lengths):
+    end = lengths[:, None].to(torch.int32)
+    key_ranges = torch.zeros_like(end), end
+    return attention_reference(q[:, None], k_cache, v_cache, key_ranges=key_ranges)[:, 0]
 
 
-# Masks as intervals: each helper gives (lo, hi), int32 (B or 1, T)
-
-def rows_causal(Tq, Tk=None, device=None):
-    """Query i sees the keys up to its own; with Tk ≠ Tq the last query stands at the last key (bottom-right aligned)."""
-    Tk = Tq if Tk is None else Tk
-    hi = (torch.arange(Tq, device=device, dtype=torch.int32) + (Tk - Tq + 1)).clamp(0, Tk)[None]
-    return torch.zeros_like(hi), hi
+def _causal_ranges(Tq, Tk, device):
+    """(start, end), int32 (1, Tq): the last query is aligned with the last key."""
+    end = torch.arange(Tq, device=device, dtype=torch.int32) + (Tk - Tq + 1)
+    end = end.clamp(0, Tk)[None]
+    return torch.zeros_like(end), end
 
 
-def rows_from_docs(doc_ids, causal=True):
-    """doc_ids (B, T): equal numbers side by side are one document, which sees itself only; negative is padding, which sees nothing."""
-    T = doc_ids.shape[1]
-    i = torch.arange(T, device=doc_ids.device).expand_as(doc_ids)
-    new = torch.ones_like(doc_ids, dtype=torch.bool)
-    new[:, 1:] = doc_ids[:, 1:] != doc_ids[:, :-1]
-    lo = torch.where(new, i, 0).cummax(1).values                      # where my document began
-    end = torch.where(new, i, T).flip(1).cummin(1).values.flip(1)     # the first beginning at or after each place
-    hi = i + 1 if causal else torch.cat((end[:, 1:], torch.full_like(end[:, :1], T)), 1)
-    lo, hi = torch.where(doc_ids < 0, i, lo), torch.where(doc_ids < 0, i, hi)
-    return lo.int(), hi.int()
-
-
-def rows_left_padded(padding, T, causal=True):
-    """padding (B,): how many of the T places at the left are empty."""
-    i = torch.arange(T, device=padding.device)[None]
-    lo = padding[:, None].expand(-1, T)
-    return lo.int(), torch.where(i < lo, lo, i + 1 if causal else T).int()
-
-
-def rows_prefix(prefix, T):
-    """prefix (B,): the first so many tokens, an image's say, see each other both ways; the rest is causal."""
-    hi = torch.maximum(torch.arange(1, T + 1, device=prefix.device)[None], prefix[:, None]).int()
-    return torch.zeros_like(hi), hi
-
-
-def rows_window(T, window, device=None):
-    """Causal, and no further back than the last `window` tokens, the query's own included."""
-    hi = torch.arange(1, T + 1, device=device, dtype=torch.int32)[None]
-    return (hi - window).clamp(min=0), hi
-
-
-def _transpose(rows, Tk):
-    """For each key j the interval of queries that see it: those with hi ≤ j come before, those with lo ≤ j are not after."""
-    lo, hi = rows
-    j = torch.arange(Tk, device=lo.device, dtype=torch.int32).expand(lo.shape[0], Tk).contiguous()
-    first = torch.searchsorted(hi.contiguous(), j, right=True, out_int32=True)
-    return first, torch.searchsorted(lo.contiguous(), j, right=True, out_int32=True)
+def _query_ranges(key_ranges, Tk):
+    """For each key j the range of queries that attend to it, int32 (B, Tk) each: queries with
+    end ≤ j stand before it, queries with start ≤ j do not stand after it."""
+    start, end = (bound.contiguous() for bound in key_ranges)
+    keys = torch.arange(Tk, device=start.device, dtype=torch.int32)
+    keys = keys.expand(start.shape[0], Tk).contiguous()
+    first = torch.searchsorted(end, keys, right=True, out_int32=True)
+    return first, torch.searchsorted(start, keys, right=True, out_int32=True)
 
 
 # The kernels
-SIZES = ["Tq", "Tk", "H", "G", "rows_stride"]  # a new length must not mean a new compilation
-FULL, CAUSAL, ROWS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+SIZES = ["Tq", "Tk", "H", "G", "ranges_stride"]  # a new length must not cause a compilation
+FULL, CAUSAL, RANGES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # values of MODE
 INF = tl.constexpr(float("inf"))
 
 
 @triton.jit
-def _load(x, strides, b, h, t, T, TMA: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    """Tokens t … t+BLOCK of one head, (BLOCK, BD). Past the sequence's end: zeros by pointers; through a descriptor, which
-    sees all sequences as one matrix (B·T, H·D), the next sequence's tokens. Masks hide either from the result."""
+def _head_start(x, strides, b, h, t):
+    """The address of token t of one head. Offsets are 64 bits: tensors may exceed 2³¹ elements."""
+    x += tl.cast(b, tl.int64) * strides[0] + tl.cast(h, tl.int64) * strides[2]
+    return x + tl.cast(t, tl.int64) * strides[1]
+
+
+@triton.jit
+def _load(
+    x,
+    strides,
+    b,
+    h,
+    t,
+    T,
+    TMA: tl.constexpr,
+    BLOCK: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Tokens t … t + BLOCK of one head, (BLOCK, BLOCK_D).
+
+    Past the end of the sequence, pointers give zeros. A descriptor treats all sequences as one
+    matrix (B·T, H·D) and gives tokens of the next sequence. The masks exclude both."""
     if TMA:
         return x.load([b * T + t, h * D])
     else:
-        i, d = tl.arange(0, BLOCK)[:, None], tl.arange(0, BD)[None, :]
-        x += tl.cast(b, tl.int64) * strides[0] + tl.cast(h, tl.int64) * strides[2] + tl.cast(t, tl.int64) * strides[1]
-        return tl.load(x + i * strides[1] + d, mask=(t + i < T) & (d < D), other=0.0)
+        offs_t, offs_d = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
+        x = _head_start(x, strides, b, h, t)
+        mask = (t + offs_t < T) & (offs_d < D)
+        return tl.load(x + offs_t * strides[1] + offs_d, mask=mask, other=0.0)
 
 
 @triton.jit
-def _store(x, tile, strides, b, h, t, T, BLOCK: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    i, d = tl.arange(0, BLOCK)[:, None], tl.arange(0, BD)[None, :]
-    x += tl.cast(b, tl.int64) * strides[0] + tl.cast(h, tl.int64) * strides[2] + tl.cast(t, tl.int64) * strides[1]
-    tl.store(x + i * strides[1] + d, tile.to(x.dtype.element_ty), mask=(t + i < T) & (d < D))
+def _store(
+    x, tile, strides, b, h, t, T, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    offs_t, offs_d = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    x = _head_start(x, strides, b, h, t)
+    mask = (t + offs_t < T) & (offs_d < D)
+    tl.store(x + offs_t * strides[1] + offs_d, tile.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _sees(i, lo, hi, T, other_T, MASK: tl.constexpr, KEYS: tl.constexpr):
-    """The interval that index i, one or many, sees on the other side: keys for a query, or (KEYS) queries for a key."""
-    if MASK == ROWS:
-        first, end = tl.load(lo + i, mask=i < T, other=0), tl.load(hi + i, mask=i < T, other=0)
+def _visible_range(offs, starts, ends, T, other_T, MODE: tl.constexpr, OF_KEYS: tl.constexpr):
+    """The range of keys that each query in offs attends to or, with OF_KEYS, the range of queries
+    that attend to each key in offs. offs is one index or a block of them."""
+    if MODE == RANGES:
+        start = tl.load(starts + offs, mask=offs < T, other=0)
+        end = tl.load(ends + offs, mask=offs < T, other=0)
     else:
-        first, end = i * 0, i * 0 + other_T
-        if MASK == CAUSAL:
-            if KEYS:
-                first = tl.minimum(tl.maximum(i - (T - other_T), 0), other_T)
+        start, end = offs * 0, offs * 0 + other_T
+        if MODE == CAUSAL:
+            if OF_KEYS:
+                start = tl.minimum(tl.maximum(offs - (T - other_T), 0), other_T)
             else:
-                end = tl.minimum(tl.maximum(i + (other_T - T) + 1, 0), other_T)
-    return first, end
+                end = tl.minimum(tl.maximum(offs + (other_T - T) + 1, 0), other_T)
+    return start, end
 
 
 @triton.jit
-def _span(t, lo, hi, T, other_T, MASK: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
-    """The drawing above for the tile t … t+BLOCK: where its three parts, masked, plain and masked, begin, and where the last ends."""
-    lo_first, hi_first = _sees(t, lo, hi, T, other_T, MASK, KEYS)
-    lo_last, hi_last = _sees(tl.minimum(t + BLOCK, T) - 1, lo, hi, T, other_T, MASK, KEYS)
-    start = lo_first // STEP * STEP
-    plain = tl.minimum(tl.cdiv(lo_last, STEP) * STEP, tl.cdiv(hi_last, STEP) * STEP)
-    plain = tl.maximum(plain, start)
-    tail = tl.maximum(hi_first // STEP * STEP, plain)
-    return start, plain, tail, hi_last
+def _is_visible(offs, visible):
+    """Which pairs of a tile are visible: rows have the ranges `visible`, columns the indices."""
+    start, end = visible
+    return (offs[None, :] >= start[:, None]) & (offs[None, :] < end[:, None])
 
 
 @triton.jit
-def _forward_part(acc, l, m, q, k, v, k_strides, v_strides, b, g, Tk, first, end, start, stop, scale,
-                  MASKED: tl.constexpr, TMA: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    for n in range(start, stop, BN):
-        s = dot(q, tl.trans(_load(k, k_strides, b, g, n, Tk, TMA, BN, D, BD)))          # (BM, BN)
+def _block_bounds(
+    t,
+    starts,
+    ends,
+    T,
+    other_T,
+    MODE: tl.constexpr,
+    OF_KEYS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """The drawing above for the block t … t + BLOCK: the starts of its masked, plain and masked
+    parts, in whole steps, and the end of the last part."""
+    last = tl.minimum(t + BLOCK, T) - 1
+    start_first, end_first = _visible_range(t, starts, ends, T, other_T, MODE, OF_KEYS)
+    start_last, end_last = _visible_range(last, starts, ends, T, other_T, MODE, OF_KEYS)
+
+    begin = start_first // STEP * STEP
+    plain = tl.minimum(tl.cdiv(start_last, STEP) * STEP, tl.cdiv(end_last, STEP) * STEP)
+    plain = tl.maximum(plain, begin)
+    tail = tl.maximum(end_first // STEP * STEP, plain)
+    return begin, plain, tail, end_last
+
+
+@triton.jit
+def _forward_inner(
+    state,
+    q,
+    key_values,
+    visible,
+    begin,
+    stop,
+    scale_log2,
+    MASKED: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Adds the keys begin … stop to the state (acc, l, m) of a block of queries."""
+    acc, l_i, m_i = state
+    k, v, k_strides, v_strides, b, g, Tk = key_values
+    for n in range(begin, stop, BLOCK_N):
+        keys = _load(k, k_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
+        s = dot(q, tl.trans(keys))  # (BLOCK_M, BLOCK_N)
         if MASKED:
-            j = n + tl.arange(0, BN)[None, :]
-            s = tl.where((j >= first[:, None]) & (j < end[:, None]), s, -INF)
-        m_new = tl.maximum(m, tl.max(s, 1) * scale)
+            offs_n = n + tl.arange(0, BLOCK_N)
+            s = tl.where(_is_visible(offs_n, visible), s, -INF)
+
+        m_new = tl.maximum(m_i, tl.max(s, 1) * scale_log2)
         pivot = m_new
-        if MASKED:  # a query that has seen nothing yet: −inf − (−inf) would be NaN
+        if MASKED:  # a query without a visible key so far: −inf − (−inf) would be NaN
             pivot = tl.where(m_new == -INF, 0.0, m_new)
-        p = tl.exp2(s * scale - pivot[:, None])
-        shrink = tl.exp2(m - pivot)
-        l = l * shrink + tl.sum(p, 1)
-        values = _load(v, v_strides, b, g, n, Tk, TMA, BN, D, BD)
-        acc = dot(p.to(values.dtype), values, acc * shrink[:, None])
-        m = m_new
-    return acc, l, m
+        p = tl.exp2(s * scale_log2 - pivot[:, None])
+
+        # The new maximum rescales what was summed before.
+        alpha = tl.exp2(m_i - pivot)
+        l_i = l_i * alpha + tl.sum(p, 1)
+        values = _load(v, v_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
+        acc = dot(p.to(values.dtype), values, acc * alpha[:, None])
+        m_i = m_new
+    return acc, l_i, m_i
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _forward(q, k, v, o, lse, lo, hi, q_strides, k_strides, v_strides, o_strides, Tq, Tk, H, G, rows_stride, scale,
-             MASK: tl.constexpr, TMA: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    blocks = tl.cdiv(Tq, BM)
+def _forward_kernel(
+    q,
+    k,
+    v,
+    o,
+    lse,
+    starts,
+    ends,
+    q_strides,
+    k_strides,
+    v_strides,
+    o_strides,
+    Tq,
+    Tk,
+    H,
+    G,
+    ranges_stride,
+    scale_log2,
+    MODE: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    num_blocks = tl.cdiv(Tq, BLOCK_M)
     pid = tl.program_id(0)
-    t = (blocks - 1 - pid % blocks) * BM        # causal: the last queries have most to do, so they start first
-    b, h = pid // blocks // H, pid // blocks % H
-    lo, hi = lo + b * rows_stride, hi + b * rows_stride
-    i = t + tl.arange(0, BM)
-    first, end = _sees(i, lo, hi, Tq, Tk, MASK, False)
-    span = _span(t, lo, hi, Tq, Tk, MASK, False, BM, BN)
-    rows = _load(q, q_strides, b, h, t, Tq, TMA, BM, D, BD)
-    acc, l, m = tl.zeros((BM, BD), tl.float32), tl.zeros((BM,), tl.float32), tl.full((BM,), -INF, tl.float32)
+    # Under a causal mask the last queries have the most keys, so they start first.
+    t = (num_blocks - 1 - pid % num_blocks) * BLOCK_M
+    b, h = pid // num_blocks // H, pid // num_blocks % H
+    starts, ends = starts + b * ranges_stride, ends + b * ranges_stride
+
+    offs_m = t + tl.arange(0, BLOCK_M)
+    visible = _visible_range(offs_m, starts, ends, Tq, Tk, MODE, False)
+    bounds = _block_bounds(t, starts, ends, Tq, Tk, MODE, False, BLOCK_M, BLOCK_N)
+
+    queries = _load(q, q_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
+    key_values = k, v, k_strides, v_strides, b, h // G, Tk
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    l_i = tl.zeros((BLOCK_M,), tl.float32)
+    state = acc, l_i, tl.full((BLOCK_M,), -INF, tl.float32)
     for part in tl.static_range(3):
-        if part > 0 or MASK == ROWS:            # causal and full see the first key: nothing to mask there
-            acc, l, m = _forward_part(acc, l, m, rows, k, v, k_strides, v_strides, b, h // G, Tk, first, end,
-                                      span[part], span[part + 1], scale, part != 1, TMA, BN, D, BD)
-    empty = l == 0.0
-    l = tl.where(empty, 1.0, l)
-    _store(o, acc / l[:, None], o_strides, b, h, t, Tq, BM, D, BD)
-    # a query that sees nothing: L = +inf makes all its probabilities exp2(s − L) = 0 in the backward
-    tl.store(lse + (b * H + h).to(tl.int64) * Tq + i, tl.where(empty, INF, m + tl.log2(l)), mask=i < Tq)
+        # Full and causal attention begin at the first key: there is no first masked part.
+        if part > 0 or MODE == RANGES:
+            state = _forward_inner(
+                state,
+                queries,
+                key_values,
+                visible,
+                bounds[part],
+                bounds[part + 1],
+                scale_log2,
+                part != 1,
+                TMA,
+                BLOCK_N,
+                D,
+                BLOCK_D,
+            )
+
+    acc, l_i, m_i = state
+    empty = l_i == 0.0
+    l_i = tl.where(empty, 1.0, l_i)
+    _store(o, acc / l_i[:, None], o_strides, b, h, t, Tq, BLOCK_M, D, BLOCK_D)
+    # Without a visible key, L = +inf makes all probabilities exp2(s − L) of the backward zero.
+    row = (b * H + h).to(tl.int64) * Tq + offs_m
+    tl.store(lse + row, tl.where(empty, INF, m_i + tl.log2(l_i)), mask=offs_m < Tq)
 
 
 @triton.jit
-def _dq_part(dq, q, do, L, delta, k, v, k_strides, v_strides, b, g, Tk, first, end, start, stop, scale,
-             MASKED: tl.constexpr, TMA: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    for n in range(start, stop, BN):
-        keys = _load(k, k_strides, b, g, n, Tk, TMA, BN, D, BD)
-        p = tl.exp2(dot(q, tl.trans(keys)) * scale - L[:, None])                        # (BM, BN)
+def _dq_inner(
+    dq,
+    q,
+    do,
+    L,
+    delta,
+    key_values,
+    visible,
+    begin,
+    stop,
+    scale_log2,
+    MASKED: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    k, v, k_strides, v_strides, b, g, Tk = key_values
+    for n in range(begin, stop, BLOCK_N):
+        keys = _load(k, k_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
+        p = tl.exp2(dot(q, tl.trans(keys)) * scale_log2 - L[:, None])  # (BLOCK_M, BLOCK_N)
         if MASKED:
-            j = n + tl.arange(0, BN)[None, :]
-            p = tl.where((j >= first[:, None]) & (j < end[:, None]), p, 0.0)
-        dp = dot(do, tl.trans(_load(v, v_strides, b, g, n, Tk, TMA, BN, D, BD)))
+            p = tl.where(_is_visible(n + tl.arange(0, BLOCK_N), visible), p, 0.0)
+
+        values = _load(v, v_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
+        dp = dot(do, tl.trans(values))
         dq = dot((p * (dp - delta[:, None])).to(keys.dtype), keys, dq)
     return dq
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _backward_queries(q, k, v, o, do, dq, lse, delta, lo, hi, q_strides, k_strides, v_strides, o_strides, do_strides, dq_strides,
-                      Tq, Tk, H, G, rows_stride, scale, scale_log2, MASK: tl.constexpr, TMA: tl.constexpr,
-                      BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    blocks = tl.cdiv(Tq, BM)
+def _backward_dq(
+    q,
+    k,
+    v,
+    o,
+    do,
+    dq,
+    lse,
+    delta,
+    starts,
+    ends,
+    q_strides,
+    k_strides,
+    v_strides,
+    o_strides,
+    do_strides,
+    dq_strides,
+    Tq,
+    Tk,
+    H,
+    G,
+    ranges_stride,
+    scale,
+    scale_log2,
+    MODE: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    num_blocks = tl.cdiv(Tq, BLOCK_M)
     pid = tl.program_id(0)
-    t = (blocks - 1 - pid % blocks) * BM
-    b, h = pid // blocks // H, pid // blocks % H
-    lo, hi = lo + b * rows_stride, hi + b * rows_stride
-    i = t + tl.arange(0, BM)
-    first, end = _sees(i, lo, hi, Tq, Tk, MASK, False)
-    span = _span(t, lo, hi, Tq, Tk, MASK, False, BM, BN)
-    rows = _load(q, q_strides, b, h, t, Tq, TMA, BM, D, BD)
-    drows = _load(do, do_strides, b, h, t, Tq, TMA, BM, D, BD)
-    d = tl.sum(_load(o, o_strides, b, h, t, Tq, False, BM, D, BD).to(tl.float32) * drows.to(tl.float32), 1)
-    row = (b * H + h).to(tl.int64) * Tq + i
-    tl.store(delta + row, d, mask=i < Tq)
-    L = tl.load(lse + row, mask=i < Tq, other=INF)
-    acc = tl.zeros((BM, BD), tl.float32)
+    t = (num_blocks - 1 - pid % num_blocks) * BLOCK_M
+    b, h = pid // num_blocks // H, pid // num_blocks % H
+    starts, ends = starts + b * ranges_stride, ends + b * ranges_stride
+
+    offs_m = t + tl.arange(0, BLOCK_M)
+    visible = _visible_range(offs_m, starts, ends, Tq, Tk, MODE, False)
+    bounds = _block_bounds(t, starts, ends, Tq, Tk, MODE, False, BLOCK_M, BLOCK_N)
+
+    queries = _load(q, q_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
+    dout = _load(do, do_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
+    out = _load(o, o_strides, b, h, t, Tq, False, BLOCK_M, D, BLOCK_D)
+
+    # δ of each query: this kernel needs it, and the one for dk and dv reads it.
+    d = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+    row = (b * H + h).to(tl.int64) * Tq + offs_m
+    tl.store(delta + row, d, mask=offs_m < Tq)
+    L = tl.load(lse + row, mask=offs_m < Tq, other=INF)
+
+    key_values = k, v, k_strides, v_strides, b, h // G, Tk
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for part in tl.static_range(3):
-        if part > 0 or MASK == ROWS:
-            acc = _dq_part(acc, rows, drows, L, d, k, v, k_strides, v_strides, b, h // G, Tk, first, end,
-                           span[part], span[part + 1], scale_log2, part != 1, TMA, BN, D, BD)
-    _store(dq, acc * scale, dq_strides, b, h, t, Tq, BM, D, BD)
+        if part > 0 or MODE == RANGES:
+            acc = _dq_inner(
+                acc,
+                queries,
+                dout,
+                L,
+                d,
+                key_values,
+                visible,
+                bounds[part],
+                bounds[part + 1],
+                scale_log2,
+                part != 1,
+                TMA,
+                BLOCK_N,
+                D,
+                BLOCK_D,
+            )
+    _store(dq, acc * scale, dq_strides, b, h, t, Tq, BLOCK_M, D, BLOCK_D)
 
 
 @triton.jit
-def _dkdv_part(dk, dv, keys, values, q, do, lse, delta, q_strides, do_strides, b, h, Tq, first, end, start, stop, scale,
-               MASKED: tl.constexpr, TMA: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    for t in range(start, stop, BM):
-        i = t + tl.arange(0, BM)
-        rows = _load(q, q_strides, b, h, t, Tq, TMA, BM, D, BD)
-        L = tl.load(lse + i, mask=i < Tq, other=INF)
-        p = tl.exp2(dot(keys, tl.trans(rows)) * scale - L[None, :])                     # (BN, BM), transposed from the start
+def _dkdv_inner(
+    grads,
+    keys,
+    values,
+    query_values,
+    visible,
+    begin,
+    stop,
+    scale_log2,
+    MASKED: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    dk, dv = grads
+    q, do, lse, delta, q_strides, do_strides, b, h, Tq = query_values
+    for t in range(begin, stop, BLOCK_M):
+        offs_m = t + tl.arange(0, BLOCK_M)
+        queries = _load(q, q_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
+        L = tl.load(lse + offs_m, mask=offs_m < Tq, other=INF)
+        p = tl.exp2(dot(keys, tl.trans(queries)) * scale_log2 - L[None, :])  # (BLOCK_N, BLOCK_M)
         if MASKED:
-            p = tl.where((i[None, :] >= first[:, None]) & (i[None, :] < end[:, None]), p, 0.0)
-        drows = _load(do, do_strides, b, h, t, Tq, TMA, BM, D, BD)
-        dv = dot(p.to(drows.dtype), drows, dv)
-        dp = dot(values, tl.trans(drows))
-        ds = p * (dp - tl.load(delta + i, mask=i < Tq, other=0.0)[None, :])
-        dk = dot(ds.to(rows.dtype), rows, dk)
+            p = tl.where(_is_visible(offs_m, visible), p, 0.0)
+
+        dout = _load(do, do_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
+        dv = dot(p.to(dout.dtype), dout, dv)
+        dp = dot(values, tl.trans(dout))
+        ds = p * (dp - tl.load(delta + offs_m, mask=offs_m < Tq, other=0.0)[None, :])
+        dk = dot(ds.to(queries.dtype), queries, dk)
     return dk, dv
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _backward_keys(q, k, v, do, dk, dv, lse, delta, lo, hi, q_strides, k_strides, v_strides, do_strides, dk_strides,
-                   Tq, Tk, H, G, rows_stride, scale, scale_log2, MASK: tl.constexpr, TMA: tl.constexpr,
-                   BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    """dk, dv of one query head; heads that share keys are added up afterwards (inside, their loop would spill registers)."""
-    blocks = tl.cdiv(Tk, BN)
+def _backward_dkdv(
+    q,
+    k,
+    v,
+    do,
+    dk,
+    dv,
+    lse,
+    delta,
+    starts,
+    ends,
+    q_strides,
+    k_strides,
+    v_strides,
+    do_strides,
+    dk_strides,
+    Tq,
+    Tk,
+    H,
+    G,
+    ranges_stride,
+    scale,
+    scale_log2,
+    MODE: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """dk and dv for each query head. The launcher adds the heads that share keys: a loop over
+    them in here would spill registers."""
+    num_blocks = tl.cdiv(Tk, BLOCK_N)
     pid = tl.program_id(0)
-    t = pid % blocks * BN                       # causal: the first keys have most to do
-    b, h = pid // blocks // H, pid // blocks % H
-    lo, hi = lo + b * rows_stride, hi + b * rows_stride
-    first, end = _sees(t + tl.arange(0, BN), lo, hi, Tk, Tq, MASK, True)
-    span = _span(t, lo, hi, Tk, Tq, MASK, True, BN, BM)
+    t = pid % num_blocks * BLOCK_N  # under a causal mask the first keys have the most queries
+    b, h = pid // num_blocks // H, pid // num_blocks % H
+    starts, ends = starts + b * ranges_stride, ends + b * ranges_stride
+
+    offs_n = t + tl.arange(0, BLOCK_N)
+    visible = _visible_range(offs_n, starts, ends, Tk, Tq, MODE, True)
+    bounds = _block_bounds(t, starts, ends, Tk, Tq, MODE, True, BLOCK_N, BLOCK_M)
+
     row = (b * H + h).to(tl.int64) * Tq
     lse, delta = lse + row, delta + row
-    keys = _load(k, k_strides, b, h // G, t, Tk, TMA, BN, D, BD)
-    values = _load(v, v_strides, b, h // G, t, Tk, TMA, BN, D, BD)
-    dkeys, dvalues = tl.zeros((BN, BD), tl.float32), tl.zeros((BN, BD), tl.float32)
+    keys = _load(k, k_strides, b, h // G, t, Tk, TMA, BLOCK_N, D, BLOCK_D)
+    values = _load(v, v_strides, b, h // G, t, Tk, TMA, BLOCK_N, D, BLOCK_D)
+    query_values = q, do, lse, delta, q_strides, do_strides, b, h, Tq
+    zeros = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    grads = zeros, zeros
     for part in tl.static_range(3):
-        if part > 0 or MASK != FULL:
-            dkeys, dvalues = _dkdv_part(dkeys, dvalues, keys, values, q, do, lse, delta, q_strides, do_strides, b, h, Tq, first, end,
-                                        span[part], span[part + 1], scale_log2, part != 1, TMA, BM, D, BD)
-    _store(dk, dkeys * scale, dk_strides, b, h, t, Tk, BN, D, BD)
-    _store(dv, dvalues, dk_strides, b, h, t, Tk, BN, D, BD)
+        # Full attention begins at the first query: there is no first masked part.
+        if part > 0 or MODE != FULL:
+            grads = _dkdv_inner(
+                grads,
+                keys,
+                values,
+                query_values,
+                visible,
+                bounds[part],
+                bounds[part + 1],
+                scale_log2,
+                part != 1,
+                TMA,
+                BLOCK_M,
+                D,
+                BLOCK_D,
+            )
+    _store(dk, grads[0] * scale, dk_strides, b, h, t, Tk, BLOCK_N, D, BLOCK_D)
+    _store(dv, grads[1], dk_strides, b, h, t, Tk, BLOCK_N, D, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["S", "K", "G", "splits"])
-def _cache_part(q, k, v, lengths, o, lse, q_strides, k_strides, v_strides, S, K, G, splits, scale,
-                BG: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    """One query a sequence: the G heads that share keys are the tile's rows, and programs share out the cache's length."""
+@triton.jit(do_not_specialize=["S", "K", "G", "num_splits"])
+def _decode_split(
+    q,
+    k,
+    v,
+    lengths,
+    partial_o,
+    partial_lse,
+    q_strides,
+    k_strides,
+    v_strides,
+    S,
+    K,
+    G,
+    num_splits,
+    scale_log2,
+    BLOCK_G: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One query per sequence, over one split of its cache (flash-decoding, Dao et al. 2023). The
+    rows of the tile are the G heads that share keys."""
     pid = tl.program_id(0)
-    part, g, b = pid % splits, pid // splits % K, pid // splits // K
+    split, g, b = pid % num_splits, pid // num_splits % K, pid // num_splits // K
     length = tl.minimum(tl.load(lengths + b).to(tl.int32), S)
-    share = tl.cdiv(tl.cdiv(length, splits), BN) * BN
-    start, stop = part * share, tl.minimum(part * share + share, length)
-    i, d = tl.arange(0, BG), tl.arange(0, BD)
-    head = g * G + i
-    inside = (i < G)[:, None] & (d < D)[None, :]
-    rows = tl.load(q + tl.cast(b, tl.int64) * q_strides[0] + head[:, None] * q_strides[1] + d[None, :], mask=inside, other=0.0)
-    acc, l, m = tl.zeros((BG, BD), tl.float32), tl.zeros((BG,), tl.float32), tl.full((BG,), -INF, tl.float32)
-    acc, l, m = _forward_part(acc, l, m, rows, k, v, k_strides, v_strides, b, g, stop, i * 0, i * 0 + stop,
-                              start, stop, scale, True, False, BN, D, BD)
-    empty = l == 0.0
-    row = (b * K * G + head).to(tl.int64) * splits + part
-    tl.store(lse + row, tl.where(empty, -INF, m + tl.log2(tl.where(empty, 1.0, l))), mask=i < G)
-    tl.store(o + row[:, None] * D + d[None, :], acc / tl.where(empty, 1.0, l)[:, None], mask=inside)
+    split_size = tl.cdiv(tl.cdiv(length, num_splits), BLOCK_N) * BLOCK_N
+    begin, stop = split * split_size, tl.minimum(split * split_size + split_size, length)
+
+    offs_g, offs_d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
+    head = g * G + offs_g
+    mask = (offs_g < G)[:, None] & (offs_d < D)[None, :]
+    q += tl.cast(b, tl.int64) * q_strides[0]
+    queries = tl.load(q + head[:, None] * q_strides[1] + offs_d[None, :], mask=mask, other=0.0)
+
+    acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
+    l_i = tl.zeros((BLOCK_G,), tl.float32)
+    state = acc, l_i, tl.full((BLOCK_G,), -INF, tl.float32)
+    key_values = k, v, k_strides, v_strides, b, g, stop
+    visible = offs_g * 0, offs_g * 0 + stop
+    acc, l_i, m_i = _forward_inner(
+        state,
+        queries,
+        key_values,
+        visible,
+        begin,
+        stop,
+        scale_log2,
+        True,
+        False,
+        BLOCK_N,
+        D,
+        BLOCK_D,
+    )
+
+    empty = l_i == 0.0
+    l_i = tl.where(empty, 1.0, l_i)
+    row = (b * K * G + head).to(tl.int64) * num_splits + split
+    tl.store(partial_lse + row, tl.where(empty, -INF, m_i + tl.log2(l_i)), mask=offs_g < G)
+    tl.store(partial_o + row[:, None] * D + offs_d[None, :], acc / l_i[:, None], mask=mask)
 
 
 @triton.jit
-def _cache_merge(parts, lse, o, splits, SPLITS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+def _decode_combine(
+    partial_o,
+    partial_lse,
+    o,
+    num_splits,
+    SPLITS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Adds the splits of one head, each weighted by exp2 of its log-sum-exp."""
     row = tl.program_id(0).to(tl.int64)
-    i, d = tl.arange(0, SPLITS), tl.arange(0, BD)
-    L = tl.load(lse + row * splits + i, mask=i < splits, other=-INF)
+    offs_s, offs_d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
+    L = tl.load(partial_lse + row * num_splits + offs_s, mask=offs_s < num_splits, other=-INF)
     top = tl.max(L, 0)
-    w = tl.exp2(L - tl.where(top == -INF, 0.0, top))
-    w /= tl.maximum(tl.sum(w, 0), 1e-30)
-    acc = tl.load(parts + (row * splits + i)[:, None] * D + d[None, :], mask=(i < splits)[:, None] & (d < D)[None, :], other=0.0)
-    tl.store(o + row * D + d, tl.sum(acc * w[:, None], 0).to(o.dtype.element_ty), mask=d < D)
+    weight = tl.exp2(L - tl.where(top == -INF, 0.0, top))
+    weight /= tl.maximum(tl.sum(weight, 0), 1e-30)
+
+    mask = (offs_s < num_splits)[:, None] & (offs_d < D)[None, :]
+    offs = (row * num_splits + offs_s)[:, None] * D + offs_d[None, :]
+    parts = tl.load(partial_o + offs, mask=mask, other=0.0)
+    out = tl.sum(parts * weight[:, None], 0)
+    tl.store(o + row * D + offs_d, out.to(o.dtype.element_ty), mask=offs_d < D)
 
 
 # Launching
-# (queries BM, keys BN, warps, stages) by architecture, kernel and head dim: what fits the registers, from the compile check.
-# Hopper and later fetch tiles by descriptors (TMA), which frees registers; Ampere by pointers and cp.async. 0: the interpreter.
+
+# (BLOCK_M, BLOCK_N, warps, stages) by architecture, kernel and head dim: what fits the registers
+# (docs/kernels-compiled.md). Hopper and later load tiles by descriptors (TMA), which saves
+# registers; Ampere loads them by pointers and cp.async. 0 is the interpreter.
 TILES = {
-    90: {"forward": {64: (128, 128, 8, 3), 128: (128, 128, 8, 2)}, "queries": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)},
-         "keys": {64: (64, 128, 8, 2), 128: (32, 128, 8, 2)}},
-    80: {"forward": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3)}, "queries": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2)},
-         "keys": {64: (32, 64, 4, 2), 128: (32, 64, 8, 2)}},
-    0: {"forward": {64: (64, 32, 4, 1), 128: (64, 64, 4, 1)}, "queries": {64: (64, 32, 4, 1), 128: (64, 64, 4, 1)},
-        "keys": {64: (32, 64, 4, 1), 128: (64, 64, 4, 1)}},
+    90: {
+        "forward": {64: (128, 128, 8, 3), 128: (128, 128, 8, 2)},
+        "dq": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)},
+        "dkdv": {64: (64, 128, 8, 2), 128: (32, 128, 8, 2)},
+    },
+    80: {
+        "forward": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3)},
+        "dq": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2)},
+        "dkdv": {64: (32, 64, 4, 2), 128: (32, 64, 8, 2)},
+    },
+    0: {
+        "forward": {64: (64, 32, 4, 1), 128: (64, 64, 4, 1)},
+        "dq": {64: (64, 32, 4, 1), 128: (64, 64, 4, 1)},
+        "dkdv": {64: (32, 64, 4, 1), 128: (64, 64, 4, 1)},
+    },
 }
-TMA_IN_INTERPRETER = False  # the tests turn it on to walk that path on a CPU
+TMA_IN_INTERPRETER = False  # the tests set it to check that path on a CPU
 
 
 def _tiles(kernel, q, tma):
-    kind = 0 if arch() == 0 else 90 if tma else 80
-    BM, BN, warps, stages = TILES[kind][kernel][64 if q.shape[3] <= 64 else 128]
-    if kind and q.dtype == torch.float32:  # twice the bytes, and no tensor cores at full fp32: for checking, not for speed
-        BM, BN, warps, stages = 32, 32, 4, 1
-    return BM, BN, dict(num_warps=warps, num_stages=stages)
+    """-> BLOCK_M, BLOCK_N and Triton's options."""
+    generation = 0 if arch() == 0 else 80
+    if tma and generation:
+        generation = 90
+    block_m, block_n, num_warps, num_stages = TILES[generation][kernel][
+        64 if q.shape[3] <= 64 else 128
+    ]
+    # fp32 takes twice the bytes and no tensor cores: for checks, not for speed.
+    if generation and q.dtype == torch.float32:
+        block_m, block_n, num_warps, num_stages = 32, 32, 4, 1
+    return block_m, block_n, {"num_warps": num_warps, "num_stages": num_stages}
 
 
-def _tma(*tensors):
-    """Can all of these be seen as one matrix (B·T, H·D) that the copy engine reads? Rows must start at 16-byte steps."""
+def _can_use_tma(*tensors):
+    """Whether each tensor is a matrix (B·T, H·D) with rows at 16-byte steps, as TMA requires."""
     x = tensors[0]
-    wanted = TMA_IN_INTERPRETER if arch() == 0 else arch() >= 90 and x.element_size() == 2
-    return wanted and x.shape[3] in (64, 128) and all(
-        y.stride(2) == y.shape[3] and (y.shape[0] == 1 or y.stride(0) == y.shape[1] * y.stride(1))
-        and y.stride(1) * y.element_size() % 16 == 0 and y.stride(1) >= y.shape[3] and y.data_ptr() % 16 == 0 for y in tensors)
+    if arch() == 0:
+        available = TMA_IN_INTERPRETER
+    else:
+        available = arch() >= 90 and x.element_size() == 2
+    return available and x.shape[3] in (64, 128) and all(_is_tma_matrix(x) for x in tensors)
+
+
+def _is_tma_matrix(x):
+    B, T, H, D = x.shape
+    heads_are_adjacent = x.stride(2) == D and x.stride(1) >= D
+    sequences_are_adjacent = B == 1 or x.stride(0) == T * x.stride(1)
+    is_aligned = x.stride(1) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
+    return heads_are_adjacent and sequences_are_adjacent and is_aligned
 
 
 def _descriptor(x, block, tma):
     if not tma:
         return x
     from triton.tools.tensor_descriptor import TensorDescriptor
+
     B, T, H, D = x.shape
     return TensorDescriptor(x, [B * T, H * D], [x.stride(1), 1], [block, D])
 
 
-def _mask(causal, rows, B, q):
-    """-> (constexpr, lo, hi, stride between sequences); q stands in where there is no tensor to pass."""
-    if rows is None:
-        return (CAUSAL if causal else FULL), q, q, 0
-    lo, hi = (r.to(torch.int32).expand(B, r.shape[1]).contiguous() for r in rows)
-    return ROWS, lo, hi, lo.shape[1]
+def _with_contiguous_channels(*tensors):
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
-def _launch_forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, lo: torch.Tensor | None,
-                    hi: torch.Tensor | None, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+def _block_d(D):
+    return max(16, triton.next_power_of_2(D))
+
+
+def _mask_arguments(causal, ranges, q):
+    """-> MODE, starts, ends, their stride between sequences; q takes the place of no tensor."""
+    if ranges is None:
+        return CAUSAL if causal else FULL, q, q, 0
+    starts, ends = (x.to(torch.int32).expand(len(q), x.shape[1]).contiguous() for x in ranges)
+    return RANGES, starts, ends, starts.shape[1]
+
+
+def _launch_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, starts: Tensor | None, ends: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """-> o (B, Tq, H, D) and the base-2 log-sum-exp of each query's scores, fp32 (B, H, Tq)."""
+    q, k, v = _with_contiguous_channels(q, k, v)
     B, Tq, H, D = q.shape
     Tk, K = k.shape[1:3]
     o = torch.empty(B, Tq, H, D, dtype=q.dtype, device=q.device)
     lse = torch.empty(B, H, Tq, dtype=torch.float32, device=q.device)
     if B * Tq * H == 0 or Tk == 0:
         return o.zero_(), lse.fill_(float("inf"))
-    mask, lo, hi, rows_stride = _mask(causal, None if lo is None else (lo, hi), B, q)
-    tma = _tma(q, k, v)
-    BM, BN, options = _tiles("forward", q, tma)
-    _forward[(triton.cdiv(Tq, BM) * B * H,)](
-        _descriptor(q, BM, tma), _descriptor(k, BN, tma), _descriptor(v, BN, tma), o, lse, lo, hi,
-        q.stride()[:3], k.stride()[:3], v.stride()[:3], o.stride()[:3], Tq, Tk, H, H // K, rows_stride, scale * math.log2(math.e),
-        MASK=mask, TMA=tma, BM=BM, BN=BN, D=D, BD=max(16, triton.next_power_of_2(D)), **options)
+
+    ranges = None if starts is None else (starts, ends)
+    mode, starts, ends, ranges_stride = _mask_arguments(causal, ranges, q)
+    tma = _can_use_tma(q, k, v)
+    block_m, block_n, options = _tiles("forward", q, tma)
+    tiles = [_descriptor(x, n, tma) for x, n in ((q, block_m), (k, block_n), (v, block_n))]
+    strides = [x.stride()[:3] for x in (q, k, v, o)]
+    sizes = Tq, Tk, H, H // K, ranges_stride
+    _forward_kernel[(triton.cdiv(Tq, block_m) * B * H,)](
+        *tiles,
+        o,
+        lse,
+        starts,
+        ends,
+        *strides,
+        *sizes,
+        D**-0.5 * math.log2(math.e),
+        MODE=mode,
+        TMA=tma,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        D=D,
+        BLOCK_D=_block_d(D),
+        **options,
+    )
     return o, lse
 
 
-def _launch_backward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch.Tensor, lse: torch.Tensor, do: torch.Tensor,
-                     causal: bool, lo: torch.Tensor | None, hi: torch.Tensor | None,
-                     scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    q, k, v, do = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v, do))
+def _launch_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    do: Tensor,
+    causal: bool,
+    starts: Tensor | None,
+    ends: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, do = _with_contiguous_channels(q, k, v, do)
     B, Tq, H, D = q.shape
     Tk, K = k.shape[1:3]
     dq = torch.empty(B, Tq, H, D, dtype=q.dtype, device=q.device)
@@ -411,86 +750,166 @@ def _launch_backward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, o: torch
     delta = torch.empty_like(lse)
     if B * Tq * H == 0 or Tk == 0:
         return dq.zero_(), torch.zeros_like(k), torch.zeros_like(v)
-    rows = None if lo is None else (lo, hi)
-    tma = _tma(q, k, v, do)
-    shared = dict(TMA=tma, D=D, BD=max(16, triton.next_power_of_2(D)))
-    scales = scale, scale * math.log2(math.e)
-    mask, lo, hi, rows_stride = _mask(causal, rows, B, q)
-    BM, BN, options = _tiles("queries", q, tma)
-    _backward_queries[(triton.cdiv(Tq, BM) * B * H,)](
-        _descriptor(q, BM, tma), _descriptor(k, BN, tma), _descriptor(v, BN, tma), o, _descriptor(do, BM, tma), dq, lse, delta, lo, hi,
-        q.stride()[:3], k.stride()[:3], v.stride()[:3], o.stride()[:3], do.stride()[:3], dq.stride()[:3],
-        Tq, Tk, H, H // K, rows_stride, *scales, MASK=mask, BM=BM, BN=BN, **shared, **options)
-    if rows is not None:
-        mask, lo, hi, rows_stride = _mask(causal, _transpose((lo, hi), Tk), B, q)
-    BM, BN, options = _tiles("keys", q, tma)
-    _backward_keys[(triton.cdiv(Tk, BN) * B * H,)](
-        _descriptor(q, BM, tma), _descriptor(k, BN, tma), _descriptor(v, BN, tma), _descriptor(do, BM, tma), dk, dv, lse, delta, lo, hi,
-        q.stride()[:3], k.stride()[:3], v.stride()[:3], do.stride()[:3], dk.stride()[:3],
-        Tq, Tk, H, H // K, rows_stride, *scales, MASK=mask, BM=BM, BN=BN, **shared, **options)
+
+    ranges = None if starts is None else (starts, ends)
+    tma = _can_use_tma(q, k, v, do)
+    sizes = Tq, Tk, H, H // K
+    scales = D**-0.5, D**-0.5 * math.log2(math.e)
+    shared = {"TMA": tma, "D": D, "BLOCK_D": _block_d(D)}
+
+    # Queries first, because that kernel also writes delta.
+    mode, starts, ends, ranges_stride = _mask_arguments(causal, ranges, q)
+    block_m, block_n, options = _tiles("dq", q, tma)
+    strides = [x.stride()[:3] for x in (q, k, v, o, do, dq)]
+    _backward_dq[(triton.cdiv(Tq, block_m) * B * H,)](
+        _descriptor(q, block_m, tma),
+        _descriptor(k, block_n, tma),
+        _descriptor(v, block_n, tma),
+        o,
+        _descriptor(do, block_m, tma),
+        *(dq, lse, delta, starts, ends),
+        *strides,
+        *sizes,
+        ranges_stride,
+        *scales,
+        MODE=mode,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        **shared,
+        **options,
+    )
+
+    if ranges is not None:
+        ranges = _query_ranges((starts, ends), Tk)
+    mode, starts, ends, ranges_stride = _mask_arguments(causal, ranges, q)
+    block_m, block_n, options = _tiles("dkdv", q, tma)
+    strides = [x.stride()[:3] for x in (q, k, v, do, dk)]
+    _backward_dkdv[(triton.cdiv(Tk, block_n) * B * H,)](
+        _descriptor(q, block_m, tma),
+        _descriptor(k, block_n, tma),
+        _descriptor(v, block_n, tma),
+        _descriptor(do, block_m, tma),
+        *(dk, dv, lse, delta, starts, ends),
+        *strides,
+        *sizes,
+        ranges_stride,
+        *scales,
+        MODE=mode,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        **shared,
+        **options,
+    )
     if H != K:
         dk, dv = (x.view(B, Tk, K, H // K, D).sum(3) for x in (dk, dv))
     return dq, dk, dv
 
 
-def _launch_cache(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, lengths: torch.Tensor, splits: int) -> torch.Tensor:
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k_cache, v_cache))
+def _launch_decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, num_splits: int
+) -> Tensor:
+    q, k, v = _with_contiguous_channels(q, k_cache, v_cache)
     B, H, D = q.shape
     S, K = k.shape[1:3]
-    if splits == 0:  # enough programs to fill the machine, each with a few blocks at least; reading the lengths here would wait
-        splits = max(1, min(triton.cdiv(S, 256), triton.cdiv(4 * processors(q), B * K), 64))
+    # By default, enough programs to fill the GPU, each with several blocks. The choice depends on
+    # the cache's size, because reading the lengths would wait for the GPU.
+    if num_splits == 0:
+        num_splits = max(1, min(triton.cdiv(S, 256), triton.cdiv(4 * num_sms(q), B * K), 64))
+
     o = torch.empty(B, H, D, dtype=q.dtype, device=q.device)
-    parts = torch.empty(B, H, splits, D, dtype=torch.float32, device=q.device)
-    lse = torch.empty(B, H, splits, dtype=torch.float32, device=q.device)
-    BG, BD = (max(16, triton.next_power_of_2(n)) for n in (H // K, D))
-    _cache_part[(B * K * splits,)](
-        q, k, v, lengths.contiguous(), parts, lse, q.stride()[:2], k.stride()[:3], v.stride()[:3], S, K, H // K, splits,
-        D ** -0.5 * math.log2(math.e), BG=BG, BN=64, D=D, BD=BD, num_warps=4, num_stages=3)
-    _cache_merge[(B * H,)](parts, lse, o, splits, SPLITS=triton.next_power_of_2(splits), D=D, BD=BD, num_warps=4)
+    partial_o = torch.empty(B, H, num_splits, D, dtype=torch.float32, device=q.device)
+    partial_lse = torch.empty(B, H, num_splits, dtype=torch.float32, device=q.device)
+    block_d = _block_d(D)
+    _decode_split[(B * K * num_splits,)](
+        *(q, k, v, lengths.contiguous(), partial_o, partial_lse),
+        *(q.stride()[:2], k.stride()[:3], v.stride()[:3]),
+        *(S, K, H // K, num_splits, D**-0.5 * math.log2(math.e)),
+        BLOCK_G=max(16, triton.next_power_of_2(H // K)),
+        BLOCK_N=64,
+        D=D,
+        BLOCK_D=block_d,
+        num_warps=4,
+        num_stages=3,
+    )
+    _decode_combine[(B * H,)](
+        *(partial_o, partial_lse, o, num_splits),
+        SPLITS=triton.next_power_of_2(num_splits),
+        D=D,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
     return o
 
 
-# What autograd, torch.compile and autocast know of it
+# The operators of autograd, torch.compile and autocast
+
 _forward_op = torch.library.custom_op("xllava::attention", _launch_forward, mutates_args=())
-_backward_op = torch.library.custom_op("xllava::attention_backward", _launch_backward, mutates_args=())
-_cache_op = torch.library.custom_op("xllava::attention_with_kvcache", _launch_cache, mutates_args=())
-_forward_op.register_fake(lambda q, *_: (q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)))
-_backward_op.register_fake(lambda q, k, v, *_: tuple(x.new_empty(x.shape) for x in (q, k, v)))
-_cache_op.register_fake(lambda q, *_: q.new_empty(q.shape))
+_backward_op = torch.library.custom_op(
+    "xllava::attention_backward", _launch_backward, mutates_args=()
+)
+_decode_op = torch.library.custom_op(
+    "xllava::attention_with_kvcache", _launch_decode, mutates_args=()
+)
 
 
-def _save(ctx, inputs, output):
-    q, k, v, ctx.causal, lo, hi, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, *output, lo, hi)
+@_forward_op.register_fake
+def _fake_forward(q, k, v, causal, starts, ends):
+    B, Tq, H, D = q.shape
+    return q.new_empty(q.shape), q.new_empty(B, H, Tq, dtype=torch.float32)
 
 
-def _differentiate(ctx, do, _):
-    q, k, v, o, lse, lo, hi = ctx.saved_tensors
-    return *_backward_op(q, k, v, o, lse, do, ctx.causal, lo, hi, ctx.scale), None, None, None, None
+@_backward_op.register_fake
+def _fake_backward(q, k, v, *others):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-_forward_op.register_autograd(_differentiate, setup_context=_save)
+@_decode_op.register_fake
+def _fake_decode(q, *others):
+    return q.new_empty(q.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, v, ctx.causal, starts, ends = inputs
+    ctx.save_for_backward(q, k, v, *output, starts, ends)
+
+
+def _backward(ctx, do, dlse):
+    q, k, v, o, lse, starts, ends = ctx.saved_tensors
+    return *_backward_op(q, k, v, o, lse, do, ctx.causal, starts, ends), None, None, None
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
 for _device in ("cuda", "cpu"):
     _forward_op.register_autocast(_device, torch.bfloat16)
 
 
-def _attention_triton(q, k, v, causal=True, key_ranges=None, scale=None):
-    lo, hi = key_ranges if key_ranges is not None else (None, None)
-    return _forward_op(q, k, v, causal, lo, hi, q.shape[3] ** -0.5 if scale is None else scale)[0]
+def attention(q, k, v, causal=True, key_ranges=None):
+    """q (B, Tq, H, D), k and v (B, Tk, K, D) -> (B, Tq, H, D). Any lengths, any strides, D ≤ 128,
+    H a multiple of K; else ValueError.
 
-
-def attention(q, k, v, causal=True, key_ranges=None, scale=None):
-    """q (B, Tq, H, D), k and v (B, Tk, K, D) -> (B, Tq, H, D). Any lengths, any strides, D ≤ 128; scale defaults to D^−½.
-    causal: the last query stands at the last key. rows = (lo, hi), int32 (B or 1, Tq): query i sees the keys
-    lo ≤ j < hi; neither may fall along i (the `rows_…` helpers keep to that), and given rows, `causal` is not looked at."""
-    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:  # a kernel would read past the smaller one's end
-        raise ValueError(f"attention: q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}: k and v must have one shape, and q their B and D")
-    if q.shape[2] % k.shape[2] or q.shape[3] > 128 or (scale is not None and scale <= 0):
-        raise ValueError(f"attention: {q.shape[2]} query heads must be a multiple of {k.shape[2]} key heads, head dim {q.shape[3]} "
-                         f"at most 128, scale {scale} above 0")
-    return (_attention_triton if use_triton(q) else attention_reference)(q, k, v, causal, key_ranges, scale)
+    causal: query i attends to the keys up to its own; the last query is aligned with the last key.
+    key_ranges: (start, end), int32 (B or 1, Tq) each; query i attends to start[i] ≤ j < end[i].
+    Neither may decrease with i. With key_ranges, `causal` has no effect."""
+    # A kernel would read past the end of the smaller tensor.
+    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: "
+            "k and v must have one shape, and the B and D of q"
+        )
+    if q.shape[2] % k.shape[2] or q.shape[3] > 128:
+        raise ValueError(
+            f"attention: the {q.shape[2]} query heads must be a multiple of the {k.shape[2]} "
+            f"key heads, and head dim {q.shape[3]} at most 128"
+        )
+    if not use_triton(q):
+        return attention_reference(q, k, v, causal, key_ranges)
+    starts, ends = key_ranges if key_ranges is not None else (None, None)
+    return _forward_op(q, k, v, causal, starts, ends)[0]
 
 
 def attention_with_kvcache(q, k_cache, v_cache, lengths):
-    """One new query a sequence: q (B, H, D) against the first lengths[b] places of k_cache, v_cache (B, S, K, D) -> (B, H, D)."""
-    return _cache_op(q, k_cache, v_cache, lengths, 0) if use_triton(q) else attend_cache_reference(q, k_cache, v_cache, lengths)
+    """One new query per sequence: q (B, H, D) attends to the first lengths[b] entries of k_cache
+    and v_cache (B, S, K, D); lengths (B,) int -> (B, H, D)."""
+    if not use_triton(q):
+        return attention_with_kvcache_reference(q, k_cache, v_cache, lengths)
+    return _decode_op(q, k_cache, v_cache, lengths, 0)

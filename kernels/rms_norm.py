@@ -1,18 +1,24 @@
 """
 RMSNorm: divide each token's vector by its root mean square, then scale each channel.
 
-    y[i] = x[i] / sqrt(mean(x²) + eps) · w[i]                    (Zhang & Sennrich 2019, equation 4, with Llama's eps)
+    y[i] = x[i] / sqrt(mean(x²) + eps) · w[i]      (Zhang & Sennrich 2019, eq. 4, eps as in Llama)
 
-Decoder blocks always add the residual stream first, so `add_rms_norm` does both in one pass over memory: these operations
-do almost no arithmetic, and their time is the bytes they move. One program owns a whole row, which stays in registers.
-Backward, with r = 1 / sqrt(mean(x²) + eps), n = x·r (the normalized row) and g = dy·w:
-    dx = r · (g − n · mean(g·n))          dw = Σ over rows of dy·n
-dw sums over rows that many programs hold. Each program adds up its own rows and writes one partial row; torch sums
-the partials. No atomics: the same inputs give the same bits.
+A decoder block first adds the residual stream; `add_rms_norm` does both in one pass over memory.
+These operations do little arithmetic: their time is the number of bytes they move. One program
+owns a whole row and keeps it in registers.
+
+Backward, with r = 1 / sqrt(mean(x²) + eps), n = x·r (the normalised row) and g = dy·w:
+
+    dx = r · (g − n · mean(g·n))      dw = Σ over rows of dy·n
+
+The sum of dw runs over the rows of many programs. Each program adds its own rows and writes one
+partial sum; torch adds the partial sums. There are no atomics, so a rerun gives the same bits.
 """
-import torch
 
-from kernels import as_rows, processors, tl, triton, use_triton
+import torch
+from torch import Tensor
+
+from kernels import flatten_to_2d, num_sms, tl, triton, use_triton
 
 
 def rms_norm_reference(x, weight, eps=1e-5):
@@ -27,97 +33,185 @@ def add_rms_norm_reference(x, residual, weight, eps=1e-5):
 
 
 @triton.jit
-def _forward(x, residual, weight, y, total, x_stride, residual_stride, C, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+def _forward_kernel(
+    x,
+    residual,
+    weight,
+    y,
+    total,
+    x_stride,
+    residual_stride,
+    C,
+    eps,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
-    c = tl.arange(0, BLOCK)
-    inside = c < C
-    xs = tl.load(x + row * x_stride + c, mask=inside, other=0.0).to(tl.float32)
+    offs = tl.arange(0, BLOCK)
+    mask = offs < C
+    xs = tl.load(x + row * x_stride + offs, mask=mask, other=0.0).to(tl.float32)
     if ADD:
-        xs += tl.load(residual + row * residual_stride + c, mask=inside, other=0.0).to(tl.float32)
-        rounded = xs.to(total.dtype.element_ty)  # the norm must see what the next layer will see
-        tl.store(total + row * C + c, rounded, mask=inside)
+        res = tl.load(residual + row * residual_stride + offs, mask=mask, other=0.0)
+        xs += res.to(tl.float32)
+        # Normalise the rounded sum, because the next layer receives the rounded sum.
+        rounded = xs.to(total.dtype.element_ty)
+        tl.store(total + row * C + offs, rounded, mask=mask)
         xs = rounded.to(tl.float32)
+
     scale = tl.rsqrt(tl.sum(xs * xs, 0) / C + eps)
-    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + row * C + c, (xs * scale * w).to(y.dtype.element_ty), mask=inside)
+    w = tl.load(weight + offs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + row * C + offs, (xs * scale * w).to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _backward(x, weight, dy, dtotal, dx, dw_partials, x_stride, dy_stride, dtotal_stride, rows, C, eps,
-              ADD: tl.constexpr, BLOCK: tl.constexpr):
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    c = tl.arange(0, BLOCK)
-    inside = c < C
-    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+def _backward_kernel(
+    x,
+    weight,
+    dy,
+    dtotal,
+    dx,
+    dw_partials,
+    x_stride,
+    dy_stride,
+    dtotal_stride,
+    rows,
+    C,
+    eps,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program, num_programs = tl.program_id(0), tl.num_programs(0)
+    offs = tl.arange(0, BLOCK)
+    mask = offs < C
+    w = tl.load(weight + offs, mask=mask, other=0.0).to(tl.float32)
     dw = tl.zeros((BLOCK,), tl.float32)
-    for i in range(program, rows, programs):
+
+    for i in range(program, rows, num_programs):
         row = tl.cast(i, tl.int64)
-        xs = tl.load(x + row * x_stride + c, mask=inside, other=0.0).to(tl.float32)
-        g = tl.load(dy + row * dy_stride + c, mask=inside, other=0.0).to(tl.float32)
+        xs = tl.load(x + row * x_stride + offs, mask=mask, other=0.0).to(tl.float32)
+        g = tl.load(dy + row * dy_stride + offs, mask=mask, other=0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(xs * xs, 0) / C + eps)
         n = xs * scale
         dw += g * n
         g *= w
         d = scale * (g - n * (tl.sum(g * n, 0) / C))
-        if ADD:
-            d += tl.load(dtotal + row * dtotal_stride + c, mask=inside, other=0.0).to(tl.float32)
-        tl.store(dx + row * C + c, d.to(dx.dtype.element_ty), mask=inside)
-    tl.store(dw_partials + program.to(tl.int64) * C + c, dw, mask=inside)
+        if ADD:  # the sum is also an output and has a gradient of its own
+            dt = tl.load(dtotal + row * dtotal_stride + offs, mask=mask, other=0.0)
+            d += dt.to(tl.float32)
+        tl.store(dx + row * C + offs, d.to(dx.dtype.element_ty), mask=mask)
+
+    tl.store(dw_partials + program.to(tl.int64) * C + offs, dw, mask=mask)
 
 
-def _launch_forward(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    add, rows, C = residual is not None, as_rows(x), x.shape[-1]
-    other = as_rows(residual) if add else rows
-    y = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, other.dtype), device=x.device)  # under autocast a bf16 branch meets the fp32 stream
+def _launch_forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    add, C = residual is not None, x.shape[-1]
+    rows = flatten_to_2d(x)
+    other = flatten_to_2d(residual) if add else rows
+
+    # Under autocast x may be bf16 while the residual stream is fp32: the sum is fp32.
+    dtype = torch.promote_types(x.dtype, other.dtype)
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
     total = torch.empty_like(y) if add else y.new_empty(0)
+
     if rows.shape[0]:
         block = triton.next_power_of_2(C)
-        _forward[(rows.shape[0],)](rows, other, weight.contiguous(), y, total, rows.stride(0), other.stride(0), C, eps,
-                                   ADD=add, BLOCK=block, num_warps=min(8, max(1, block // 512)))
+        strides = rows.stride(0), other.stride(0)
+        _forward_kernel[(rows.shape[0],)](
+            rows,
+            other,
+            weight.contiguous(),
+            y,
+            total,
+            *strides,
+            C,
+            eps,
+            ADD=add,
+            BLOCK=block,
+            num_warps=min(8, max(1, block // 512)),
+        )
     return y, total
 
 
-def _launch_backward(x: torch.Tensor, weight: torch.Tensor, dy: torch.Tensor, dtotal: torch.Tensor | None,
-                     eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    add, C, dy = dtotal is not None, x.shape[-1], as_rows(dy)
-    rows, extra = as_rows(x), as_rows(dtotal) if add else dy
+def _launch_backward(
+    x: Tensor, weight: Tensor, dy: Tensor, dtotal: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    add, C = dtotal is not None, x.shape[-1]
+    rows, dy = flatten_to_2d(x), flatten_to_2d(dy)
+    dtotal = flatten_to_2d(dtotal) if add else dy
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+    # As many programs as run at the same time; each writes one partial sum of dw.
     block = triton.next_power_of_2(C)
-    warps = min(16, max(1, block // 512))
-    programs = max(1, min(rows.shape[0], processors(x) * max(1, 16 // warps)))
-    partials = torch.empty(programs, C, dtype=torch.float32, device=x.device)
-    _backward[(programs,)](rows, weight.contiguous(), dy, extra, dx, partials, rows.stride(0), dy.stride(0), extra.stride(0),
-                           rows.shape[0], C, eps, ADD=add, BLOCK=block, num_warps=warps)
+    num_warps = min(16, max(1, block // 512))
+    num_programs = max(1, min(rows.shape[0], num_sms(x) * max(1, 16 // num_warps)))
+    partials = torch.empty(num_programs, C, dtype=torch.float32, device=x.device)
+
+    strides = rows.stride(0), dy.stride(0), dtotal.stride(0)
+    _backward_kernel[(num_programs,)](
+        rows,
+        weight.contiguous(),
+        dy,
+        dtotal,
+        dx,
+        partials,
+        *strides,
+        rows.shape[0],
+        C,
+        eps,
+        ADD=add,
+        BLOCK=block,
+        num_warps=num_warps,
+    )
     return dx, partials.sum(0).to(weight.dtype)
 
 
 _forward_op = torch.library.custom_op("xllava::rms_norm", _launch_forward, mutates_args=())
-_backward_op = torch.library.custom_op("xllava::rms_norm_backward", _launch_backward, mutates_args=())
-_forward_op.register_fake(lambda x, residual, *_: tuple(
-    x.new_empty(shape, dtype=x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)) for shape in (x.shape, x.shape if residual is not None else 0)))
-_backward_op.register_fake(lambda x, weight, *_: (x.new_empty(x.shape), weight.new_empty(weight.shape)))
+_backward_op = torch.library.custom_op(
+    "xllava::rms_norm_backward", _launch_backward, mutates_args=()
+)
 
 
-def _save(ctx, inputs, output):
+@_forward_op.register_fake
+def _fake_forward(x, residual, weight, eps):
+    if residual is None:
+        return x.new_empty(x.shape), x.new_empty(0)
+    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
+    return y, torch.empty_like(y)
+
+
+@_backward_op.register_fake
+def _fake_backward(x, weight, dy, dtotal, eps):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _setup_context(ctx, inputs, output):
     x, residual, weight, ctx.eps = inputs
     ctx.add = residual is not None
     ctx.save_for_backward(output[1] if ctx.add else x, weight)
 
 
-def _differentiate(ctx, dy, dtotal):
+def _backward(ctx, dy, dtotal):
     x, weight = ctx.saved_tensors
     dx, dw = _backward_op(x, weight, dy, dtotal if ctx.add else None, ctx.eps)
-    return dx, dx if ctx.add else None, dw, None  # of a sum, both terms have the same gradient
+    return dx, dx if ctx.add else None, dw, None  # both terms of a sum have the same gradient
 
 
-_forward_op.register_autograd(_differentiate, setup_context=_save)
+_forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def rms_norm(x, weight, eps=1e-5):
-    """x (..., C) with weight (C,) -> (..., C) in x's dtype; statistics in fp32."""
-    return _forward_op(x, None, weight, eps)[0] if use_triton(x) else rms_norm_reference(x, weight, eps)
+    """x (..., C), weight (C,) -> (..., C) in x's dtype; mean and root are fp32."""
+    if not use_triton(x):
+        return rms_norm_reference(x, weight, eps)
+    return _forward_op(x, None, weight, eps)[0]
 
 
 def add_rms_norm(x, residual, weight, eps=1e-5):
-    """x, residual (..., C) -> (rms_norm(x + residual), x + residual), both in the dtype of the sum: the two things that a decoder block needs next."""
-    return _forward_op(x, residual, weight, eps) if use_triton(x) else add_rms_norm_reference(x, residual, weight, eps)
+    """x, residual (..., C) -> (rms_norm(x + residual), x + residual), in the sum's dtype.
+
+    A decoder block needs both results: the first is its input, the second its residual stream."""
+    if not use_triton(x):
+        return add_rms_norm_reference(x, residual, weight, eps)
+    return _forward_op(x, residual, weight, eps)

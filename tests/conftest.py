@@ -1,15 +1,15 @@
-"""What several tests share: a throw-away tokenizer, a tiny model shape and a tiny data set, all made on the spot.
+"""What several tests share: a throw-away tokenizer, a tiny model shape and a tiny data set.
 
-Without a GPU the Triton kernels are tested inside Triton's interpreter, which has to be asked for before triton is imported."""
+Without a GPU the Triton kernels run in Triton's interpreter. It must be asked for before triton is
+imported."""
 
 import json
 import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault(
-    "OPENBLAS_NUM_THREADS", "1"
-)  # the interpreter multiplies with numpy: threads on small tiles cost 5–13×
+# The interpreter multiplies with numpy: on small tiles, threads make it 5 to 13 times slower.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -21,8 +21,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 
+import checkpoint  # noqa: E402
 import tokenizer as tokenizer_module  # noqa: E402
-from model import DecoderConfig, ModelConfig  # noqa: E402
+from model import DecoderConfig, ModelConfig, XLlava  # noqa: E402
 from vision import VisionConfig  # noqa: E402
 
 LINES = [
@@ -50,7 +51,7 @@ def tokenizer(tokenizer_file):
 
 @pytest.fixture(scope="session")
 def config(tokenizer):
-    """16-pixel pictures of 4 patches; grouped queries; nothing tied."""
+    """16-pixel images of 4 patches; grouped queries; nothing tied."""
     return ModelConfig(
         VisionConfig(
             image_size=16,
@@ -69,7 +70,7 @@ def config(tokenizer):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A folder with 12 one-coloured pictures and the three kinds of file that training reads."""
+    """A folder with 12 one-coloured images and the three kinds of file that training reads."""
     folder, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
     captions, chats, texts = [], [], []
     for i in range(12):
@@ -118,3 +119,17 @@ def world(tmp_path_factory):
     (folder / "chats.json").write_text(json.dumps(chats, ensure_ascii=False), encoding="utf-8")
     (folder / "text.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     return folder
+
+
+def save_model(model, tokenizer_file, folder, dtype=torch.float32):
+    """Writes a whole model as a folder."""
+    checkpoint.write_model(model.config, model.state_dict().items(), tokenizer_file, folder, dtype)
+
+
+@pytest.fixture
+def saved_model(config, tokenizer_file, tmp_path):
+    """(a random model, the folder that it was saved to)."""
+    torch.manual_seed(0)
+    model = XLlava(config).init_weights()
+    save_model(model, tokenizer_file, tmp_path / "m")
+    return model, tmp_path / "m"

@@ -1,4 +1,5 @@
-"""Pictures and the ViT: against Pillow, hand-worked numbers, transformers' CLIP, and the real odd files where they are at hand."""
+"""Images and the ViT: against Pillow, hand-worked numbers, transformers' CLIP, and, where they are
+at hand, odd files from the real world."""
 
 import dataclasses
 import os
@@ -10,36 +11,37 @@ import torch
 from PIL import Image
 
 import vision
-from training.objectives import PhraseScore, phrase_loss
+from checkpoint.names import find_names
 from vision import ViT, load_image, normalise, preprocess
 
 DATA = os.environ.get("XLLAVA_DATA")
-needs_data = pytest.mark.skipif(not DATA, reason="XLLAVA_DATA is not set: no real pictures at hand")
+needs_data = pytest.mark.skipif(not DATA, reason="XLLAVA_DATA is not set: no real images at hand")
 
 
-def save(picture, path, **options):
-    picture.save(path, **options)
+def save(image, path):
+    image.save(path)
     return path
 
 
-def test_a_wide_picture_is_padded_in_the_middle_with_the_mean_colour():
-    picture = Image.new("RGB", (40, 20), (200, 0, 0))
-    seen = preprocess(picture, 40, "pad")
-    assert seen.shape == (3, 40, 40) and seen.dtype == torch.uint8
-    assert (
-        seen[:, 0, 20].tolist() == [122, 116, 104]
-        and seen[:, 39, 0].tolist() == [122, 116, 104]
-        and seen[:, 20, 20].tolist() == [200, 0, 0]
-    )
+def test_a_wide_image_is_padded_in_the_middle_with_the_mean_colour():
+    image = Image.new("RGB", (40, 20), (200, 0, 0))
+    pixels = preprocess(image, 40, "pad")
+    assert pixels.shape == (3, 40, 40) and pixels.dtype == torch.uint8
+    assert pixels[:, 0, 20].tolist() == [122, 116, 104]
+    assert pixels[:, 39, 0].tolist() == [122, 116, 104]
+    assert pixels[:, 20, 20].tolist() == [200, 0, 0]
 
 
 def test_square_mode_keeps_the_centre():
-    pixels = np.zeros((20, 40, 3), np.uint8)
-    pixels[:, 10:30, 0], pixels[:, :10, 1], pixels[:, 30:, 1] = 250, 250, 250
-    seen = preprocess(Image.fromarray(pixels), 20, "square")
-    assert (seen[0] == 250).all() and (seen[1] == 0).all()
+    red_between_green = np.zeros((20, 40, 3), np.uint8)
+    red_between_green[:, 10:30, 0] = 250
+    red_between_green[:, :10, 1] = 250
+    red_between_green[:, 30:, 1] = 250
+    image = Image.fromarray(red_between_green)
+    pixels = preprocess(image, 20, "square")
+    assert (pixels[0] == 250).all() and (pixels[1] == 0).all()
     with pytest.raises(ValueError, match="image_aspect_ratio 'stretch'"):
-        preprocess(Image.fromarray(pixels), 20, "stretch")
+        preprocess(image, 20, "stretch")
 
 
 def test_normalise_is_clips_formula():
@@ -50,24 +52,17 @@ def test_normalise_is_clips_formula():
         (255 / 255 - 0.40821073) / 0.27577711,
     ]
     assert normalise(pixels).flatten().tolist() == pytest.approx(want, rel=1e-6)
+    # To the ViT, padding is zero up to one grey level.
     mean = torch.tensor(vision.MEAN_COLOUR, dtype=torch.uint8).view(1, 3, 1, 1)
-    assert normalise(mean).abs().max() < 1 / 255 / 0.26130258, (
-        "padding is nothing to the ViT, but for a grey level"
-    )
+    assert normalise(mean).abs().max() < 1 / 255 / 0.26130258
 
 
-def test_every_mode_of_picture_becomes_rgb(tmp_path):
+def test_every_mode_of_image_becomes_rgb(tmp_path):
     red = Image.new("RGB", (8, 8), (255, 0, 0))
-    for mode, name in (
-        ("L", "l.png"),
-        ("P", "p.png"),
-        ("1", "1.png"),
-        ("CMYK", "c.jpg"),
-        ("RGBA", "a.png"),
-        ("LA", "la.png"),
-    ):
-        picture = load_image(save(red.convert(mode), tmp_path / name))
-        assert picture.mode == "RGB" and picture.size == (8, 8)
+    for mode in ("L", "P", "1", "CMYK", "RGBA", "LA"):
+        suffix = "jpg" if mode == "CMYK" else "png"
+        image = load_image(save(red.convert(mode), tmp_path / f"{mode}.{suffix}"))
+        assert image.mode == "RGB" and image.size == (8, 8)
     clear = Image.new("RGBA", (8, 8), (9, 9, 9, 0))
     assert load_image(save(clear, tmp_path / "clear.png")).getpixel((0, 0)) == vision.MEAN_COLOUR
     deep = Image.fromarray(np.full((8, 8), 257 * 100, np.uint16))
@@ -77,11 +72,11 @@ def test_every_mode_of_picture_becomes_rgb(tmp_path):
     assert load_image(tmp_path / "moving.gif").getpixel((0, 0)) == (10, 20, 30)
 
 
-def test_a_picture_is_turned_as_its_exif_says(tmp_path):
-    picture = Image.new("RGB", (16, 8), (0, 0, 255))
+def test_an_image_is_rotated_as_its_exif_says(tmp_path):
+    image = Image.new("RGB", (16, 8), (0, 0, 255))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90° to see it upright
-    picture.save(tmp_path / "turned.jpg", exif=exif)
+    exif[0x0112] = 6  # stored rotated by 90°
+    image.save(tmp_path / "turned.jpg", exif=exif)
     assert load_image(tmp_path / "turned.jpg").size == (8, 16)
 
 
@@ -94,7 +89,7 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path):
         (b"\x89PNG\r\n\x1a\n" + b"x" * 50, "x.png: "),
     ],
 )
-def test_what_is_no_picture_is_named_in_one_line(tmp_path, content, reason):
+def test_what_is_no_image_is_named_in_one_line(tmp_path, content, reason):
     path = tmp_path / "x.png"
     if content is not None:
         path.write_bytes(content)
@@ -107,7 +102,7 @@ def test_what_is_no_picture_is_named_in_one_line(tmp_path, content, reason):
     "size, limit",
     [((8, 8), ("MAX_PIXELS", 50)), ((5, 90), ("MAX_SIDE", 80)), ((1, 101), ("MAX_RATIO", 100))],
 )
-def test_a_picture_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, size, limit):
+def test_an_image_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, size, limit):
     monkeypatch.setattr(vision, *limit)
     with pytest.raises(ValueError, match=f"{size[0]}×{size[1]} pixels, the limit is"):
         load_image(save(Image.new("RGB", size), tmp_path / "big.png"))
@@ -125,17 +120,17 @@ def test_a_drawing_that_would_start_another_program_is_not_opened(tmp_path):
     "size", [(30, 5000), (5000, 30), (97, 64), (64, 97), (48, 48), (48, 20), (7, 7)]
 )
 def test_padding_by_bands_of_rows_is_what_pillow_makes_of_the_whole_square(size):
-    picture = Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    )
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
     side = max(size)
     whole = Image.new("RGB", (side, side), vision.MEAN_COLOUR)
-    whole.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
+    whole.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
     want = np.asarray(whole.resize((48, 48), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    assert (preprocess(picture, 48, "pad").numpy() == want).all()
+    assert (preprocess(image, 48, "pad").numpy() == want).all()
 
 
-# Where load_image and `convert("RGB")` part on purpose: transparency (laid on the mean colour, not dropped), 16 bits (scaled, not clipped), EXIF (turned)
+# Where load_image differs from `convert("RGB")` on purpose: transparent parts are laid on the mean
+# colour, not dropped; 16 bits are scaled, not clipped; EXIF's rotation is applied.
 ODD = {
     "16bit.cropped.tif",
     "12in16bit.tif",
@@ -159,7 +154,7 @@ ODD = {
 
 
 def clip_processor(mode, size):
-    """transformers' own, as checkpoint.processor_files asks for it; pixels before normalisation, 0 … 1."""
+    """transformers' own, as preprocessor_config.json asks for it, but without normalisation."""
     transformers = pytest.importorskip("transformers")
     kind = transformers.LlavaImageProcessor if mode == "pad" else transformers.CLIPImageProcessor
     return kind(
@@ -172,13 +167,12 @@ def clip_processor(mode, size):
 
 @needs_data
 @pytest.mark.parametrize("mode", ["pad", "square"])
-def test_each_odd_file_is_a_picture_like_clips_processor_makes_or_one_line(mode):
+def test_each_odd_file_is_an_image_like_clips_processor_makes_or_one_line(mode):
     processor, read, refused = clip_processor(mode, 64), [], []
-    for path in sorted(
-        p
-        for p in (Path(DATA) / "robust").rglob("*")
-        if p.is_file() and p.suffix not in (".json", ".txt")
-    ):
+    files = [path for path in sorted((Path(DATA) / "robust").rglob("*")) if path.is_file()]
+    for path in files:
+        if path.suffix in (".json", ".txt"):
+            continue
         try:
             pixels = preprocess(load_image(path), 64, mode)
         except ValueError as error:
@@ -188,114 +182,65 @@ def test_each_odd_file_is_a_picture_like_clips_processor_makes_or_one_line(mode)
         assert pixels.shape == (3, 64, 64)
         read.append(path.name)
         if path.name not in ODD:
-            with Image.open(path) as picture:
-                theirs = (
-                    torch.tensor(
-                        np.array(
-                            processor(picture.convert("RGB"), input_data_format="channels_last")[
-                                "pixel_values"
-                            ][0]
-                        )
-                    )
-                    * 255
-                )
+            with Image.open(path) as image:
+                theirs = processor(image.convert("RGB"), input_data_format="channels_last")
+            theirs = torch.tensor(np.array(theirs["pixel_values"][0])) * 255
             assert (pixels - theirs).abs().max() <= 1.001, path.name
-    assert sorted(refused) == sorted(
-        [
-            "broken.png",
-            "decompression_bomb.gif",
-            "reallybig.bmp",
-            "shortfile.bmp",
-            "truncated_end_chunk.png",
-            "truncated_image.png",
-            "truncated_jpeg.jpg",
-        ]
-    ) and ODD < set(read)
+    assert ODD < set(read)
+    assert sorted(refused) == [
+        "broken.png",
+        "decompression_bomb.gif",
+        "reallybig.bmp",
+        "shortfile.bmp",
+        "truncated_end_chunk.png",
+        "truncated_image.png",
+        "truncated_jpeg.jpg",
+    ]
 
 
 @needs_data
-def test_a_turned_photograph_stands_upright():
-    upright = preprocess(load_image(Path(DATA) / "robust" / "hopper.jpg"), 64).float()
+def test_a_rotated_photograph_is_loaded_upright():
+    def load(name):
+        return preprocess(load_image(Path(DATA) / "robust" / name), 64).float()
+
+    upright = load("hopper.jpg")
     for n in (2, 5, 6):
-        turned = preprocess(
-            load_image(Path(DATA) / "robust" / f"hopper_orientation_{n}.jpg"), 64
-        ).float()
-        assert (turned - upright).abs().mean() < 8
-        assert all(
-            (wrong - upright).abs().mean() > 20
-            for wrong in (turned.flip(2), turned.flip(1), turned.transpose(1, 2))
-        )
+        rotated = load(f"hopper_orientation_{n}.jpg")
+        assert (rotated - upright).abs().mean() < 8
+        for wrong in (rotated.flip(2), rotated.flip(1), rotated.transpose(1, 2)):
+            assert (wrong - upright).abs().mean() > 20
 
 
 @needs_data
 @pytest.mark.parametrize("mode", ["pad", "square"])
-def test_real_pictures_are_preprocessed_as_clips_image_processor_does(mode):
+def test_real_images_are_preprocessed_as_clips_image_processor_does(mode):
     processor = clip_processor(mode, 336)
     for path in [
         *sorted((Path(DATA) / "coco33").glob("*.jpg"))[:8],
         *sorted((Path(DATA) / "asp" / "medium").rglob("*.jpg"))[:4],
         *sorted((Path(DATA) / "nlvr").rglob("*.png"))[:2],
     ]:
-        picture = load_image(path)
-        theirs = torch.tensor(np.array(processor(picture)["pixel_values"][0])) * 255
-        assert (preprocess(picture, 336, mode) - theirs).abs().max() <= 1.001, path
+        image = load_image(path)
+        theirs = torch.tensor(np.array(processor(image)["pixel_values"][0])) * 255
+        assert (preprocess(image, 336, mode) - theirs).abs().max() <= 1.001, path
 
 
 def test_the_vit_equals_transformers_clip(config):
     transformers = pytest.importorskip("transformers")
-    import checkpoint
-
     torch.manual_seed(0)
     ours = ViT(config.vision)
     ours.init_weights()
-    theirs = transformers.CLIPVisionModel(
-        transformers.CLIPVisionConfig(
-            **dataclasses.asdict(config.vision), attn_implementation="eager"
-        )
-    )
-    family = (
-        "CLIP"
-        if any(n.startswith("vision_model.") for n in theirs.state_dict())
-        else "CLIP's vision tower, transformers 5"
-    )
-    theirs.load_state_dict(
-        {checkpoint.rename("vision." + n, family): t for n, t in ours.state_dict().items()},
-        strict=False,
-    )
+    sizes = dataclasses.asdict(config.vision)
+    their_config = transformers.CLIPVisionConfig(**sizes, attn_implementation="eager")
+    theirs = transformers.CLIPVisionModel(their_config)
+    state = {f"vision.{name}": tensor for name, tensor in ours.state_dict().items()}
+    names = find_names(state, theirs.state_dict())
+    theirs.load_state_dict({names[name]: state[name] for name in state}, strict=False)
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     hidden = theirs(normalise(pixels), output_hidden_states=True).hidden_states
     for layer in (-1, -2, 0):
         got, want = ours(pixels, layer), hidden[layer]
         assert (got - want).norm() / want.norm() < 1e-5
-
-
-def test_a_phrase_scores_a_picture_by_its_best_patch_and_another_phrase_as_it_is():
-    torch.manual_seed(0)
-    score, rows = PhraseScore(), torch.randn(20, 8)
-    patches, ids, offsets = torch.randn(3, 5, 8), torch.tensor([1, 2, 3, 7]), torch.tensor([0, 3])
-    logits = score(patches, rows, ids, offsets)
-    for f, words in enumerate(([1, 2, 3], [7])):
-        text = sum(rows[w] for w in words)
-        for b in range(3):
-            best = max(torch.cosine_similarity(text, patches[b, n], dim=0) for n in range(5))
-            assert logits[f, b].item() == pytest.approx(
-                (best * score.log_scale.exp() + score.bias).item(), rel=1e-4
-            )
-    between = (
-        torch.cosine_similarity(rows[1] + rows[2] + rows[3], rows[7], dim=0) * score.log_scale.exp()
-        + score.bias
-    )
-    assert torch.allclose(score.words(rows, ids, offsets)[[0, 1], [1, 0]], between, rtol=1e-4)
-
-
-def test_the_phrase_loss_is_the_sigmoid_loss_by_hand_where_the_truth_is_known():
-    logits, truth, known = (
-        torch.tensor([[2.0, -1.0], [0.5, 0.0]]),
-        torch.tensor([[True, False], [False, True]]),
-        torch.tensor([[True, True], [False, True]]),
-    )
-    want = -sum(torch.tensor(x).sigmoid().log() for x in (2.0, 1.0, 0.0))
-    assert phrase_loss(logits, truth, known).item() == pytest.approx(want.item(), rel=1e-6)
 
 
 def test_a_contradictory_shape_is_refused():

@@ -1,0 +1,99 @@
+"""The command line of this package: python -m checkpoint show|build."""
+
+import argparse
+import json
+import math
+import re
+import sys
+from dataclasses import asdict
+
+import checkpoint
+from checkpoint.build import WRITTEN_DTYPES, build, plan_build
+from checkpoint.names import tensor_specs
+from checkpoint.safetensors import DTYPE_NAMES, load_weights, num_bytes, plan_shards
+
+
+def print_tensors(specs):
+    """A line per tensor of {name: (dtype, shape)}, one for the same in all layers, and the sum."""
+    groups = {}  # (name, dtype, shape) -> how many layers have it
+    for name, (dtype, shape) in specs.items():
+        key = (re.sub(r"\.layers\.\d+\.", ".layers.*.", name), dtype, tuple(shape))
+        groups[key] = groups.get(key, 0) + 1
+
+    for (name, dtype, shape), layers in groups.items():
+        kind, size = f"{list(shape)!s:19} {DTYPE_NAMES[dtype]:4}", layers * num_bytes(dtype, shape)
+        print(f"{name:76} {layers:3} × {kind} {size:16,} bytes")
+
+    total = sum(math.prod(shape) for _, shape in specs.values())
+    total_bytes = sum(num_bytes(*spec) for spec in specs.values())
+    print(f"{len(specs):,} tensors, {total:,} parameters, {total_bytes:,} bytes")
+
+
+def print_plan(plan):
+    """What `build` will write, and what comes from where."""
+    specs = tensor_specs(plan.config, plan.dtype)
+    print_tensors(specs)
+
+    # Memory: one tensor at a time, and a new projector in float32.
+    peak, note = max(num_bytes(*spec) for spec in specs.values()), "the largest tensor"
+    if "projector" not in plan.sources:
+        shapes = [shape for name, (_, shape) in specs.items() if "projector" in name]
+        peak += 4 * sum(map(math.prod, shapes))
+        note += ", a fresh projector in float32"
+    print(
+        f"{len(plan_shards(specs))} file(s) · memory for tensors at most {peak / 1e9:.3f} GB "
+        f"beyond the mapped files ({note}); some 0.2 GB for the tokenizers"
+    )
+    for part in ("decoder", "projector", "vision"):
+        print(f"{part}: {plan.sources.get(part, 'fresh')}")
+    print(
+        f"vocabulary: {plan.published.text.vocab_size:,} rows → {plan.config.text.vocab_size:,} "
+        f"for {plan.tokenizer.vocab_size:,} pieces; images: {plan.config.image_aspect_ratio}; "
+        f"{str(plan.dtype).removeprefix('torch.')}"
+    )
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m checkpoint",
+        description=checkpoint.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    show = commands.add_parser("show", help="config and tensors of a model folder")
+    show.add_argument("folder")
+
+    make = commands.add_parser("build", help="a model folder from published parts")
+    add = make.add_argument
+    add("--llm", required=True, help="Llama's folder, or LLaVA's in either layout")
+    add("--vision", help="CLIP's folder, if --llm has no vision encoder")
+    add("--projector", help="a file with one, as LLaVA has after its first stage (default: random)")
+    add("--tokenizer", help="a .model that begins with the pieces of --llm (default: --llm's)")
+    how = "rows of new pieces: the mean of the old pieces that spelled them (default), or random"
+    add("--init", choices=["mean", "random"], default="mean", help=how)
+    add("--dtype", choices=WRITTEN_DTYPES, help="of the weights to write (default: --llm's)")
+    add("--seed", type=int, default=0, help="of random weights (default: 0)")
+    add("--dry-run", action="store_true", help="only print what would be written")
+    add("-o", "--out", required=True, help="the folder to write")
+    return parser
+
+
+def main(argv=None):
+    args = make_parser().parse_args(argv)
+    if args.command == "build":
+        plan = plan_build(args.llm, args.vision, args.projector, args.tokenizer, args.dtype)
+        print_plan(plan)
+        if not args.dry_run:
+            build(plan, args.out, args.init, args.seed)
+        return
+    print(json.dumps(asdict(checkpoint.load_config(args.folder)), indent=2))
+    tensors = load_weights(args.folder)
+    print_tensors({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"checkpoint: {error}")

@@ -1,4 +1,4 @@
-"""Answers: batched and streamed ones against a plain loop without a cache, and what a user's mistakes give."""
+"""Answers: batched and streamed ones against a plain loop without a cache, and users' mistakes."""
 
 import copy
 import json
@@ -21,56 +21,53 @@ ROOT = Path(__file__).parent.parent
 def model(config):
     torch.manual_seed(3)
     model = XLlava(config).init_weights().double()
-    torch.nn.init.normal_(
-        model.decoder.lm_head.weight, std=1.0
-    )  # decided answers, of varied lengths
+    # Decided answers, of varied lengths.
+    torch.nn.init.normal_(model.decoder.lm_head.weight, std=1.0)
     return model
 
 
-@pytest.fixture(scope="module")
-def folder(config, tokenizer_file, tmp_path_factory):
-    torch.manual_seed(3)
-    folder = tmp_path_factory.mktemp("model") / "m"
-    checkpoint.save_model(XLlava(config).init_weights(), tokenizer_file, folder)
-    return folder
-
-
-def greedy(model, prompt, pixels, eos, n):
+def greedy(model, prompt, pixels, eos_id, max_new_tokens):
     """The definition: the whole sequence again for each new token."""
     ids = list(prompt)
-    for _ in range(n):
-        new = model.logits(model(torch.tensor([ids]), pixels))[0, -1].argmax().item()
-        if new == eos:
+    for _ in range(max_new_tokens):
+        token = model.logits(model(torch.tensor([ids]), pixels))[0, -1].argmax().item()
+        if token == eos_id:
             break
-        ids.append(new)
+        ids.append(token)
     return ids[len(prompt) :]
 
 
-def test_a_batch_of_prompts_of_all_lengths_gives_what_a_plain_loop_gives(model, config, tokenizer):
+def generate_all(model, prompts, *args, **options):
+    """The answers of `generate`, lists of ids."""
+    answers = [[] for _ in prompts]
+    for step in generate.generate(model, prompts, *args, **options):
+        for answer, token in zip(answers, step):
+            if token is not None:
+                answer.append(token)
+    return answers
+
+
+# ------------------------------------------------------------------------------------ generation
+def test_a_batch_of_prompts_of_all_lengths_gives_what_a_plain_loop_gives(model, config):
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     image = [config.image_token_id] * config.vision.num_patches
     prompts = [[1, *image, 20, 21, 22], [1, 30], [1, 25, *image, 40, 41, 42, 43, 44]]
-    want = [
+    expected = [
         greedy(model, prompts[0], pixels[:1], 2, 12),
         greedy(model, prompts[1], None, 2, 12),
         greedy(model, prompts[2], pixels[1:], 2, 12),
     ]
-    got = [[], [], []]
-    for step in generate.generate(model, prompts, pixels, max_new_tokens=12, eos_id=2):
-        for row, id in enumerate(step):
-            if id is not None:
-                got[row].append(id)
-    assert got == want and any(want)
+    assert any(expected)
+    assert generate_all(model, prompts, pixels, max_new_tokens=12, eos_id=2) == expected
 
 
-def test_prompts_that_share_pictures_give_what_a_plain_loop_gives_however_long_they_get(
+def test_prompts_that_share_images_give_what_a_plain_loop_gives_however_long_they_get(
     model, config
 ):
     pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     model = copy.deepcopy(model)
-    model.decoder.lm_head.weight.data[config.image_token_id] = (
-        0  # never likeliest: the plain loop reads its own words again
-    )
+    # Never the likeliest token: the plain loop reads its own answer again.
+    model.decoder.lm_head.weight.data[config.image_token_id] = 0
     image = [config.image_token_id] * config.vision.num_patches
     prompts = [
         [1, 9, *image, 20, 21],
@@ -79,72 +76,100 @@ def test_prompts_that_share_pictures_give_what_a_plain_loop_gives_however_long_t
         [1, 9, *image, 22, *image, 40],
         [1, 9, *image, 23],
     ]
-    pictures = [[1], [0], [1], [0, 2], [1]]
-    assert generate.shared_prefix_length(prompts, pictures, config) == 2 + len(image)
-    assert generate.shared_prefix_length(prompts[:2], pictures[:2], config) == 0, (
-        "no two have a picture in common"
-    )
-    assert (
-        generate.shared_prefix_length([*prompts, [1, 8, *image, 20]], [*pictures, [1]], config) == 0
-    ), "one begins otherwise"
-    # ids that some rows say early and others late serve as the end: rows leave the cache at different steps, and the last outgrows its first size
-    endless = [greedy(model, p, pixels[own], -1, 40) for p, own in zip(prompts, pictures)]
-    eos = next(id for id in endless[0][1:] if sum(id in row for row in endless) < len(endless))
-    want = [row[: row.index(eos)] if eos in row else row for row in endless]
-    assert len({len(row) for row in want}) > 1 and max(map(len, want)) > 16
-    got = [[] for _ in prompts]
-    for step in generate.generate(
-        model, prompts, pixels, max_new_tokens=40, eos_id=eos, pictures=pictures
-    ):
-        for row, id in enumerate(step):
-            if id is not None:
-                got[row].append(id)
-    assert got == want
+    indices = [[1], [0], [1], [0, 2], [1]]
+    assert generate.shared_prefix_length(prompts, indices, config) == 2 + len(image)
+
+    # An id that some answers have early and others late is taken for the end: rows leave the cache
+    # at different steps, and the last one outgrows its first size.
+    endless = [greedy(model, p, pixels[own], -1, 40) for p, own in zip(prompts, indices)]
+    ids = endless[0][1:]
+    eos = next(token for token in ids if sum(token in row for row in endless) < len(endless))
+    expected = [row[: row.index(eos)] if eos in row else row for row in endless]
+    assert len({len(row) for row in expected}) > 1
+    assert max(map(len, expected)) > 16
+    options = {"max_new_tokens": 40, "eos_id": eos, "image_indices": indices}
+    assert generate_all(model, prompts, pixels, **options) == expected
+
+
+def test_a_prefix_is_shared_only_if_ids_and_some_images_are_the_same(config):
+    image = [config.image_token_id] * config.vision.num_patches
+    prompts = [[1, 9, *image, 20], [1, 9, *image, 30], [1, 9, *image, 31]]
+    assert generate.shared_prefix_length(prompts, [[1], [0], [1]], config) == 2 + len(image)
+    assert generate.shared_prefix_length(prompts, [[1], [0], [2]], config) == 0, "all different"
+    other = [*prompts, [1, 8, *image, 20]]
+    assert generate.shared_prefix_length(other, [[1], [0], [1], [1]], config) == 0, "another begin"
+    text = [*prompts, [1, 9, 20]]
+    assert generate.shared_prefix_length(text, [[1], [0], [1], []], config) == 0, "no image"
 
 
 def test_sampling_keeps_to_the_nucleus_and_to_its_seed(model):
-    draw = lambda seed, **kw: list(
-        generate.generate(
-            model,
-            [[1, 20, 21]],
-            max_new_tokens=8,
-            eos_id=-1,
-            generator=torch.Generator().manual_seed(seed),
-            **kw,
-        )
-    )
-    greedy_ids = list(generate.generate(model, [[1, 20, 21]], max_new_tokens=8, eos_id=-1))
-    assert draw(0, temperature=1.0, top_p=1e-9) == greedy_ids, (
-        "a nucleus of one token is the likeliest token"
-    )
+    def draw(seed, **sampling):
+        generator = torch.Generator().manual_seed(seed)
+        options = {"max_new_tokens": 8, "eos_id": -1, "generator": generator}
+        return generate_all(model, [[1, 20, 21]], **options, **sampling)
+
+    likeliest = generate_all(model, [[1, 20, 21]], max_new_tokens=8, eos_id=-1)
+    assert draw(0, temperature=1.0, top_p=1e-9) == likeliest, "a nucleus of one token"
     assert draw(1, temperature=2.0) == draw(1, temperature=2.0)
-    assert any(draw(seed, temperature=2.0) != greedy_ids for seed in range(5))
+    assert any(draw(seed, temperature=2.0) != likeliest for seed in range(5))
 
 
+def test_the_nucleus_is_the_smallest_set_that_has_top_p():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(2000, 4)
+    generator = torch.Generator().manual_seed(0)
+    for top_p, drawn in ((0.4, {0}), (0.6, {0, 1}), (0.79, {0, 1}), (0.9, {0, 1, 2})):
+        ids = generate.sample_tokens(logits, generate.Sampling(1.0, top_p, generator))
+        assert set(ids.tolist()) == drawn
+
+
+# ------------------------------------------------------------------------------------ answers
 def test_what_is_streamed_is_what_is_decoded(model, tokenizer, config):
     turns = [("고양이는 무슨 색인가요?", None)]
     pieces = list(generate.stream_answer(model, tokenizer, turns, max_new_tokens=20))
     prompt, _ = data.encode_chat(turns, tokenizer, config.vision.num_patches)
-    assert "".join(pieces) == tokenizer.sp_processor.decode(
-        greedy(model, prompt, None, tokenizer.eos_id, 20)
-    )
+    ids = greedy(model, prompt, None, tokenizer.eos_id, 20)
+    assert "".join(pieces) == tokenizer.sp_processor.decode(ids)
 
 
-def ask(folder, *args, stdin=None):
-    return subprocess.run(
-        [
-            sys.executable,
-            ROOT / "generate.py",
-            "--model",
-            folder,
-            "--max-new-tokens",
-            "4",
-            *map(str, args),
-        ],
-        capture_output=True,
-        text=True,
-        input=stdin,
-    )
+def test_a_character_is_streamed_when_it_is_complete(model, tokenizer, config, monkeypatch):
+    """A syllable that is no piece takes three tokens of a byte each."""
+    ids = tokenizer.encode("뷁 a")
+    assert len(ids) >= 5
+
+    def stream(ids):
+        steps = ([token] for token in ids)
+        monkeypatch.setattr(generate, "generate", lambda *args, **options: steps)
+        return list(generate.stream_answer(model, tokenizer, [("What?", None)]))
+
+    pieces = stream(ids)
+    assert "".join(pieces) == "뷁 a"
+    assert "뷁" in pieces
+    assert not any("\ufffd" in piece for piece in pieces)
+
+    incomplete = ids[:-3]  # the answer ends within the character
+    assert "\ufffd" in "".join(stream(incomplete))
+    assert "".join(stream(incomplete)) == tokenizer.decode(incomplete)
+
+
+def test_a_conversation_that_outgrows_the_model_is_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="the model reads 256: start a new one"):
+        list(generate.stream_answer(model, tokenizer, [("cat " * 300, None)]))
+
+
+# ------------------------------------------------------------------------------------ command line
+@pytest.fixture(scope="module")
+def ask(config, tokenizer_file, tmp_path_factory):
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("model") / "m"
+    weights = XLlava(config).init_weights().state_dict().items()
+    checkpoint.write_model(config, weights, tokenizer_file, folder)
+
+    def ask(*args, stdin=None):
+        command = [sys.executable, ROOT / "generate.py", "--model", folder, *map(str, args)]
+        command += ["--max-new-tokens", "4"]
+        return subprocess.run(command, capture_output=True, text=True, input=stdin)
+
+    return ask
 
 
 @pytest.mark.parametrize(
@@ -154,42 +179,44 @@ def ask(folder, *args, stdin=None):
         (["--image", "text.png", "What?"], "text.png: not an image that Pillow can read"),
         (["--image", "empty.png", "What?"], "empty.png: the file is empty (0 bytes)"),
         (["   "], "the question is empty"),
+        (["--device", "mps", "What?"], ""),
     ],
 )
-def test_a_users_mistake_gets_one_clear_line(folder, tmp_path, monkeypatch, args, message):
+def test_a_users_mistake_gets_one_clear_line(ask, tmp_path, monkeypatch, args, message):
+    if "mps" in args and torch.backends.mps.is_available():
+        pytest.skip("this machine has MPS")
     monkeypatch.chdir(tmp_path)
-    Path("text.png").write_text("hello")
+    Path("text.png").write_text("hello", encoding="utf-8")
     Path("empty.png").touch()
-    done = ask(folder, *args)
-    assert (
-        done.returncode == 1
-        and done.stderr.startswith(f"generate.py: {message}")
-        and done.stderr.count("\n") == 1
-    )
+    done = ask(*args)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"generate.py: {message}")
+    assert done.stderr.count("\n") == 1
 
 
-def test_one_question_a_chat_and_a_batch_as_commands(folder, world, tmp_path):
-    one = ask(folder, "--image", world / "0.png", "What colour is the cat?")
-    assert one.returncode == 0, one.stderr
-    chat = ask(folder, "--image", world / "0.png", "--chat", stdin="What colour?\nWhere?\n\n")
-    assert chat.returncode == 0 and chat.stdout.count("you: ") == 3
+def test_one_question_and_a_chat_as_commands(ask, world):
+    for device in ("auto", "cpu"):
+        one = ask("--device", device, "--image", world / "0.png", "What colour is the cat?")
+        assert one.returncode == 0, one.stderr
+
+    chat = ask("--image", world / "0.png", "--chat", stdin="What colour?\nWhere?\n\n")
+    assert chat.returncode == 0, chat.stderr
+    assert chat.stdout.count("you: ") == 3
+
+
+def test_a_batch_that_was_cut_off_is_continued(ask, world, tmp_path):
     out = tmp_path / "answers.jsonl"
-    assert ask(folder, "--batch", world / "chats.json", "-o", out).returncode == 0
-    whole = out.read_text()
-    assert len(whole.splitlines()) == len(json.loads((world / "chats.json").read_text()))
-    out.write_text(
-        whole[: len(whole) // 2]
-    )  # cut off in the middle of a line: the second run goes on
-    assert ask(folder, "--batch", world / "chats.json", "-o", out).returncode == 0
-    assert out.read_text() == whole
-    other = ask(folder, "--batch", world / "captions.json", "-o", out)
-    assert (
-        other.returncode == 1
-        and "answers.jsonl: holds answers of" in other.stderr
-        and out.read_text() == whole
-    )
+    assert ask("--batch", world / "chats.json", "-o", out).returncode == 0
+    complete = out.read_bytes()
+    records = json.loads((world / "chats.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in complete.splitlines()]
+    assert [row["id"] for row in rows] == [record["id"] for record in records]
 
+    out.write_bytes(complete[: len(complete) // 2])  # cut off within a line
+    assert ask("--batch", world / "chats.json", "-o", out).returncode == 0
+    assert out.read_bytes() == complete
 
-def test_a_conversation_that_outgrows_the_model_is_refused(model, tokenizer):
-    with pytest.raises(ValueError, match="the model reads 256: start a new one"):
-        list(generate.stream_answer(model, tokenizer, [("cat " * 300, None)]))
+    other = ask("--batch", world / "captions.json", "-o", out)
+    assert other.returncode == 1
+    assert "answers.jsonl: holds answers of" in other.stderr
+    assert out.read_bytes() == complete

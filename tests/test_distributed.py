@@ -1,63 +1,107 @@
-"""Several processes: the same gradients however a batch is spread, sharded state, changes of their number. On gloo, two CPU processes.
+"""Several processes: the same gradients however a batch is distributed, sharded state, and going on
+with another number of processes. On gloo, two CPU processes.
 
-Run under torchrun, the file is what those processes do: they compute gradients and print how far they are from a float64 reference."""
+Under torchrun this file is what those processes run: they compute gradients and print how far they
+are from a float64 reference.
+"""
 
+import contextlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from training_helpers import (  # noqa: E402
+    ENVIRONMENT,
+    losses,
+    rows,
+    run,
+    weights,
+    write_random_model,
+)
+
 import checkpoint  # noqa: E402
 import data  # noqa: E402
-import train  # noqa: E402
-from model import IGNORE_INDEX, XLlava  # noqa: E402
-
-ROOT = Path(__file__).parent.parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def launch(*args, processes=2):
-    return subprocess.run(
-        [*(TORCHRUN if processes == 2 else [sys.executable]), *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-    )
+from model import IGNORE_INDEX  # noqa: E402
+from train import RECIPES, accumulate_gradients  # noqa: E402
+from training.distributed import (  # noqa: E402
+    Process,
+    close_distributed,
+    full_tensor,
+    init_distributed,
+    wrap_distributed,
+)
+from training.lora import FrozenEmbeddings, set_trainable  # noqa: E402
+from training.objectives import NextTokenObjective  # noqa: E402
+from training.optimizers import Muon  # noqa: E402
+from training.sampler import LengthGroupedSampler, MicroBatchDataset  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, config, tokenizer_file):
-    folder = tmp_path_factory.mktemp("start") / "model"
-    torch.manual_seed(0)
-    checkpoint.save_model(XLlava(config).init_weights(), tokenizer_file, folder)
-    return folder
+    return write_random_model(config, tokenizer_file, tmp_path_factory.mktemp("start") / "model")
 
 
-def reference(model, samples, pad_id, chosen):
-    """Loss and gradients of the mean over all target tokens, in float64, from PyTorch's cross-entropy over one padded batch."""
-    whole = data.collate([samples.sample(i) for i in chosen], pad_id)
-    hidden = model(whole["ids"], whole.get("pixels"))
+# ------------------------------------------------------------------------------------ gradients
+class Way(NamedTuple):
+    """One way of computing a global batch of 8."""
+
+    name: str
+    alone: bool = False  # each process computes the whole batch
+    micro_batch_size: int = 0
+    token_budget: int = 0
+    fsdp: bool = False
+    activation_checkpointing: bool = False
+
+
+WAYS = (
+    Way("one process, 8", alone=True),
+    Way("one process, 4 × 2", alone=True, micro_batch_size=2),
+    Way("DDP, 2 × 4"),
+    Way("DDP, 2 × 2 × 2", micro_batch_size=2),
+    Way("FSDP2", fsdp=True),
+    Way("FSDP2, 2 × 2 × 2", micro_batch_size=2, fsdp=True, activation_checkpointing=True),
+    Way("DDP, packed", token_budget=100),
+    Way("FSDP2, packed", token_budget=100, fsdp=True),
+)
+
+
+class NoSignals:
+    count = 1  # as if each process had received one
+
+
+def reference(folder, dataset, pad_id, indices):
+    """Loss and gradients of the mean over all targets, in float64, from PyTorch's cross-entropy
+    over one padded batch."""
+    model = checkpoint.load_model(folder).double()
+    set_trainable(model, RECIPES["instruct"].trainable)
+    batch = data.collate([dataset.sample(i) for i in indices], pad_id)
+    hidden = model(batch["ids"], batch.get("pixels"))
     loss = torch.nn.functional.cross_entropy(
         model.decoder.lm_head(hidden).flatten(0, 1),
-        whole["targets"].flatten(),
+        batch["targets"].flatten(),
         ignore_index=IGNORE_INDEX,
     )
     loss.backward()
-    return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return loss.item(), gradients(model)
 
 
-def far(got, want):
-    """The largest relative distance of any tensor's gradient; one that the reference has not must be zero."""
-    assert want.keys() <= got.keys() and not any(
-        got[name].any() for name in got.keys() - want.keys()
-    )
+def gradients(model):
+    """{name: whole gradient}."""
+    return {n: full_tensor(p.grad) for n, p in model.named_parameters() if p.grad is not None}
+
+
+def distance(got, want):
+    """The largest relative distance of any tensor's gradient; one that the reference lacks must be
+    zero."""
+    assert want.keys() <= got.keys()
+    assert not any(got[name].any() for name in got.keys() - want.keys())
     return max(
         ((got[name] - grad).norm() / grad.norm()).item()
         for name, grad in want.items()
@@ -65,150 +109,157 @@ def far(got, want):
     )
 
 
-def spread_out(folder, file):
-    """What each of two processes does: a global batch of 8, in the ways that train.py knows.
-    Prints {way: [distance of the loss from float64, of the gradients from the first way's, and from float64's]}."""
-    rank, world, device = train.start_processes()
+def compute_gradients(way, folder, dataset, tokenizer, process, step):
+    """(model, wrapped, mean loss, StepStats) after the backward of a step."""
+    if way.alone:
+        process = Process(0, 1, process.device, process.dtype)
+    batches = MicroBatchDataset(
+        dataset,
+        8,
+        2,
+        pad_id=tokenizer.pad_id,
+        micro_batch_size=way.micro_batch_size,
+        rank=process.rank,
+        world_size=process.world_size,
+        token_budget=way.token_budget,
+    )
+    # The same samples for padded and packed batches, in an order in which packing needs four
+    # micro-batches on rank 0 and two on rank 1.
+    batches.sampler = LengthGroupedSampler([0] * len(dataset), 8, 2)
+    if way.token_budget and step == 0:
+        assert len(batches[0]) == (4, 2)[process.rank]
+    model = checkpoint.load_model(folder)
+    set_trainable(model, RECIPES["instruct"].trainable)
+    model.always_encode = way.fsdp
+    model.decoder.activation_checkpointing = way.activation_checkpointing
+    wrapped = wrap_distributed(NextTokenObjective(model).train(), process, way.fsdp)
+    stats, _ = accumulate_gradients(wrapped, batches[step], process, NoSignals())
+
+    assert stats.stop_requests == process.world_size
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.grad is not None]
+    assert not frozen, "frozen modules have no gradients"
+    return model, stats, batches.sampler[step]
+
+
+def check_sharded_muon(model):
+    """Muon on sharded matrices moves them as on whole ones."""
+    sharded = [p for p in model.parameters() if p.grad is not None and p.dim() == 2]
+    whole = [torch.nn.Parameter(full_tensor(p).clone()) for p in sharded]
+    for ours, theirs in zip(sharded, whole):
+        theirs.grad = full_tensor(ours.grad)
+    Muon(sharded, lr=0.01).step()
+    Muon(whole, lr=0.01).step()
+    assert all(torch.equal(full_tensor(ours), theirs) for ours, theirs in zip(sharded, whole))
+
+
+def check_sharded_frozen_embeddings(model):
+    """The first rows of both tables have no gradient and come back, on whichever rank they are."""
+    for count in (1, 200, 10_000):
+        tables = (model.decoder.embed_tokens.weight, model.decoder.lm_head.weight)
+        before = [full_tensor(table).clone() for table in tables]
+        frozen = FrozenEmbeddings(model, count)
+        with torch.no_grad():
+            for table in tables:
+                table.grad = torch.ones_like(table)
+                table.mul_(2)
+        frozen.zero_grad()
+        frozen.restore()
+        for table, old in zip(tables, before):
+            grad, new = full_tensor(table.grad), full_tensor(table)
+            assert not grad[:count].any() and grad[count:].all()
+            assert torch.equal(new[:count], old[:count])
+            assert torch.equal(new[count:], 2 * old[count:])
+
+
+def compare_ways(folder, file):
+    """What each of two processes does. Prints {way: [distance of the loss from float64, of the
+    gradients from the first way's, and from float64's]}."""
+    process = init_distributed("cpu", "fp32")
     tokenizer = checkpoint.load_tokenizer(folder)
-    samples = data.ConversationDataset([file], tokenizer, checkpoint.load_config(folder), 256)
-    recipe, result, first = train.RECIPES["instruct"], {}, {}
-    for way, micro, budget, shard, only in [
-        ("one process, 8", 0, 0, False, True),
-        ("one process, 4 × 2", 2, 0, False, True),
-        ("DDP, 2 × 4", 0, 0, False, False),
-        ("DDP, 2 × 2 × 2", 2, 0, False, False),
-        ("FSDP2", 0, 0, True, False),
-        ("FSDP2, recomputing, 2 × 2 × 2", 2, 0, True, False),
-        ("DDP, packed", 0, 60, False, False),
-        ("FSDP2, packed", 0, 60, True, False),
-    ]:
-        ours, of = (0, 1) if only else (rank, world)
-        batches = sampler.MicroBatchDataset(
-            samples,
-            8,
-            seed=5,
-            pad_id=tokenizer.pad_id,
-            micro=micro,
-            rank=ours,
-            world=of,
-            budget=budget,
-        )
-        batches.plan = sampler.LengthGroupedSampler(
-            samples.lengths, 8, 5
-        )  # packed, the order is another: here the same samples
+    dataset = data.ConversationDataset([file], tokenizer, checkpoint.load_config(folder), 256)
+    result, first, exact = {}, {}, {}
+    for way in WAYS:
         for step in (0, 1):  # eight samples, and the one that is left
-            model = checkpoint.load_model(folder)
-            train.choose_parts(model, recipe, 0)
-            exact = checkpoint.load_model(folder).double()
-            train.choose_parts(exact, recipe, 0)
-            loss, want = reference(exact, samples, tokenizer.pad_id, batches.plan[step])
-            model.always_encode, model.decoder.activation_checkpointing = (
-                shard,
-                "recomputing" in way,
+            model, stats, indices = compute_gradients(
+                way, folder, dataset, tokenizer, process, step
             )
-            learner = train.NextTokenObjective(model).train()
-            engine = learner if only else train.spread(learner, device, torch.float32, shard)
-            params = [p for p in learner.parameters() if p.requires_grad]
-            sums, _ = train.backward(engine, params, batches[step], device, torch.float32, of)
-            frozen = [p for p in learner.parameters() if not p.requires_grad and p.grad is not None]
-            assert not frozen, "frozen modules cost no gradients"
-            got = {
-                n: p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
-                for n, p in model.named_parameters()
-                if p.grad is not None
-            }
-            distance = [
-                abs(sums[0] / sums[1] - loss) / loss,
-                far(got, first.setdefault(step, got)),
-                far(got, want),
+            if step not in exact:
+                exact[step] = reference(folder, dataset, tokenizer.pad_id, indices)
+            loss, want = exact[step]
+            got = gradients(model)
+            first.setdefault(step, got)
+            distances = [
+                abs(stats.loss_sum / stats.num_targets - loss) / loss,
+                distance(got, first[step]),
+                distance(got, want),
             ]
-            result[way] = [max(a, b) for a, b in zip(distance, result.get(way, distance))]
-            if way == "FSDP2":  # Muon on sharded matrices and on whole ones
-                whole = [torch.nn.Parameter(p.full_tensor()) for p in params]
-                for p, q in zip(params, whole):
-                    q.grad = p.grad.full_tensor()
-                for muon in (
-                    train.Muon([p for p in params if p.dim() == 2], lr=0.01),
-                    train.Muon([p for p in whole if p.dim() == 2], lr=0.01),
-                ):
-                    muon.step()
-                assert all(torch.equal(p.full_tensor(), q) for p, q in zip(params, whole))
-    if rank == 0:
+            before = result.get(way.name, distances)
+            result[way.name] = [max(pair) for pair in zip(distances, before)]
+            check_counts(stats, [dataset.sample(i) for i in indices])
+            if way.name == "FSDP2":
+                check_sharded_muon(model)
+                check_sharded_frozen_embeddings(model)
+    if process.rank == 0:
         print(json.dumps(result))
-    train.dist.barrier()
-    train.dist.destroy_process_group()
+    close_distributed()
+
+
+def check_counts(stats, samples):
+    """The sums of a step, each sample once."""
+    assert stats.num_targets == sum(sum(sample.loss_mask) for sample in samples)
+    assert stats.num_tokens == sum(len(sample.ids) - 1 for sample in samples)
+    assert stats.num_images == sum(len(sample.pixels) for sample in samples)
+    assert stats.attention_pairs == sum((len(sample.ids) - 1) ** 2 for sample in samples)
+    assert stats.padded_tokens >= stats.num_tokens
 
 
 def test_gradients_do_not_depend_on_processes_micro_batches_sharding_or_packing(
     start, world, tmp_path
 ):
-    """Mixed lengths, text-only samples among pictures, a last batch of one sample (so that a process has none), packed rows of which one process needs more than the other."""
-    records = json.loads((world / "chats.json").read_text())[:9]
+    """Mixed lengths, texts among images, a last batch of one sample (so that a rank has none),
+    packed rows of which one rank needs more than the other."""
+    records = json.loads((world / "chats.json").read_text("utf-8"))[:9]
     for record in records:
-        if "image" in record:
+        with contextlib.suppress(KeyError):
             record["image"] = str(world / record["image"])
-    (tmp_path / "nine.json").write_text(json.dumps(records))
-    done = launch(__file__, start, tmp_path / "nine.json")
+    (tmp_path / "nine.json").write_text(json.dumps(records), encoding="utf-8")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, __file__, start, tmp_path / "nine.json"],
+        capture_output=True,
+        encoding="utf-8",
+        env=ENVIRONMENT,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert len(result) == 8
+    assert len(result) == len(WAYS)
     for way, (loss, from_one, from_exact) in result.items():
-        assert loss < 1e-6 and from_one < 1e-6 and from_exact < 5e-6, (
-            way,
-            loss,
-            from_one,
-            from_exact,
-        )
+        assert loss < 1e-6 and from_one < 1e-6 and from_exact < 5e-6, (way, result[way])
 
 
-def command(start, world, out, *more):
-    return (
-        ROOT / "train.py",
-        "instruct",
-        "--model",
-        start,
-        "--data",
-        world / "chats.json",
-        "-o",
-        out,
-        "--precision",
-        "fp32",
-        "--batch",
-        4,
-        "--steps",
-        8,
-        "--lr",
-        1e-3,
-        *more,
-    )
-
-
+# ------------------------------------------------------------------------------------ resuming
 def test_a_sharded_run_goes_on_with_another_number_of_processes(start, world, tmp_path):
-    """16 samples, 4 a step: 2 processes with sharding for 5 steps, then one without; against one process all the way."""
-    whole = launch(*command(start, world, tmp_path / "whole"), processes=1)
-    assert whole.returncode == 0, whole.stderr
-    out = tmp_path / "cut"
-    first = launch(*command(start, world, out, "--shard", "--save-every", 5))
+    """16 samples, 4 a step: 2 processes with FSDP2 for 5 steps, then one without; against one
+    process all the way."""
+    args = ("instruct", start, world / "chats.json")
+    more = ("--batch-size", 4, "--steps", 8, "--lr", 1e-3)
+    whole, out = tmp_path / "whole", tmp_path / "cut"
+    done = run(*args, whole, *more)
+    assert done.returncode == 0, done.stderr
+    first = run(*args, out, *more, "--fsdp", "--save-every", 5, processes=2)
     assert first.returncode == 0, first.stderr
-    sharded = checkpoint.load_safetensors(out / "model.safetensors")
+    sharded = weights(out)
+
     (out / "config.json").unlink()  # as if it had been stopped after step 5
-    second = launch(*command(start, world, out, "--resume"), processes=1)
+    second = run(*args, out, *more, "--resume")
     assert second.returncode == 0 and "from step 5" in second.stderr, second.stderr
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    want = [
-        json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
-    ]
-    assert [r["step"] for r in rows] == list(range(1, 9)), "the log has every step once"
-    assert [r["loss"] for r in rows] == pytest.approx([r["loss"] for r in want], rel=1e-5)
-    one, two = (
-        checkpoint.load_safetensors(tmp_path / "whole" / "model.safetensors"),
-        checkpoint.load_safetensors(out / "model.safetensors"),
-    )
-    assert all(
-        torch.allclose(one[n], two[n], atol=1e-5) and torch.allclose(one[n], sharded[n], atol=1e-5)
-        for n in one
-    )
+    assert [row["step"] for row in rows(out)] == list(range(1, 9)), "every step once"
+    assert losses(out) == pytest.approx(losses(whole), rel=1e-5)
+    one, two = weights(whole), weights(out)
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=1e-5)
+        assert torch.allclose(one[name], sharded[name], atol=1e-5)
 
 
 if __name__ == "__main__":
-    spread_out(sys.argv[1], sys.argv[2])
+    compare_ways(sys.argv[1], sys.argv[2])

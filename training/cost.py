@@ -1,17 +1,18 @@
-"""What a run costs: floating-point operations for the log's MFU, and for `train.py --plan` memory, steps and hours before anything is paid.
+"""What a run costs: FLOPs for the MFU in the log, and memory, steps and hours before it starts.
 
-Where it stands: beside train.py, which calls it.
-
-    python train.py instruct --preset x-llava-7b --tokenizer both.model --data instruct.json -o out --plan 8 --gpu H100 --shard --recompute
-
-Letters for sizes: C width, H query heads × head width, K key-value heads × head width, I width inside the MLP.
+    python train.py instruct --preset x-llava-7b --tokenizer both.model --data instruct.json \\
+        -o out --estimate 8 --gpu H100 --fsdp --activation-checkpointing
 """
 
 import math
+from typing import NamedTuple
 
-import data
+import torch
 
-# bf16 FLOP/s of the tensor cores without sparsity, and GiB, by a part of the device's name (makers' data sheets)
+from data import BadSample, attention_pairs, record_lengths
+from training.optimizers import takes_muon
+
+# Part of the device's name: (dense bf16 FLOP/s, GiB), from the makers' data sheets.
 GPUS = {
     "B200": (2250e12, 180),
     "H200": (989e12, 141),
@@ -26,166 +27,204 @@ GPUS = {
     "RTX 4090": (165e12, 24),
     "RTX 3090": (71e12, 24),
 }
+GIB = 2**30  # also the bytes of logits that linear_cross_entropy computes at a time
 
 
-def work(model):
-    """FLOPs of training on (a token, a target, a picture, a record's squared length): 2 for each weight that a token meets forward, 2 backward where something
-    before it learns, 2 more where it learns itself. Recomputing is not counted: MFU is about useful work."""
+def peak_flops(device):
+    """The bf16 FLOP/s that a GPU can reach; None for a device that is not in the table."""
+    if device.type == "cuda":
+        for name, (flops, _) in GPUS.items():
+            if name in torch.cuda.get_device_name(device):
+                return flops
+    return None
+
+
+# ------------------------------------------------------------------------------------ FLOPs
+class FlopsPerUnit(NamedTuple):
+    """FLOPs of training on one of each, forward and backward."""
+
+    token: int
+    target: int
+    image: int
+    attention_pair: int  # a record of n tokens has n²
+
+
+def flops_per_unit(model):
+    """2 FLOPs per weight forward, 2 for the gradient of its input, 2 for its own gradient. What is
+    recomputed does not count: MFU is about useful work."""
     vision, text = model.config.vision, model.config.text
-    matrices = lambda module: [p for p in module.parameters() if p.dim() == 2]
-    size = lambda module: sum(p.numel() for p in matrices(module))
-    learns = lambda module: any(p.requires_grad for p in module.parameters())
-    before = learns(model.projector) or learns(model.vision) or learns(model.decoder)
-    cost = lambda module: sum(
-        p.numel() * (2 + 2 * before + 2 * p.requires_grad) for p in matrices(module)
-    )  # of LoRA only what is added learns itself
-    see = 6 if learns(model.vision) else 2
-    depth, patches = (
-        model.config.vision_feature_layer % (vision.num_hidden_layers + 1),
-        vision.num_patches,
-    )
-    picture = (
-        see
-        * patches
-        * (
-            depth * size(model.vision.layers[0])
-            + 3 * vision.patch_size**2 * vision.hidden_size
-            + depth * 2 * patches * vision.hidden_size
-        )
-    )
-    picture += (
-        patches
-        * size(model.projector)
-        * (2 + 2 * before * learns(model.vision) + 2 * learns(model.projector))
-    )
-    square = (
-        text.num_hidden_layers * text.num_attention_heads * text.head_dim * 2 * (3 if before else 1)
-    )  # half of the scores are masked
-    last = cost(model.decoder.layers[-1].attn.o_proj) + cost(
-        model.decoder.layers[-1].mlp
-    )  # computed for targets alone, as the head is
-    return (
-        sum(map(cost, model.decoder.layers)) - last,
-        cost(model.decoder.lm_head) + last,
-        picture,
-        square,
+    vit_trains, projector_trains = trains(model.vision), trains(model.projector)
+    has_backward = vit_trains or projector_trains or trains(model.decoder)
+
+    def decoder_flops(module):
+        """Weight by weight: of a LoRA layer only the adapters have a gradient of their own."""
+        weights = matrices(module)
+        return sum(w.numel() * (2 + 2 * has_backward + 2 * w.requires_grad) for w in weights)
+
+    # The ViT's layers, patch embedding and attention, then the projector: FLOPs per patch.
+    L, N, C = used_layers(model), vision.num_patches, vision.hidden_size
+    layer = size(matrices(model.vision.layers[0]))
+    vit = (6 if vit_trains else 2) * (L * layer + 3 * vision.patch_size**2 * C + L * 2 * N * C)
+    projector = size(matrices(model.projector)) * (2 + 2 * vit_trains + 2 * projector_trains)
+
+    # The last block computes queries, keys and values for all tokens, the rest for targets.
+    last_block = model.decoder.layers[-1]
+    targets_only = decoder_flops(last_block.attn.o_proj) + decoder_flops(last_block.mlp)
+    heads_width = text.num_hidden_layers * text.num_attention_heads * text.head_dim
+    return FlopsPerUnit(
+        token=sum(map(decoder_flops, model.decoder.layers)) - targets_only,
+        target=decoder_flops(model.decoder.lm_head) + targets_only,
+        image=N * (vit + projector),
+        # q·k and p·v: 2 FLOPs per channel each, for the half of the pairs that is not masked.
+        attention_pair=2 * heads_width * (3 if has_backward else 1),
     )
 
 
-def print_plan(model, recipe, args, samples, processes):
-    """Memory a process by arithmetic, steps, and hours from 200 samples of the data. The model may be on the meta device.
+def step_flops(flops, stats):
+    """FLOPs of a step. stats: num_tokens, num_targets, num_images, attention_pairs."""
+    counts = (stats.num_tokens, stats.num_targets, stats.num_images, stats.attention_pairs)
+    return sum(each * count for each, count in zip(flops, counts))
 
-    Activations are an estimate, of the fused kernels under bf16: what a block keeps for its backward; with --recompute its input, and one block's all."""
-    count = lambda parameters: sum(p.numel() for p in parameters)
-    every, learns = (
-        count(model.parameters()),
-        count(p for p in model.parameters() if p.requires_grad),
-    )
-    muon = count(
-        p
-        for name, p in model.named_parameters()
-        if recipe.muon_lr and p.requires_grad and ".layers." in name and p.dim() == 2
-    )
-    chosen, bad = [], 0
-    for i in range(0, len(samples), max(1, len(samples) // 200)):
+
+def matrices(module):
+    return [weight for weight in module.parameters() if weight.dim() == 2]
+
+
+def size(parameters):
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def trains(module):
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def used_layers(model):
+    """Layers of the ViT up to the one whose output the projector takes."""
+    return model.config.vision_feature_layer % (len(model.vision.layers) + 1)
+
+
+# ------------------------------------------------------------------------------------ an estimate
+class SampleStats(NamedTuple):
+    """Means over the samples that were looked at."""
+
+    num_tokens: float
+    num_targets: float
+    num_images: float
+    attention_pairs: float
+    max_tokens: int
+    prefix_repeats: float  # tokens in attention ÷ tokens: each record repeats the shared image
+    num_looked_at: int
+    num_bad: int
+
+
+def measure_samples(dataset, bad_samples):
+    """SampleStats of 200 samples, evenly spread. BadSample if bad_samples is "error"."""
+    samples, num_bad = [], 0
+    for i in range(0, len(dataset), max(1, len(dataset) // 200)):
         try:
-            chosen.append(samples.sample(i))
-        except data.BadSample:
-            if args.bad_samples == "error":
+            samples.append(dataset.sample(i))
+        except BadSample:
+            if bad_samples == "error":
                 raise
-            bad += 1
-    if not chosen:
-        raise ValueError(f"{args.data[0]}: of its samples not one that was looked at can be used")
-    mean = lambda values: sum(values) / len(chosen)
-    lengths = [len(sample.ids) - 1 for sample in chosen]
-    tokens, pictures = mean(lengths), mean(len(sample.pixels) for sample in chosen)
-    flops = recipe.batch * sum(
-        a * b
-        for a, b in zip(
-            work(model),
-            (
-                tokens,
-                mean(sum(sample.loss_mask) for sample in chosen),
-                pictures,
-                mean(map(data.attention_pairs, chosen)),
-            ),
-        )
-    )
-    per_epoch = math.ceil(len(samples) / recipe.batch)
-    steps = args.steps or math.ceil(recipe.epochs * per_epoch)
+            num_bad += 1
 
-    text, L = model.config.text, model.config.text.num_hidden_layers
-    C, H, K, I = (
-        text.hidden_size,
-        text.num_attention_heads * text.head_dim,
-        text.num_key_value_heads * text.head_dim,
-        text.intermediate_size,
+    number = len(samples)
+    if not number:
+        raise ValueError(f"{dataset.paths[0]}: none of the samples looked at can be used")
+    lengths = [len(sample.ids) - 1 for sample in samples]
+    in_attention = sum(sum(record_lengths(sample)) for sample in samples)
+    return SampleStats(
+        num_tokens=sum(lengths) / number,
+        num_targets=sum(sum(sample.loss_mask) for sample in samples) / number,
+        num_images=sum(len(sample.pixels) for sample in samples) / number,
+        attention_pairs=sum(map(attention_pairs, samples)) / number,
+        max_tokens=max(lengths),
+        prefix_repeats=in_attention / sum(lengths),
+        num_looked_at=number + num_bad,
+        num_bad=num_bad,
     )
-    again = sum(sum(data.record_lengths(sample)) for sample in chosen) / sum(
-        lengths
-    )  # records side by side: what they share stands in attention once for each
-    # bytes a token: two residuals in fp32; in bf16 two normed copies; q, k, v, output; gate, up, product
-    block = 2 * 4 * C + 2 * 2 * C + 2 * (2 * H + 2 * K) * again + 3 * 2 * I
-    at_once = args.pack or (args.micro_batch or recipe.batch // processes) * max(lengths)
-    targets = at_once * sum(sum(sample.loss_mask) for sample in chosen) / sum(lengths)
-    many = (
-        targets * 2 * text.vocab_size > 1 << 30
-    )  # the loss goes by chunks of a GiB, and then adds up the head's gradient in fp32
-    logits = (
-        min(1 << 30, targets * 2 * text.vocab_size)
-        + 2 * targets * C
-        + (6 if many else 2) * model.decoder.lm_head.weight.requires_grad * text.vocab_size * C
-    )
-    vision, kept = (
-        model.config.vision,
-        model.config.vision_feature_layer % (model.config.vision.num_hidden_layers + 1)
-        if any(p.requires_grad for p in model.vision.parameters())
-        else 1,
-    )
-    see = (
-        at_once
-        * pictures
-        / tokens
-        * vision.num_patches
-        * kept
-        * (28 * vision.hidden_size + 6 * vision.intermediate_size)
-    )  # as above; a frozen ViT keeps one block's at a time
-    share = processes if args.shard else 1
-    copies = (
-        every
-        if not args.shard
-        else 2 * count(model.decoder.layers[0].parameters())
-        + count(model.decoder.embed_tokens.parameters())
-        + count(model.decoder.lm_head.parameters())
-    )
-    rows = {
-        "weights (fp32)": 4 * every / share,
-        "their bf16 copies": 2 * copies,
-        "gradients (fp32)": 4 * learns / share,
-        "optimizer": (8 * (learns - muon) + 4 * muon) / share,
-        "activations (estimate)": at_once * (4 * C * L + block if args.recompute else block * L),
-        "the ViT's (estimate)": see,
-        "the loss's logits": logits,
+
+
+def memory_per_rank(model, args, stats):
+    """{what: bytes} on each of args.estimate ranks. Activations are estimated for the fused
+    kernels under bf16."""
+    text, vision, decoder = model.config.text, model.config.vision, model.decoder
+    C, L, V = text.hidden_size, text.num_hidden_layers, text.vocab_size
+
+    # What parameters take.
+    num_params = size(model.parameters())
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    num_trained, num_muon = size(trained.values()), 0
+    if args.muon_lr:
+        num_muon = size(p for name, p in trained.items() if takes_muon(name, p))
+    num_shards, num_gathered = 1, num_params
+    if args.fsdp:  # two blocks, embeddings and head are whole at a time
+        num_shards = args.estimate
+        whole = (decoder.layers[0], decoder.layers[0], decoder.embed_tokens, decoder.lm_head)
+        num_gathered = sum(size(module.parameters()) for module in whole)
+
+    # A micro-batch.
+    samples = args.micro_batch_size or args.batch_size // args.estimate
+    tokens = args.pack or samples * stats.max_tokens
+    targets = tokens * stats.num_targets / stats.num_tokens
+    patches = tokens * stats.num_images / stats.num_tokens * vision.num_patches
+
+    # Bytes a token that a block keeps for the backward: two residuals in fp32; in bf16 two normed
+    # copies; q, k, v and output; gate, up and their product. Checkpointed, it keeps its input.
+    heads = 2 * (text.num_attention_heads + text.num_key_value_heads) * text.head_dim
+    block = 8 * C + 4 * C + 2 * heads * stats.prefix_repeats + 6 * text.intermediate_size
+    activations = tokens * (4 * C * L + block if args.activation_checkpointing else block * L)
+
+    # The same for the ViT; frozen, it keeps one block's at a time.
+    kept_layers = used_layers(model) if trains(model.vision) else 1
+    vit_block = 28 * vision.hidden_size + 6 * vision.intermediate_size
+
+    # In bf16, with the head's gradient; a loss in several chunks sums that in fp32.
+    logits = 2 * targets * V
+    loss = min(GIB, logits) + 2 * targets * C
+    if decoder.lm_head.weight.requires_grad:
+        loss += (6 if logits > GIB else 2) * V * C
+    return {
+        "weights (fp32)": 4 * num_params / num_shards,
+        "their bf16 copies": 2 * num_gathered,
+        "gradients (fp32)": 4 * num_trained / num_shards,
+        "optimizer": (8 * (num_trained - num_muon) + 4 * num_muon) / num_shards,
+        "activations (estimate)": activations,
+        "the ViT's (estimate)": patches * kept_layers * vit_block,
+        "the loss's logits": loss,
     }
-    peak, memory = GPUS[args.gpu]
+
+
+def print_estimate(model, dataset, args):
+    """Prints memory, steps and hours on args.estimate ranks. The model may be on the meta device:
+    nothing is trained."""
+    stats = measure_samples(dataset, args.bad_samples)
+    steps_per_epoch = math.ceil(len(dataset) / args.batch_size)
+    steps = args.steps or math.ceil(args.epochs * steps_per_epoch)
+    trained = size(weight for weight in model.parameters() if weight.requires_grad)
+    frozen = size(model.parameters()) - trained
     print(
-        f"{args.stage}: {learns:,} parameters learn, {every - learns:,} are frozen; {len(samples):,} samples, about {tokens:,.0f} tokens and {pictures:.2f} pictures each"
-        + (f"; of {bad + len(chosen):,} looked at {bad:,} can't be used" if bad else "")
+        f"{args.stage}: {trained:,} parameters train, {frozen:,} are frozen; {len(dataset):,} "
+        f"samples, about {stats.num_tokens:,.0f} tokens and {stats.num_images:.2f} images each"
     )
+    if stats.num_bad:
+        print(f"of {stats.num_looked_at:,} samples looked at {stats.num_bad:,} can't be used")
     print(
-        f"{processes} process(es), a batch of {recipe.batch}: about {recipe.batch * tokens:,.0f} tokens a step, {per_epoch:,} steps an epoch, {steps:,} in all"
+        f"{args.estimate} process(es), a batch of {args.batch_size}: about "
+        f"{args.batch_size * stats.num_tokens:,.0f} tokens a step, {steps_per_epoch:,} steps an "
+        f"epoch, {steps:,} in all"
     )
-    for name, size in rows.items():
-        print(f"  {name:24} {size / 2**30:10.2f} GiB a process")
-    total = sum(rows.values()) / 2**30
-    print(
-        f"  {'together':24} {total:10.2f} GiB of the {args.gpu}'s {memory}"
-        + (
-            ""
-            if total < 0.9 * memory
-            else ": too much; try --shard, --recompute, a smaller --micro-batch, --lora-rank"
-        )
-    )
-    print(
-        f"{flops * steps:.3g} FLOPs: {flops * steps / (processes * peak * args.mfu) / 3600:,.2f} hours on {processes} × {args.gpu} at an MFU of {args.mfu:.0%}"
-    )
+
+    peak, available = GPUS[args.gpu]
+    memory = memory_per_rank(model, args, stats)
+    for name, num_bytes in memory.items():
+        print(f"  {name:24} {num_bytes / GIB:10.2f} GiB a process")
+    total = sum(memory.values()) / GIB
+    print(f"  {'together':24} {total:10.2f} GiB of the {args.gpu}'s {available}")
+    if total > 0.9 * available:
+        print("too much: --fsdp, --activation-checkpointing, --lora-rank or a smaller micro-batch")
+
+    flops = steps * args.batch_size * step_flops(flops_per_unit(model), stats)
+    hours = flops / (args.estimate * peak * args.mfu) / 3600
+    gpus = f"{args.estimate} × {args.gpu}"
+    print(f"{flops:.3g} FLOPs: {hours:,.2f} hours on {gpus} at an MFU of {args.mfu:.0%}")

@@ -1,10 +1,121 @@
-"""Moving batches to the device."""
+"""Several processes: joining torchrun's, DDP and FSDP2, sums over all ranks."""
+
+import os
+import sys
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from model import IGNORE_INDEX
+from training.device import pick_device, pick_precision
+
+
+class Process(NamedTuple):
+    """This process among the `world_size` processes of a run, and what it computes with."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    dtype: torch.dtype  # of matrix products
+
+
+def init_distributed(device_name="auto", precision="auto"):
+    """Joins torchrun's processes if there are any (nccl on GPUs, gloo elsewhere) -> Process."""
+    device = pick_device(device_name)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    dtype = pick_precision(precision, device)
+    if "RANK" not in os.environ:
+        return Process(0, 1, device, dtype)
+
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Process(dist.get_rank(), dist.get_world_size(), device, dtype)
+
+
+def close_distributed():
+    """Leaves the process group, after all ranks are done."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def is_rank0():
+    """Rank 0 writes the files, and prints."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def print_rank0(text):
+    """Prints on stderr, above the progress bar."""
+    if is_rank0():
+        tqdm.write(text, file=sys.stderr)
+
+
+def wrap_distributed(objective, process, fsdp):
+    """The objective on its device, as all ranks train it. DDP: each rank has a copy. FSDP2: each
+    has a part of every tensor, and a block is gathered when it runs. Gradients are averaged."""
+    # DDP.
+    if not fsdp:
+        objective.to(process.device)
+        if process.world_size == 1:
+            return objective
+        ids = [process.device.index] if process.device.type == "cuda" else None
+        return DistributedDataParallel(objective, device_ids=ids, gradient_as_bucket_view=True)
+
+    # FSDP2, one unit per block of the ViT and the decoder.
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if process.dtype == torch.float32 else process.dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # RoPE's cos and sin stay float32
+    )
+    for block in (*objective.model.vision.layers, *objective.model.decoder.layers):
+        fully_shard(block, mp_policy=policy)
+    return fully_shard(objective, mp_policy=policy)
+
+
+def all_reduce(values, process, op=dist.ReduceOp.SUM):
+    """Numbers, each reduced over all ranks, in float64."""
+    if process.world_size == 1:
+        return values
+
+    # gloo takes tensors on the CPU. Apple's GPU has no float64.
+    device = process.device if process.device.type == "cuda" else "cpu"
+    reduced = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(reduced, op)
+    return reduced.tolist()
+
+
+def pad_micro_batches(micro_batches, process):
+    """As many micro-batches as the rank with the most has, because all ranks take part in each
+    backward: with --pack they may differ. The last one is repeated without targets."""
+    (largest,) = all_reduce([len(micro_batches)], process, dist.ReduceOp.MAX)
+    missing = int(largest) - len(micro_batches)
+    if not missing:
+        return micro_batches
+
+    last = micro_batches[-1]
+    targets = torch.full_like(last["targets"], IGNORE_INDEX)
+    empty = last | {"targets": targets, "num_tokens": 0, "attention_pairs": 0}
+    return micro_batches + [empty] * missing
+
+
+def full_tensor(tensor):
+    """A sharded tensor, gathered on all ranks; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_tensor(tensor):
+    """This rank's part of a sharded tensor, sharing its memory; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def to_device(value, device):
-    """A batch with all its tensors on `device`: tensors in dicts, lists and (named) tuples."""
+    """A batch with all its tensors on `device`: tensors in dicts and (named) tuples."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):

@@ -1,4 +1,8 @@
-"""What a step computes: the losses of the stages."""
+"""The loss of each stage: a batch -> (sum of losses, number of targets).
+
+Dimensions: B images of this rank, B_all of all ranks, N patches, C width, V vocabulary, F phrases
+of this rank, W words of the dictionary.
+"""
 
 import torch
 import torch.distributed as dist
@@ -8,58 +12,19 @@ from torch.nn import functional as F
 from model import IGNORE_INDEX
 
 
-class PhraseScore(nn.Module):
-    """Says how well phrases fit pictures, from the patches as the projector gives them and the words' rows of the embedding table.
-
-    CLIP has a text tower of its own and throws it away. Here patches are compared with the very rows that the decoder reads words
-    from: what the stage learns stays, and a patch that shows a big red cat ends up near "big" + "red" + "cat". A decoder that has learnt
-    from text to find the word that a question names then finds the patch in the same way.
-
-    A phrase is a *bag* of tokens, the sum of their rows. Word order adds nothing to "a big red cat", and a sum makes the score linear
-    in the words, so that a patch has to carry kind, colour, size and place side by side.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.log_scale = nn.Parameter(
-            torch.tensor(2.3)
-        )  # exp(2.3) ≈ 10 and −10 are SigLIP's start: every pair looks like a miss
-        self.bias = nn.Parameter(torch.tensor(-10.0))
-
-    def forward(self, patches, rows, ids, offsets, gather=lambda image: image):
-        """patches (B, N, C), rows (V, C), phrases as flat ids with the offset where each starts -> logits (F, B) that a phrase is true of a picture.
-        gather: adds the other processes' pictures, (B, N, C) -> (B of all, N, C)."""
-        text = self.bags(rows, ids, offsets)
-        image = gather(F.normalize(patches.float(), dim=-1))
-        B, N, C = image.shape
-        best = (
-            (text @ image.view(B * N, C).T).view(-1, B, N).amax(dim=2)
-        )  # (F, B·N) -> (F, B): the best patch of each picture
-        return best * self.log_scale.exp() + self.bias
-
-    def words(self, rows, ids, offsets):
-        """The same between words: logits (F, F) that two mean the same. With a dictionary a thing that pictures name in one language is found by its name in
-        another, too (AltCLIP, arXiv 2211.06679, teaches a text tower new languages from translations alone)."""
-        text = self.bags(rows, ids, offsets)
-        return text @ text.T * self.log_scale.exp() + self.bias
-
-    @staticmethod
-    def bags(rows, ids, offsets):
-        """Phrases -> (F, C) of length 1."""
-        return F.normalize(F.embedding_bag(ids, rows, offsets, mode="sum").float(), dim=-1)
-
-
-def phrase_loss(logits, is_true, is_known):
-    """Sigmoid loss over every phrase × every picture (SigLIP eq. 1), with as many positives as there are, and only where the truth is known.
-
-    logits, is_true and is_known (bool): (F, B). The sum over all of them; a scalar."""
-    return F.binary_cross_entropy_with_logits(
-        logits, is_true.to(logits.dtype), is_known.to(logits.dtype), reduction="sum"
-    )
+def build_objective(args, model):
+    """The model with the loss of its stage."""
+    # With FSDP2, all ranks gather the weights of the ViT, or none does.
+    model.always_encode = args.fsdp and args.stage != "text"
+    model.decoder.activation_checkpointing = args.activation_checkpointing
+    if args.compile:
+        for block in (*model.vision.layers, *model.decoder.layers):
+            block.compile()
+    return PhraseContrastObjective(model) if args.stage == "vision" else NextTokenObjective(model)
 
 
 class NextTokenObjective(nn.Module):
-    """The model as text, align and instruct train it: a batch -> (sum of token losses, number of target tokens)."""
+    """Text, align and instruct: cross-entropy of the next token."""
 
     def __init__(self, model):
         super().__init__()
@@ -71,50 +36,96 @@ class NextTokenObjective(nn.Module):
 
 
 class PhraseContrastObjective(nn.Module):
-    """ViT, projector and word rows as the vision stage trains them: a batch -> (sum of phrase losses, number of phrases)."""
+    """Vision: which phrases describe an image. A target is a phrase of this rank's images, compared
+    with the images of all ranks. With a dictionary, also which words mean the same."""
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.score = model, PhraseScore()
+        self.model = model
+        self.score = PhraseScore()
 
     def forward(self, batch):
-        gather = (
-            (lambda image: AllGatherWithGrad.apply(image, batch["images_per_rank"]))
-            if len(batch["images_per_rank"]) > 1
-            else (lambda image: image)
-        )
-        patches, rows = (
-            self.model.encode_images(batch["pixels"]),
-            self.model.decoder.embed_tokens.weight,
-        )
-        logits = self.score(patches, rows, batch["ids"], batch["offsets"], gather)
-        usable = gather(batch["usable"][:, None].float())[:, 0] > 0
+        embeddings = self.model.decoder.embed_tokens.weight
+        images_per_rank = batch["images_per_rank"]
+        phrases = embed_phrases(embeddings, batch["ids"], batch["offsets"])
+        patches = F.normalize(self.model.encode_images(batch["pixels"]).float(), dim=-1)
+        patches = gather_images(patches, images_per_rank)  # (B, N, C) -> (B_all, N, C)
+        logits = self.score(phrases, patches)  # (F, B_all)
+
+        # An image that could not be read keeps its place, empty, and is compared with nothing.
+        usable = gather_images(batch["usable"][:, None].float(), images_per_rank)[:, 0] > 0
         loss = phrase_loss(logits, batch["is_true"], batch["is_known"] & usable)
+
         if "word_ids" in batch:
-            loss = loss + phrase_loss(
-                self.score.words(rows, batch["word_ids"], batch["word_offsets"]),
-                batch["word_true"],
-                batch["word_known"],
-            )
+            words = embed_phrases(embeddings, batch["word_ids"], batch["word_offsets"])
+            word_logits = self.score.between_words(words)  # (W, W)
+            loss = loss + phrase_loss(word_logits, batch["word_true"], batch["word_known"])
         return loss, torch.tensor(len(logits), device=logits.device)
 
 
+class PhraseScore(nn.Module):
+    """How well a phrase describes an image: the cosine of its embedding and the best patch.
+
+    CLIP trains a text tower and throws it away. Here patches are compared with the token embeddings
+    that the decoder reads later, so what is learnt stays: a patch of a big red cat lies near
+    "big" + "red" + "cat", and the decoder finds it as it finds a word in a text."""
+
+    def __init__(self):
+        super().__init__()
+        # SigLIP's start (exp(2.3) ≈ 10 and −10): every pair looks like a negative.
+        self.logit_scale = nn.Parameter(torch.tensor(2.3))
+        self.bias = nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, phrases, patches):
+        """Unit vectors: phrases (F, C), patches (B, N, C) -> logits (F, B)."""
+        B, N, C = patches.shape
+        cosines = (phrases @ patches.view(B * N, C).T).view(-1, B, N)  # (F, B·N) -> (F, B, N)
+        return cosines.amax(dim=2) * self.logit_scale.exp() + self.bias
+
+    def between_words(self, words):
+        """Unit vectors (W, C) -> logits (W, W) that two words mean the same. What captions name in
+        one language is then found in others, too (as in AltCLIP, arXiv 2211.06679)."""
+        return words @ words.T * self.logit_scale.exp() + self.bias
+
+
+def embed_phrases(embeddings, ids, offsets):
+    """Token embeddings (V, C), the ids of all phrases end to end, and where each phrase starts ->
+    unit vectors (F, C). A phrase is the sum of its tokens: the score is linear in the words, so
+    that a patch has to encode category, colour, size and place side by side."""
+    return F.normalize(F.embedding_bag(ids, embeddings, offsets, mode="sum").float(), dim=-1)
+
+
+def phrase_loss(logits, is_true, is_known):
+    """Sigmoid loss of all phrases × all images (SigLIP, arXiv 2303.15343, eq. 1), summed where the
+    truth is known. All (F, B), the last two bool."""
+    return F.binary_cross_entropy_with_logits(
+        logits, is_true.to(logits.dtype), is_known.to(logits.dtype), reduction="sum"
+    )
+
+
+def gather_images(tensor, images_per_rank):
+    """(B, …) of this rank -> (B_all, …): the negatives are the images of the global batch."""
+    if len(images_per_rank) == 1:
+        return tensor
+    return AllGatherWithGrad.apply(tensor, images_per_rank)
+
+
 class AllGatherWithGrad(torch.autograd.Function):
-    """The pictures of all processes, (B, N, W) -> (B of all, N, W): a phrase's negatives are the whole global batch, however it is spread.
-    Backward, each process gets back the sum of what all of them found out about its own."""
+    """Forward: (B, …) of each rank -> (B_all, …) on all. Backward: each rank receives the sum, over
+    all ranks, of the gradients of its own images."""
 
     @staticmethod
-    def forward(ctx, image, counts):
-        ctx.counts, most = counts, max(counts)
-        padded = torch.cat(
-            [image, image.new_zeros(most - len(image), *image.shape[1:])]
-        )  # all_gather wants equal shapes
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:n] for part, n in zip(parts, counts)])
+    def forward(ctx, tensor, images_per_rank):
+        ctx.images_per_rank = images_per_rank
+        # all_gather needs equal shapes: pad to the largest rank, cut afterwards.
+        padding = tensor.new_zeros(max(images_per_rank) - len(tensor), *tensor.shape[1:])
+        padded = torch.cat([tensor, padding])
+        gathered = [torch.empty_like(padded) for _ in images_per_rank]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:n] for part, n in zip(gathered, images_per_rank)])
 
     @staticmethod
     def backward(ctx, grad):
         grad = grad.contiguous()
         dist.all_reduce(grad)
-        return grad.split(ctx.counts)[dist.get_rank()], None
+        return grad.split(ctx.images_per_rank)[dist.get_rank()], None

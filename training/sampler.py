@@ -1,186 +1,217 @@
-"""Which samples make up which step, and the micro-batches of one rank."""
+"""Which samples make up which step, and the micro-batches of one rank.
+
+Pipeline: data → **training/sampler.py** → train.py. The samples of a step depend on seed and step
+alone: the step number is the whole position in the data, on any number of ranks.
+"""
 
 import atexit
 import heapq
 import random
 import signal
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data import BadSample, PhraseDataset, Sample, attention_pairs, collate, pack
-
-
-def pack_into_bins(lengths, budget):
-    """Indices of `lengths` in as few groups as a total of `budget` each allows, all about equally full: the longest first, each into the emptiest."""
-    number = max(1, -(-sum(lengths) // budget))
-    while True:
-        groups = [[0, n, []] for n in range(number)]
-        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-            heapq.heapreplace(groups, [groups[0][0] + lengths[i], groups[0][1], groups[0][2] + [i]])
-        if max(groups)[0] <= budget or number >= len(lengths):
-            return [sorted(group) for _, _, group in sorted(groups, key=lambda g: g[1]) if group]
-        number += 1
+from data import BadSample, Sample, attention_pairs, collate, select_loss_positions
+from model import Layout
+from training.phrases import PhraseDataset
 
 
 class LengthGroupedSampler:
-    """Which samples make up which global batch: a function of (seed, epoch) alone, so that a step number is the whole data position, on any number of ranks.
+    """sampler[step] -> the sample indices of a global batch.
 
-    Each epoch is a new permutation. Samples of like length are put together (windows of 64 batches sorted by length, then the batches
-    shuffled), which leaves little padding. The last batch of an epoch may be short; no sample is left out or seen twice.
-    With weights, the files' shares: an epoch is as long, but each file gives its share of it, and goes on in the next epoch where it stopped; within
-    a file no sample comes again before all others had their turn."""
+    An epoch is a permutation in which samples of similar length share a batch: little padding. Its
+    last batch may be short.
+    With weights, each file (of `sizes` samples) gives its share of an epoch and continues in the
+    next one: no sample of a file comes again before all others have come."""
 
     def __init__(self, lengths, batch_size, seed, sizes=None, weights=None):
-        self.lengths, self.batch_size, self.seed, self.cache = (
-            np.asarray(lengths),
-            batch_size,
-            seed,
-            (None, None, None),
-        )
-        self.sizes, self.quotas = (
-            sizes,
-            [max(1, round(len(lengths) * weight / sum(weights))) for weight in weights]
-            if weights
-            else None,
-        )
-        self.length = sum(self.quotas) if weights else len(lengths)
+        self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
+        self.sizes, self.quotas, self.length = sizes, None, len(lengths)
+        if weights:
+            self.quotas = [max(1, round(len(lengths) * w / sum(weights))) for w in weights]
+            self.length = sum(self.quotas)
         self.per_epoch = -(-self.length // batch_size)
 
-    def draw(self, file, epoch):
-        """The samples that a file gives to an epoch: so many of an endless row of its permutations."""
-        size, quota, drawn = self.sizes[file], self.quotas[file], []
+        self.epoch, self.batches = None, None  # the last one that was used
+
+    def __getitem__(self, step):
+        epoch, n = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.batches = epoch, self.draw_epoch(epoch)
+        return self.batches[n].tolist()
+
+    def draw_epoch(self, epoch):
+        """The batches of an epoch, a list of arrays."""
+        order = list(range(self.length))
+        if self.quotas:
+            shares = [self.draw_file_share(file, epoch) for file in range(len(self.quotas))]
+            order = [i for share in shares for i in share]
+        rng = random.Random(f"{self.seed} {epoch}")
+        rng.shuffle(order)
+
+        # Sort by length within windows of 64 batches. Then shuffle the batches.
+        order, window = np.array(order), 64 * self.batch_size
+        for start in range(0, len(order), window):
+            near = order[start : start + window]
+            order[start : start + window] = near[np.argsort(self.lengths[near], kind="stable")]
+
+        numbers = list(range(self.per_epoch))
+        rng.shuffle(numbers)
+        return [order[n * self.batch_size :][: self.batch_size] for n in numbers]
+
+    def draw_file_share(self, file, epoch):
+        """The samples that a file gives to an epoch, from the endless row of its permutations."""
+        size, quota, first = self.sizes[file], self.quotas[file], sum(self.sizes[:file])
+        drawn = []
         while len(drawn) < quota:
-            nth, at = divmod(epoch * quota + len(drawn), size)
-            order = list(range(sum(self.sizes[:file]), sum(self.sizes[: file + 1])))
-            random.Random(f"{self.seed} {file} {nth}").shuffle(order)
+            permutation, at = divmod(epoch * quota + len(drawn), size)
+            order = list(range(first, first + size))
+            random.Random(f"{self.seed} {file} {permutation}").shuffle(order)
             drawn += order[at : at + quota - len(drawn)]
         return drawn
 
-    def __getitem__(self, step):
-        epoch, at = divmod(step, self.per_epoch)
-        if self.cache[0] != epoch:
-            rng = random.Random(f"{self.seed} {epoch}")
-            order = (
-                [i for file in range(len(self.quotas)) for i in self.draw(file, epoch)]
-                if self.quotas
-                else list(range(self.length))
-            )
-            rng.shuffle(order)
-            order, window = np.array(order), 64 * self.batch_size
-            for start in range(0, len(order), window):
-                near = order[start : start + window]
-                order[start : start + window] = near[np.argsort(self.lengths[near], kind="stable")]
-            batches = list(range(self.per_epoch))
-            rng.shuffle(batches)
-            self.cache = (epoch, order, batches)
-        _, order, batches = self.cache
-        return order[batches[at] * self.batch_size :][: self.batch_size].tolist()
 
-
+@dataclass(eq=False)
 class MicroBatchDataset(Dataset):
-    """What one rank gets at each step: a list of micro-batches. Rank r of a step takes every world-th sample of the global batch, beginning with the r-th.
+    """batches[n] -> a rank's micro-batches for step start + n: what `collate`, `pack` or
+    PhraseDataset.batch return, with sample_indices, num_tokens (without padding), attention_pairs,
+    and bad_samples, the reasons of those left out."""
 
-    micro: so many samples at most make a micro-batch, padded to the longest (0: all of them). budget: or as many as fit into so many tokens, end to end without padding.
-    A micro-batch also has "samples", their indices; "used", its tokens that are not padding; "squares", the sum of their records' squared lengths; "bad", what was left out."""
+    dataset: object
+    batch_size: int  # of the global batch; rank r has its samples r, r + world_size, …
+    seed: int
+    _: KW_ONLY
+    pad_id: int = 0
+    micro_batch_size: int = 0  # samples at most; 0: all in one micro-batch
+    token_budget: int = 0  # or: samples are packed into micro-batches of this many tokens
+    rank: int = 0
+    world_size: int = 1
+    steps: int | None = None  # default: one epoch
+    start: int = 0
+    weights: list | None = None  # the files' shares
 
-    def __init__(
-        self,
-        data,
-        batch_size,
-        seed,
-        pad_id=0,
-        micro=0,
-        rank=0,
-        world=1,
-        steps=None,
-        start=0,
-        budget=0,
-        weights=None,
-    ):
-        self.data, self.seed, self.pad_id, self.micro, self.rank, self.world, self.budget = (
-            data,
-            seed,
-            pad_id,
-            micro,
-            rank,
-            world,
-            budget,
+    def __post_init__(self):
+        lengths, sizes = self.dataset.lengths, self.dataset.sizes
+        if self.token_budget:
+            lengths = np.zeros(len(lengths))  # packed samples need no padding
+        self.sampler = LengthGroupedSampler(
+            lengths, self.batch_size, self.seed, sizes, self.weights
         )
-        lengths = (
-            np.zeros(len(data), int) if budget else data.lengths
-        )  # packed, like need not stand with like
-        self.plan = LengthGroupedSampler(lengths, batch_size, seed, data.sizes, weights)
-        self.steps, self.start = steps if steps is not None else self.plan.per_epoch, start
-        self.parts = (
-            -(-batch_size // (world * micro)) if micro else 1
-        )  # the same on every rank, in a short last batch too
+        if self.steps is None:
+            self.steps = self.sampler.per_epoch
+
+        # The same on all ranks, even if the last batch is short.
+        self.num_micro_batches = 1
+        if self.micro_batch_size:
+            self.num_micro_batches = -(
+                -self.batch_size // (self.world_size * self.micro_batch_size)
+            )
 
     def __len__(self):
         return self.steps - self.start
 
     def __getitem__(self, n):
         step = self.start + n
-        if isinstance(self.data, PhraseDataset):
-            batch = self.data.batch(self.plan[step], self.rank, self.world, f"{self.seed} {step}")
+        indices = self.sampler[step]
+
+        # The vision stage contrasts the whole batch at once.
+        if isinstance(self.dataset, PhraseDataset):
+            seed = f"{self.seed} {step}"
+            batch = self.dataset.batch(indices, self.rank, self.world_size, seed)
             return [batch | {"num_tokens": batch["ids"].numel(), "attention_pairs": 0}]
-        mine, parts = self.plan[step][self.rank :: self.world], []
-        for part in (
-            [mine] if self.budget else [mine[micro :: self.parts] for micro in range(self.parts)]
-        ):
-            samples, indices, bad = [], [], []
-            for i in part:
-                try:
-                    samples.append(self.data.sample(i))
-                    indices.append(i)
-                except BadSample as error:
-                    bad.append(str(error))
-            groups = (
-                pack_into_bins([len(sample.ids) - 1 for sample in samples], self.budget)
-                if self.budget and samples
-                else [range(len(samples))]
-            )
-            for group in groups:
-                chosen = [samples[i] for i in group] or [
-                    Sample([self.pad_id, self.pad_id], [0, 0], [])
-                ]  # nothing to learn from, but every rank takes part in every step
-                lengths = [len(samples[i].ids) - 1 for i in group]
-                batch = pack(chosen) if self.budget else collate(chosen, self.pad_id)
-                parts.append(
-                    batch
-                    | {
-                        "sample_indices": [indices[i] for i in group],
-                        "num_tokens": sum(lengths),
-                        "attention_pairs": sum(attention_pairs(samples[i]) for i in group),
-                        "bad_samples": bad,
-                    }
-                )
-                bad = []
-        return parts
+
+        indices, micro_batches = indices[self.rank :: self.world_size], []
+        for first in range(self.num_micro_batches):
+            micro_batches += self.build(indices[first :: self.num_micro_batches])
+        return micro_batches
+
+    def build(self, indices):
+        """The micro-batch of these samples, or as many as packing takes."""
+        # Bad samples are left out. The training loop counts them, or stops.
+        samples, usable, bad_samples = [], [], []
+        for i in indices:
+            try:
+                samples.append(self.dataset.sample(i))
+                usable.append(i)
+            except BadSample as error:
+                bad_samples.append(str(error))
+
+        lengths, groups = [len(sample.ids) - 1 for sample in samples], [range(len(samples))]
+        if self.token_budget and samples:
+            groups = pack_into_bins(lengths, self.token_budget)
+
+        micro_batches = []
+        for group in groups:
+            # All ranks take part in each step, with a sample without targets if need be.
+            chosen = [samples[i] for i in group] or [Sample([self.pad_id] * 2, [0, 0], [])]
+            batch = pack(chosen) if self.token_budget else collate(chosen, self.pad_id)
+            batch["sample_indices"] = [usable[i] for i in group]
+            batch["num_tokens"] = sum(lengths[i] for i in group)
+            batch["attention_pairs"] = sum(attention_pairs(samples[i]) for i in group)
+            batch["bad_samples"] = [] if micro_batches else bad_samples
+            micro_batches.append(batch)
+        return micro_batches
 
 
-def quiet_worker(_):
-    """Signals can reach every process of a group; it is for the one that trains to act on them."""
+def pack_into_bins(lengths, budget):
+    """Indices of `lengths` in as few groups of at most `budget` as possible, equally full: the
+    longest first, each into the emptiest group."""
+    number = max(1, -(-sum(lengths) // budget))
+    while True:
+        groups = [[0, n, []] for n in range(number)]  # load, number, indices
+        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            load, n, indices = groups[0]
+            heapq.heapreplace(groups, [load + lengths[i], n, indices + [i]])
+
+        if max(groups)[0] <= budget or number >= len(lengths):
+            groups.sort(key=lambda group: group[1])
+            return [sorted(indices) for _, _, indices in groups if indices]
+        number += 1
+
+
+def pack(samples):
+    """Samples -> a batch of one row without padding, (1, T): documents end to end. In each the
+    positions restart, and key_ranges let a token attend to its own document, up to itself."""
+    assert all(len(sample.starts) == 1 for sample in samples), "samples of several records"
+    parts = [collate([sample], pad_id=0, T=len(sample.ids) - 1) for sample in samples]
+    batch = {key: torch.cat([part[key] for part in parts], dim=1) for key in ("ids", "targets")}
+
+    lengths = torch.tensor([part["ids"].shape[1] for part in parts])
+    index = torch.arange(int(lengths.sum()))[None]
+    first = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)[None]
+    batch["layout"] = Layout(
+        positions=index - first,
+        key_ranges=(first.int(), (index + 1).int()),
+        loss_positions=select_loss_positions(batch["targets"]),
+    )
+    pixels = [part["pixels"] for part in parts if "pixels" in part]
+    if pixels:
+        batch["pixels"] = torch.cat(pixels)
+    return batch
+
+
+def make_loader(batches, num_workers=0, pin_memory=False):
+    """Iterates over `batches` in order. Worker processes prepare them ahead; 0: this process."""
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=ignore_signals,
+        pin_memory=pin_memory,
+    )
+    iterator = iter(loader)
+    if num_workers:
+        # Workers ignore signals, so they must be stopped however this process ends.
+        atexit.register(iterator._shutdown_workers)
+    return iterator
+
+
+def ignore_signals(_):
+    """In workers: a signal reaches all processes of a group, only the trainer acts on it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-def make_loader(batches, workers=0, pin=False):
-    """Iterates over `batches` in order, `workers` processes preparing them ahead (0: in this process)."""
-    source = iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=quiet_worker,
-            pin_memory=pin,
-        )
-    )
-    if workers:
-        atexit.register(
-            source._shutdown_workers
-        )  # as they ignore signals, they have to be told, however this process ends
-    return source

@@ -1,0 +1,49 @@
+"""The data set of the text stage."""
+
+import numpy as np
+import pytest
+
+from training.texts import TextDataset
+
+
+def test_a_long_document_continues_in_the_next_sample_and_every_token_is_a_target_once(
+    tokenizer, tmp_path
+):
+    line = "What colour is the cat? " * 30
+    (tmp_path / "t.txt").write_text(line + "\n\nred\n", encoding="utf-8")
+    dataset = TextDataset([tmp_path / "t.txt"], tokenizer, 16, tmp_path / "cache")
+    targets = []
+    for i in range(len(dataset)):
+        ids, loss_mask, *_ = dataset.sample(i)
+        targets += [token for token, is_target in zip(ids, loss_mask) if is_target]
+        assert len(ids) == dataset.lengths[i]
+    encode, eos = tokenizer.sp_processor.encode, [tokenizer.eos_id]
+    assert targets == encode(line.strip()) + eos + encode("red") + eos
+    assert dataset.lengths.max() <= 16
+
+
+def test_a_text_that_is_not_utf8_is_named_with_its_line(tokenizer, tmp_path):
+    (tmp_path / "broken.txt").write_bytes("가\n".encode() + b"\xff\xfe\n")
+    with pytest.raises(ValueError, match="broken.txt: line 2 is not UTF-8"):
+        TextDataset([tmp_path / "broken.txt"], tokenizer, 10, tmp_path / "cache")
+
+
+def test_texts_are_tokenized_once_and_half_a_cache_is_none(tokenizer, tmp_path):
+    text, cache = tmp_path / "t.txt", tmp_path / "cache"
+    encode = tokenizer.sp_processor.encode
+    text.write_text("What colour is the cat?\n\n고양이\n", encoding="utf-8")
+    first = TextDataset([text], tokenizer, 64, cache)
+    (file,) = cache.iterdir()
+    for i, line in enumerate(("What colour is the cat?", "고양이")):
+        assert first.sample(i).ids == [tokenizer.bos_id, *encode(line), tokenizer.eos_id]
+
+    # Changed by hand: the change is there if, and only if, the file is read again.
+    ids = np.fromfile(file, np.uint16)
+    ids[1] = 77
+    ids.tofile(file)
+    (cache / (file.name + ".1.tmp")).write_bytes(b"half")
+    assert TextDataset([text], tokenizer, 64, cache).sample(0).ids[1] == 77
+
+    text.write_text("What colour is the dog?\n", encoding="utf-8")  # another text: another file
+    second = TextDataset([text], tokenizer, 64, cache)
+    assert second.sample(0).ids[1:-1] == encode("What colour is the dog?")

@@ -1,0 +1,116 @@
+"""Which parameters train (submodules, LoRA's adapters, the embeddings of new tokens), and the model
+that comes out."""
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+
+from checkpoint import write_atomically, write_model
+from training.distributed import full_tensor, is_rank0, local_tensor
+
+
+def set_trainable(model, trainable, lora_rank=0):
+    """Only the submodules named in `trainable` train. With lora_rank the decoder itself is frozen,
+    and adapters are added to the matrices of its blocks."""
+    model.requires_grad_(False)
+    for name in trainable:
+        try:
+            model.get_submodule(name).requires_grad_(True)
+        except AttributeError:
+            raise ValueError(f"--trainable {name}: the model has no such module") from None
+
+    # The loss does not depend on what comes after the feature layer.
+    num_layers = model.config.vision_feature_layer % (len(model.vision.layers) + 1)
+    for unused in (model.vision.post_norm, *model.vision.layers[num_layers:]):
+        unused.requires_grad_(False)
+
+    # LoRA instead of the decoder: each linear layer of its blocks gets an adapter.
+    if lora_rank:
+        if "decoder" not in trainable:
+            raise ValueError(f"--lora-rank: needs decoder in --trainable {' '.join(trainable)}")
+        model.decoder.requires_grad_(False)
+        for block in model.decoder.layers:
+            for parent in (block.attn, block.mlp):
+                for name, linear in list(parent.named_children()):
+                    setattr(parent, name, LoRALinear(linear, lora_rank))
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer plus a trained matrix of low rank: W·x + 2·up·(down·x), which starts as
+    W·x because up is zero (LoRA, arXiv 2106.09685; alpha = 2·rank as in LLaVA)."""
+
+    SCALE = 2.0
+
+    def __init__(self, linear, rank):
+        super().__init__()
+        self.weight = linear.weight
+        self.down = nn.Parameter(torch.randn(rank, linear.in_features) * linear.in_features**-0.5)
+        self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
+
+    def forward(self, x):
+        return F.linear(x, self.weight) + self.SCALE * F.linear(F.linear(x, self.down), self.up)
+
+
+def merged_weights(model, adapters):
+    """Yields (name, tensor) of the trained model. Sharded tensors are gathered, adapters merged
+    into their weights, W + 2·up·down, and also put into the dict `adapters`."""
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if name.endswith((".down", ".up")):
+            continue  # an adapter: comes with its weight
+
+        tensor = full_tensor(tensor)
+        layer = name.removesuffix(".weight")
+        if f"{layer}.down" in state:
+            for part in ("down", "up"):
+                adapters[f"{layer}.{part}"] = full_tensor(state[f"{layer}.{part}"]).cpu()
+            up, down = adapters[f"{layer}.up"], adapters[f"{layer}.down"]
+            tensor = tensor.cpu() + LoRALinear.SCALE * up @ down
+        yield name, tensor
+
+
+def export_model(model, tokenizer, out):
+    """Rank 0 writes the model folder and adapters.pt. All ranks must call it."""
+    adapters = {}
+    tensors = merged_weights(model, adapters)
+    if not is_rank0():
+        for _ in tensors:
+            pass  # takes part in gathering
+        return
+
+    write_model(model.config, tensors, tokenizer, out)
+    if adapters:
+        content = {"scale": LoRALinear.SCALE, "adapters": adapters}
+        write_atomically(out / "adapters.pt", lambda file: torch.save(content, file))
+
+
+class FrozenEmbeddings:
+    """Keeps the first `count` rows of the embeddings and of the head to the bit."""
+
+    def __init__(self, wrapped, count):
+        self.frozen = []  # (parameter, its frozen rows on this rank, a copy of them)
+        for name, parameter in wrapped.named_parameters():
+            is_table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+            if count and is_table and parameter.requires_grad:
+                rows = local_tensor(parameter.detach())[: local_count(parameter, count)]
+                self.frozen.append((parameter, rows, rows.clone()))
+
+    def zero_grad(self):
+        """Before clipping, so that frozen rows do not count in the gradient's norm."""
+        for parameter, rows, _ in self.frozen:
+            local_tensor(parameter.grad)[: len(rows)] = 0
+
+    def restore(self):
+        """After the step, because weight decay moves rows without a gradient, too."""
+        for _, rows, copy in self.frozen:
+            rows.copy_(copy)
+
+
+def local_count(parameter, count):
+    """How many of the first `count` rows are on this rank. FSDP2 splits rows evenly."""
+    if not isinstance(parameter, DTensor):
+        return count
+    mesh = parameter.device_mesh
+    share = -(-parameter.shape[0] // mesh.size())  # rounded up
+    return max(count - share * mesh.get_local_rank(), 0)

@@ -1,0 +1,196 @@
+"""The data set of the vision stage: images and the phrases that describe them.
+
+Pipeline: data → **training/phrases.py** → train.py vision. Its loss is in objectives.py.
+
+Dimensions: B images, S image size, F phrases, W words.
+"""
+
+import random
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from data import ImageCache, decode_line, image_files, read_records, read_turns
+
+DICTIONARY_LINES = 64  # drawn for each step
+
+
+class DescribedImage(NamedTuple):
+    """An image with what the records of all files say about it."""
+
+    path: str
+    phrases: dict  # keys: (record type, phrase), in order
+    positives: set  # (language, phrase)
+    record_types: set  # (language, kind)
+
+
+class PhraseDataset:
+    """Images and their phrases: the parts of their captions between commas, in all languages.
+
+    A phrase is true of an image if a record of the image has it. It is false if the image has a
+    record of the phrase's language and kind without it. Else it is unknown: no part of the loss.
+    dictionary: a text file of words with one meaning, "cat = 고양이 = 猫" a line."""
+
+    def __init__(self, paths, tokenizer, config, dictionary=None):
+        self.paths, self.tokenizer = list(paths), tokenizer
+        self.dictionary = read_dictionary(dictionary, tokenizer) if dictionary else []
+        self.image_size = config.vision.image_size
+        self.load_image = ImageCache("", self.image_size, config.image_aspect_ratio)
+        self.bad, self.without_image = [], 0
+
+        images = {}  # (folder, file) -> DescribedImage
+        for path in self.paths:
+            for number, record in enumerate(read_records(path)):
+                try:
+                    self.add(record, Path(path).parent, images)
+                except ValueError as error:
+                    name = f"{path}: record {number} (id {record.get('id')!r})"
+                    self.bad.append(f"{name}: {error}")
+
+        # What the sampler reads: one file, all lengths equal.
+        self.images = list(images.values())
+        self.sizes, self.lengths = [len(images)], np.zeros(len(images), int)
+        # How many images have a record in each language.
+        self.languages = [Counter()]
+        for image in self.images:
+            self.languages[0].update({language for language, _ in image.record_types})
+
+    def add(self, record, folder, images):
+        """Adds a record to its image."""
+        files = image_files(record)
+        if not files:
+            self.without_image += 1
+            return
+        if len(files) > 1:
+            raise ValueError(f"{len(files)} images, the vision stage takes one")
+
+        answers = ",".join(answer for _, answer in read_turns(record)).replace("，", ",")
+        # A phrase has no full stop.
+        phrases = [phrase for part in answers.split(",") if (phrase := part.strip(" .。"))]
+
+        image = DescribedImage(str(folder / files[0]), {}, set(), set())
+        image = images.setdefault((folder, files[0]), image)
+        language, kind = record.get("language", "?"), record.get("kind", "?")
+        image.record_types.add((language, kind))
+        image.positives.update((language, phrase) for phrase in phrases)
+        image.phrases.update(dict.fromkeys(((language, kind), phrase) for phrase in phrases))
+
+    def __len__(self):
+        return len(self.images)
+
+    def name(self, i):
+        return self.images[i].path
+
+    def batch(self, indices, rank=0, world_size=1, seed=0, phrases_per_image=6):
+        """A rank's part of the global batch `indices`: every world_size-th image.
+
+        pixels, usable      uint8 (B, 3, S, S), bool (B,); False: a blank image, see `load_images`
+        ids, offsets        F phrases of the usable images, as EmbeddingBag takes them
+        is_true, is_known   bool (F, images of rank 0, of rank 1, …)
+        images_per_rank     their numbers, 1 for a rank without images
+        word_*              with a dictionary, see `draw_words`"""
+        per_rank = [indices[r::world_size] or [None] for r in range(world_size)]
+        pixels, usable, bad_samples = self.load_images(per_rank[rank])
+
+        phrases = []
+        for i, is_usable in zip(per_rank[rank], usable.tolist()):
+            if is_usable:
+                described = list(self.images[i].phrases)
+                count = min(phrases_per_image, len(described))
+                phrases += random.Random(f"{seed} {i}").sample(described, count)
+
+        # The columns are the images of all ranks: negatives for the phrases of this one.
+        is_true, is_known = self.label(phrases, [i for part in per_rank for i in part])
+        ids, offsets = flatten([self.tokenizer.encode(phrase) for _, phrase in phrases])
+
+        batch = {
+            "pixels": pixels,
+            "usable": usable,
+            "ids": ids,
+            "offsets": offsets,
+            "is_true": is_true,
+            "is_known": is_known,
+            "images_per_rank": [len(part) for part in per_rank],
+            "sample_indices": [i for i in per_rank[rank] if i is not None],
+            "bad_samples": bad_samples,
+        }
+        return batch | self.draw_words(rank, world_size, seed)
+
+    def load_images(self, indices):
+        """(pixels, usable, error messages). Blank: None, and an image that can't be loaded."""
+        pixels = torch.zeros(len(indices), 3, self.image_size, self.image_size, dtype=torch.uint8)
+        usable, errors = torch.zeros(len(indices), dtype=torch.bool), []
+        for row, i in enumerate(indices):
+            if i is None:
+                continue
+            try:
+                pixels[row] = self.load_image(self.images[i].path)
+                usable[row] = True
+            except ValueError as error:
+                errors.append(str(error))
+        return pixels, usable, errors
+
+    def label(self, phrases, indices):
+        """(is_true, is_known) of phrases × images, bool. Nothing is known of the image None."""
+        is_true = np.zeros((len(phrases), len(indices)), bool)
+        is_known = is_true.copy()
+        for column, i in enumerate(indices):
+            if i is None:
+                continue
+
+            positives, types = self.images[i].positives, self.images[i].record_types
+            is_true[:, column] = [(about[0], phrase) in positives for about, phrase in phrases]
+            is_known[:, column] = [about in types for about, _ in phrases]
+        return torch.from_numpy(is_true), torch.from_numpy(is_true | is_known)
+
+    def draw_words(self, rank, world_size, seed):
+        """W words of random dictionary lines, the same on all ranks: word_ids, word_offsets. Of all
+        pairs, bool (W, W): word_true, both are of one line; word_known, the pair is this rank's and
+        of two spellings. A word of two lines may have two meanings."""
+        if not self.dictionary:
+            return {}
+
+        count = min(DICTIONARY_LINES, len(self.dictionary))
+        lines = random.Random(f"{seed} dictionary").sample(self.dictionary, count)
+        words = [ids for line in lines for ids in line]
+
+        # Each word's line, and the number of its spelling.
+        line_of = torch.tensor([n for n, line in enumerate(lines) for _ in line])
+        numbers = {}
+        spelling = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in words])
+
+        ids, offsets = flatten(words)
+        of_rank = torch.arange(len(words)) % world_size == rank
+        return {
+            "word_ids": ids,
+            "word_offsets": offsets,
+            "word_true": line_of[:, None] == line_of,
+            "word_known": of_rank[:, None] & (spelling[:, None] != spelling),
+        }
+
+
+def flatten(bags):
+    """Lists of ids -> (ids, offsets), int64: all ids, and where each list begins."""
+    ids = [token for bag in bags for token in bag]
+    offsets = [0, *accumulate(len(bag) for bag in bags)][: len(bags)]
+    return torch.tensor(ids, dtype=torch.long), torch.tensor(offsets, dtype=torch.long)
+
+
+def read_dictionary(path, tokenizer):
+    """A text file with lines "cat = 고양이 = 猫" -> [[ids of a word, …], …]."""
+    path, lines = Path(path), []
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        words = [word.strip() for word in decode_line(line, path, number).split("=")]
+        if len(words) < 2 or not all(words):
+            found = " = ".join(words)[:60]
+            raise ValueError(f"{path}: line {number}: {found!r} must be WORD = WORD …")
+        lines.append([tokenizer.encode(word) for word in words])
+    if not lines:
+        raise ValueError(f"{path}: nothing to train on")
+    return lines

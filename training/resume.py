@@ -1,0 +1,170 @@
+"""Checkpoints of a run, OUT/checkpoints/step-N: saving, stopping on a signal, and going on.
+
+No step draws a random number, and its samples are a function of its number: trained weights,
+optimizer state and step are the whole state, on any number of ranks. A sharded tensor is written by
+the ranks that hold it (torch.distributed.checkpoint).
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from checkpoint import write_json
+from training.distributed import is_rank0, print_rank0
+
+FINISHED = "step-*[0-9]"  # step-00000200, but not step-00000200.tmp
+# What the result of a run depends on.
+SETTINGS = (
+    "stage model preset data weights dictionary seed steps trainable lr batch_size epochs "
+    "warmup_ratio weight_decay beta2 grad_clip max_length records_per_sample muon_lr "
+    "freeze_embeddings lora_rank"
+).split()
+
+
+def run_settings(args):
+    """The settings of a run, as they come back from JSON."""
+    settings = {name: getattr(args, name) for name in SETTINGS} | {"packed": bool(args.pack)}
+    return json.loads(json.dumps(settings))
+
+
+def training_state(wrapped, optimizers):
+    """{name: tensor} of all parameters that train, and of what the optimizers keep for each."""
+    names = {
+        parameter: name.removeprefix("module.")  # DDP's prefix
+        for name, parameter in wrapped.named_parameters()
+        if parameter.requires_grad
+    }
+    state = {f"weight.{name}": parameter.detach() for parameter, name in names.items()}
+    for optimizer in optimizers:
+        for parameter, kept in optimizer.state.items():
+            state |= {f"{key}.{names[parameter]}": tensor for key, tensor in kept.items()}
+    return state
+
+
+def save_checkpoint(args, step, wrapped, optimizers):
+    """Writes to a temporary folder and renames it, then deletes all but the newest
+    args.keep_checkpoints. On failure prints why and returns False. All ranks must call it."""
+    import torch.distributed.checkpoint as dcp  # takes a second to import
+
+    folder = Path(args.out) / "checkpoints"
+    final, temporary = folder / f"step-{step:08}", folder / f"step-{step:08}.tmp"
+    if is_rank0():
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be there
+        folder.mkdir(parents=True, exist_ok=True)
+
+    # All ranks write their part.
+    try:
+        state = training_state(wrapped, optimizers)
+        with no_warnings():
+            dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
+        if is_rank0():
+            write_json(temporary / "settings.json", run_settings(args))
+            os.replace(temporary, final)
+    # A full disk raises any of these.
+    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+        if is_rank0():
+            shutil.rmtree(temporary, ignore_errors=True)
+            failures = getattr(error, "failures", None)  # {rank: (error, traceback)}
+            cause = next(iter(failures.values()))[0] if failures else error
+            reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
+            free = shutil.disk_usage(folder).free / 2**30
+            last_good = max(folder.glob(FINISHED), default="none yet")
+            tqdm.write(
+                f"step {step}: the checkpoint could not be saved ({reason}; {free:.2f} GiB free). "
+                f"Last good checkpoint: {last_good}",
+                file=sys.stderr,
+            )
+        return False
+
+    if is_rank0():
+        for old in sorted(folder.glob(FINISHED))[: -args.keep_checkpoints]:
+            # Half a deleted checkpoint must not look like a checkpoint.
+            shutil.rmtree(old.rename(f"{old}.tmp"))
+    return True
+
+
+def load_checkpoint(args, wrapped, optimizers):
+    """Fills weights and optimizers from the newest checkpoint that can be read, and returns its
+    step; 0 if there is none. ValueError if it has other settings than this run, or if all are
+    damaged. All ranks must call it."""
+    import torch.distributed.checkpoint as dcp
+
+    folder, settings, step = Path(args.out) / "checkpoints", run_settings(args), 0
+    found = sorted(folder.glob(FINISHED), reverse=True)
+    if found:
+        create_optimizer_state(optimizers)
+
+    # The newest that is whole.
+    for path in found:
+        try:
+            saved = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+            changed = [
+                f"{k}: {saved.get(k)} → {v}" for k, v in settings.items() if saved.get(k) != v
+            ]
+            if not changed:
+                state = training_state(wrapped, optimizers)
+                with no_warnings():
+                    dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+        # A torn file fails in many ways inside pickle and zip.
+        except (Exception, dcp.api.CheckpointException) as error:
+            print_rank0(f"{path}: damaged, passed over ({type(error).__name__})")
+            continue
+
+        if changed:
+            raise ValueError(
+                f"{folder}: the checkpoint has other settings ({'; '.join(changed)}); give the "
+                "same ones, or another -o"
+            )
+        step = int(path.name.removeprefix("step-"))
+        break
+
+    if found and not step:
+        raise ValueError(f"{folder}: no checkpoint can be read; remove it to start again")
+    if is_rank0():
+        for leftover in folder.glob("step-*.tmp"):  # of a killed run
+            shutil.rmtree(leftover)
+    return step
+
+
+def create_optimizer_state(optimizers):
+    """Creates the tensors to fill, by a step with zero gradients at a rate of zero: it changes no
+    weight."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def no_warnings():
+    """torch.distributed.checkpoint warns about a single process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class StopSignals:
+    """Counts Ctrl-C and SIGTERM: the step in progress is finished and saved before the run ends. A
+    second one acts at once."""
+
+    def __init__(self):
+        self.count = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle)
+
+    def handle(self, number, frame):
+        self.count += 1
+        signal.signal(number, signal.SIG_DFL)

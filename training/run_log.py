@@ -1,0 +1,249 @@
+"""What a run tells people and programs: the progress on the terminal, log.jsonl with a line per
+step, runs.jsonl with a line per start."""
+
+import json
+import math
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from checkpoint import write_atomically
+from training.cost import flops_per_unit, peak_flops, size, step_flops
+from training.distributed import all_reduce, is_rank0, print_rank0
+from training.resume import run_settings
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
+
+
+class RunLog:
+    """Logs each step, and counts what is left out."""
+
+    def __init__(self, args, process, objective, dataset, batches):
+        self.args, self.process, self.dataset, self.batches = args, process, dataset, batches
+        self.flops = flops_per_unit(objective.model)
+        self.peak_flops = None if args.stage == "vision" else peak_flops(process.device)
+        self.num_bad_samples = 0
+        self.num_skips = 0  # steps without an update
+        self.skips_in_a_row = 0
+        self.loss = math.nan  # of the last step
+
+        if is_rank0():
+            self.report_bad_samples(getattr(dataset, "bad", ()))
+            self.file = open_files(args, process, batches.start)
+        print_rank0(describe_run(args, process, objective, dataset, batches))
+        self.bar = tqdm(
+            total=batches.steps,
+            initial=batches.start,
+            desc=args.stage,
+            unit="step",
+            disable=None if is_rank0() else True,  # None: shown on a terminal only
+            mininterval=1,
+        )
+        self.start_time = self.step_time = self.print_time = time.time()
+
+    def batch_ready(self, micro_batches):
+        """Notes how long the step has waited for its data, and reports what was left out of it."""
+        self.data_wait = time.time() - self.step_time
+        for micro_batch in micro_batches:
+            self.report_bad_samples(micro_batch["bad_samples"])
+
+    def report_bad_samples(self, reasons):
+        """Prints and counts samples that can't be used. ValueError with --bad-samples error."""
+        for reason in reasons:
+            if self.args.bad_samples == "error":
+                raise ValueError(reason)
+            self.num_bad_samples += 1
+            tqdm.write(f"left out: {reason}", file=sys.stderr)
+
+    def write_step(self, step, stats, lr, grad_norm, is_finite):
+        """Logs a step, counted from 1; is_finite: it was not skipped."""
+        seconds, self.step_time = time.time() - self.step_time, time.time()
+        self.loss = stats.loss_sum / max(stats.num_targets, 1) if is_finite else math.nan
+        self.skips_in_a_row = 0 if is_finite else self.skips_in_a_row + 1
+        self.num_skips += not is_finite
+
+        # Model FLOPs utilisation: the share of the GPUs' peak that is useful work.
+        mfu = None
+        if self.peak_flops:
+            flops = step_flops(self.flops, stats)
+            mfu = flops / seconds / self.peak_flops / self.process.world_size
+
+        # One line for programs.
+        row = {
+            "step": step,
+            "loss": self.loss if is_finite else None,
+            "lr": lr,
+            "grad_norm": grad_norm if is_finite else None,
+            "tokens": int(stats.num_tokens),
+            "targets": int(stats.num_targets),
+            "non_padding_share": round(stats.num_tokens / max(stats.padded_tokens, 1), 4),
+            "seconds": round(seconds, 4),
+            "data_wait": round(self.data_wait, 4),
+            "memory_gib": peak_memory_gib(self.process.device),
+            "mfu": mfu,
+            "skipped": self.num_skips,
+        }
+        if is_rank0():
+            print(json.dumps(row), file=self.file, flush=True)
+
+        # One line for people.
+        line = (
+            f"loss {self.loss:.3f}, lr {lr:.1e}, norm {grad_norm:.2f}, "
+            f"{stats.num_tokens / seconds:,.0f} tokens/s, {row['non_padding_share']:.0%} "
+            f"non-padding, waited {self.data_wait / seconds:.0%}"
+        )
+        if mfu:
+            line += f", MFU {mfu:.0%}"
+        if row["memory_gib"]:
+            line += f", {row['memory_gib']:.1f} GiB"
+        if self.num_skips:
+            line += f", {self.num_skips} skipped"
+        self.show_progress(step, line)
+
+    def show_progress(self, step, line):
+        """Moves the bar on a terminal; elsewhere prints every 30 seconds."""
+        self.bar.set_postfix_str(line, refresh=False)
+        self.bar.update()
+
+        # No bar is shown in a file.
+        if self.bar.disable and self.step_time - self.print_time > 30:
+            self.print_time = self.step_time
+            done, total = step - self.batches.start, self.batches.steps
+            minutes = (self.step_time - self.start_time) / done * (total - step) / 60
+            self.say(f"step {step:,} of {total:,}: {line}, {minutes:,.0f} min to go")
+
+    def report_skip(self, step, stats, micro_batches, losses):
+        """Names this rank's samples whose loss is not finite; all, if only the gradient is not.
+        ValueError after --max-skips steps in a row."""
+        wrong = [batch for batch, loss in zip(micro_batches, losses) if not math.isfinite(loss)]
+        indices = [i for batch in wrong or micro_batches for i in batch["sample_indices"]]
+        names = "; ".join(self.dataset.name(i) for i in indices[:8])
+        if len(indices) > 8:
+            names += f"; and {len(indices) - 8} more"
+
+        cause = "gradient" if math.isfinite(stats.loss_sum) else "loss"
+        skipped = f"the step is skipped ({self.skips_in_a_row} in a row)"
+        tqdm.write(f"step {step}: {cause} not finite, {skipped}. Samples: {names}", file=sys.stderr)
+
+        if self.skips_in_a_row >= self.args.max_skips:
+            raise ValueError(
+                f"step {step}: {self.skips_in_a_row} steps in a row without a finite loss and "
+                "gradient; try a lower --lr, or look at the samples named above"
+            )
+
+    def report_stop(self, step, is_saved):
+        """After a signal. ValueError if the checkpoint could not be saved."""
+        self.bar.close()
+        if not is_saved:
+            raise ValueError(f"asked to stop after step {step}, but its checkpoint is not saved")
+        self.say(
+            f"asked to stop; saved after step {step:,} of {self.batches.steps:,}. The same command "
+            "with --resume goes on from here"
+        )
+
+    def print_summary(self):
+        """The last line of a finished run. All ranks must call it."""
+        self.bar.close()
+        (num_bad,) = all_reduce([self.num_bad_samples], self.process)
+        line = f"loss {self.loss:.4f} after {self.batches.steps:,} steps"
+        line += f", {time.time() - self.start_time:,.0f} s"
+        if num_bad:
+            line += f", {num_bad:.0f} bad samples left out"
+        if self.num_skips:
+            line += f", {self.num_skips} steps skipped"
+        self.say(f"{line} → {self.args.out}")
+
+    def say(self, text):
+        print_rank0(f"{self.args.stage}: {text}")
+
+
+def describe_run(args, process, objective, dataset, batches):
+    """What is going to train on what: a line for the run, and one per file."""
+    # The run.
+    trained = size(weight for weight in objective.parameters() if weight.requires_grad)
+    micro_batch_size = args.micro_batch_size or args.batch_size // process.world_size
+    micro_batches = f"{batches.num_micro_batches} × {micro_batch_size}"
+    if args.pack:
+        micro_batches = f"micro-batches of up to {args.pack:,} tokens"
+    dtype = str(process.dtype).removeprefix("torch.")
+    text = (
+        f"{args.stage}: {trained:,} of {size(objective.parameters()):,} parameters train; "
+        f"{len(dataset):,} samples, {batches.steps:,} steps of {args.batch_size} = "
+        f"{process.world_size} process(es) × {micro_batches}; {dtype} on {process.device.type}"
+    )
+    if batches.start:
+        text += f"; from step {batches.start}"
+
+    # Shares of the files, and of their languages. The vision stage collects the captions of an
+    # image from all files.
+    paths = [", ".join(args.data)] if args.stage == "vision" else args.data
+    sizes = batches.sampler.quotas or dataset.sizes
+    for path, num_samples, languages in zip(paths, sizes, dataset.languages):
+        text += f"\n  {num_samples / batches.sampler.length:.0%} {path}"
+        for name, number in Counter(languages).most_common():
+            text += f", {name} {number / sum(languages.values()):.0%}"
+    return text
+
+
+def open_files(args, process, last_step):
+    """Adds a row to runs.jsonl, and opens log.jsonl for appending. Its rows after `last_step` are
+    cut off: these steps are done again."""
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "runs.jsonl", "a", encoding="utf-8") as file:
+        print(json.dumps(describe_start(args, process)), file=file)
+
+    # A line that a crash cut off goes as well.
+    path, kept = out / "log.jsonl", ""
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("}\n") and json.loads(line)["step"] <= last_step:
+                kept += line
+    write_atomically(path, lambda file: file.write(kept.encode()))
+    return open(path, "a", encoding="utf-8")
+
+
+def describe_start(args, process):
+    """Command, settings, code, versions and machine of a run."""
+    commit, device = None, f"{platform.machine()} {process.device.type}"
+    if shutil.which("git"):
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+        folder = Path(__file__).parent
+        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
+        commit = done.stdout.strip() or None
+
+    if process.device.type == "cuda":
+        device = torch.cuda.get_device_name(process.device)
+    packages = ("torch", "numpy", "sentencepiece", "pillow", "triton")
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": shlex.join(sys.argv),
+        "settings": run_settings(args),
+        "world_size": process.world_size,
+        "commit": commit,
+        "python": platform.python_version(),
+        "packages": {d.name: d.version for d in metadata.distributions() if d.name in packages},
+        "device": device,
+    }
+
+
+def peak_memory_gib(device):
+    """The most memory used so far: of the GPU, or of this process. None where it is not known."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)

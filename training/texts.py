@@ -1,0 +1,99 @@
+"""The data set of the text stage: documents, cut into samples.
+
+Pipeline: data → **training/texts.py** → train.py text.
+"""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from checkpoint import write_atomically
+from data import Sample, decode_line
+
+
+class TextDataset:
+    """Documents of UTF-8 text files, one a line: sample(i) -> Sample, all tokens but <s> are
+    targets. A long document continues in further samples."""
+
+    def __init__(self, paths, tokenizer, max_length, cache):
+        self.paths, self.languages = list(paths), [{}] * len(paths)  # languages are unknown
+
+        self.ids = [read_tokens(path, tokenizer, cache) for path in self.paths]
+        spans = [cut_documents(ids, tokenizer.bos_id, max_length) for ids in self.ids]
+        self.sizes = [len(of_file) for of_file in spans]
+        self.spans = np.concatenate(spans)
+        self.lengths = self.spans[:, 1] - self.spans[:, 0]
+
+    def __len__(self):
+        return len(self.spans)
+
+    def locate(self, i):
+        """(index of the file, start, stop) of sample i."""
+        return int(np.searchsorted(np.cumsum(self.sizes), i, side="right")), *self.spans[i]
+
+    def name(self, i):
+        f, start, stop = self.locate(i)
+        return f"{self.paths[f]}: tokens {start:,} – {stop:,} of {len(self.ids[f]):,}"
+
+    def sample(self, i):
+        f, start, stop = self.locate(i)
+        ids = self.ids[f][start:stop].tolist()
+        return Sample(ids, [0] + [1] * (len(ids) - 1), [])
+
+
+def cut_documents(ids, bos_id, max_length):
+    """The (start, stop) of each sample, int64 (n, 2). ids: documents that begin with bos_id."""
+    # In blocks: a mask for all ids may not fit into memory.
+    block, starts = 1 << 26, [np.zeros(0, int)]
+    for at in range(0, len(ids), block):
+        starts.append(np.flatnonzero(ids[at : at + block] == bos_id) + at)
+    starts = np.concatenate(starts)
+    ends = np.append(starts[1:], len(ids))[: len(starts)]
+
+    # A further sample begins with the last token of the one before, so that each token but the
+    # first of a document is a target once.
+    step = max_length - 1
+    counts = -(-(ends - starts - 1) // step)
+    nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(starts, counts) + nth * step
+    return np.stack([starts, np.minimum(starts + max_length, np.repeat(ends, counts))], axis=1)
+
+
+def read_tokens(path, tokenizer, cache):
+    """The ids of a text file, documents end to end, each from <s> to </s>: an array mapped from a
+    file in the folder `cache`. The file's name depends on text and tokenizer."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    stat = path.stat()
+    text_key = repr((str(path.resolve()), stat.st_size, stat.st_mtime_ns)).encode()
+    key = hashlib.sha256(tokenizer.sp_processor.serialized_model_proto() + text_key).hexdigest()
+    file = Path(cache) / f"{path.stem}-{key[:16]}.{dtype.name}"
+
+    # The first process of a machine writes. If it fails, torchrun ends the others.
+    while not file.exists() and int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        time.sleep(0.1)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Several runs may share the folder: each writes under a name of its own.
+        own = file.with_name(f"{file.name}.{os.getpid()}")
+        write_atomically(own, lambda out: write_tokens(path, tokenizer, dtype, out))
+        os.replace(own, file)
+    return np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
+
+
+def write_tokens(path, tokenizer, dtype, out):
+    """Tokenizes a text file on all cores, 4 MiB of lines at a time, and writes the ids to `out`."""
+    count = 0
+    with open(path, "rb") as file:
+        while lines := file.readlines(1 << 22):
+            texts = [decode_line(line, path, count + n) for n, line in enumerate(lines, 1)]
+            texts = [text for text in texts if text]
+            for ids in tokenizer.sp_processor.encode(texts, num_threads=os.cpu_count()):
+                out.write(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype).tobytes())
+            count += len(lines)

@@ -1,404 +1,534 @@
-"""Asks a chat-completions server about pictures, OpenAI's or any that speaks like it; never loses a reply that was paid for, never asks for it again.
+"""The one HTTP client: asks a chat-completions server about images, and never pays twice.
 
-Where it stands: beside annotate.py, which says what to ask and what the replies are worth.
+Pipeline: annotation/ and judge.py make requests; this file asks; journal.py keeps the replies. Any
+server with OpenAI's interface will do: OpenAI, vLLM, Ollama …
 
-    request ─ room in the budget? ─ POST ─ 200: into the journal, synced to disk, then read; if it can't be read, asked again, --tries times
-                                         ─ 429, 5xx, late, cut off: again after a while or Retry-After; in the end set aside until the next start
-                                         ─ 400: asked in simpler ways, as servers differ in how they are asked for JSON
-                                         ─ 401, 404 and the like: no waiting helps, the run ends
+    request ─ room in the budget? ─ POST ─ 200: the reply goes to the journal and is read then;
+                                           unreadable: asked again, --tries times
+                                         ─ 408, 429, 5xx, late, cut off: again after a while or
+                                           after Retry-After; in the end set aside
+                                         ─ 400, 415, 422 before any success: asked in another
+                                           dialect
+                                         ─ these afterwards, 403, 413: this request is set aside
+                                         ─ 401, 404, a redirect: the run ends, waiting won't help
 
-A process that is killed loses what is on its way to it, at most --concurrency replies, and nothing else.
+A killed process loses the replies that are on their way, at most --concurrency of them.
 """
 
 import base64
-import fcntl
 import http.client
 import io
 import ipaddress
 import json
+import math
 import os
 import random
 import re
 import sys
 import threading
 import time
-from collections import defaultdict
+from argparse import ArgumentTypeError
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from PIL import Image
 from tqdm import tqdm
 
-MAX_REPLY = 1 << 20  # bytes; a longer one is no annotation
-PATIENCE = 600  # seconds: a server that asks to wait longer ends the run
+import vision
+from evaluation.journal import CUT_OFF, NOT_ASKED
+
+MAX_REPLY_BYTES = 1 << 20  # a longer reply is no answer
+MAX_RETRY_AFTER = 600  # seconds; a server that asks to wait longer ends the run
+MAX_FAILURES = 10  # requests in a row without a good reply end the run
+BUSY = (0, 408, 409, 425, 429)  # status codes that pass, beside 5xx; 0: no whole answer came
+NOT_UNDERSTOOD = (400, 415, 422)  # status codes of a server that may want another dialect
+REFUSED = (403, 413)  # status codes that concern this request alone
+HINTS = {
+    401: "; is the key in the environment variable of --key-env right?",
+    404: "; are --base-url, which mostly ends in /v1, and --model right?",
+}
 
 
-# ---------------------------------------------------------------------------------------------- a request
+# ------------------------------------------------------------------------------------ a request
 @dataclass(frozen=True)
 class Request:
-    key: str  # what a reply in the journal answers
-    name: str  # of the picture, for people who read the journal
+    """One question to the server, with or without an image."""
+
+    key: str  # under which the journal keeps the replies
+    name: str  # of the image, for people who read the journal
     system: str
     user: str
-    schema: dict  # of the reply, in JSON Schema
-    parse: Callable  # the reply's text -> what it says. Raises ValueError
+    parse: Callable  # the reply's text -> its value; ValueError if it can't be read
+    schema: dict | None = None  # of the reply in JSON Schema; None: plain text
+    temperature: float | None = None  # of the first try; None: the server's default
+    max_unreadable: int = 10**9  # unreadable replies to pay for, if fewer than --tries
 
 
-def strict(properties):
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+class Dialect(NamedTuple):
+    """What servers understand differently."""
+
+    response_format: str = "json_schema"  # or "json_object", or "text"
+    limit: str = "max_tokens"  # or "max_completion_tokens"
+    temperature: bool = True  # may the request set one?
+
+    def seen_in(self, request):
+        """What of the dialect a request's body shows."""
+        response_format = self.response_format if request.schema is not None else None
+        return response_format, self.limit, self.temperature and request.temperature is not None
 
 
-def body_of(request, args, picture, format="json_schema", limit="max_tokens"):
-    """What is posted; `picture` in base64. `format` and `limit` are what servers differ in."""
-    formats = {
-        "json_schema": {"json_schema": {"name": "reply", "strict": True, "schema": request.schema}},
-        "json_object": {},
-    }
-    content = [
-        {"type": "text", "text": request.user},
-        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}},
-    ]
+# In this order, until the server takes one. A reason that names the trouble chooses by itself.
+DIALECTS = [
+    Dialect(response_format, *limit)
+    for limit in (("max_tokens", True), ("max_completion_tokens", False))
+    for response_format in ("json_schema", "json_object", "text")
+]
+
+
+def strict_object(properties):
+    """The JSON Schema of an object with exactly these properties."""
+    required = {"required": list(properties), "additionalProperties": False}
+    return {"type": "object", "properties": properties} | required
+
+
+def encode_jpeg(path, max_side, quality=90):
+    """The JPEG bytes to send: upright, `max_side` pixels at most, nothing of the file but its
+    pixels. ValueError if the image can't be read."""
+    image = vision.load_image(path)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+
+    # A comment or a colour profile would travel in `image.info`: copy the pixels only.
+    bare, file = Image.new("RGB", image.size), io.BytesIO()
+    bare.paste(image)
+    bare.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def make_body(request, args, image, dialect=DIALECTS[0], attempt=0):
+    """The JSON to post. image: JPEG in base64, or None. attempt: unreadable replies so far."""
+    content = [{"type": "text", "text": request.user}]
+    if image is not None:
+        url = f"data:image/jpeg;base64,{image}"
+        content.append({"type": "image_url", "image_url": {"url": url}})
     messages = [{"role": "system", "content": request.system}, {"role": "user", "content": content}]
-    body = {"model": args.model, "messages": messages, limit: args.max_tokens}
-    return body | (
-        {"response_format": {"type": format} | formats[format]} if format in formats else {}
-    )
+    body = {"model": args.model, "messages": messages, dialect.limit: args.max_tokens}
+
+    # After an unreadable reply the same words must be able to give another one.
+    if request.temperature is not None and dialect.temperature:
+        body["temperature"] = request.temperature if attempt == 0 else 0.7
+        body["seed"] = attempt
+
+    if request.schema is not None and dialect.response_format != "text":
+        body["response_format"] = {"type": dialect.response_format}
+        if dialect.response_format == "json_schema":
+            schema = {"name": "reply", "strict": True, "schema": request.schema}
+            body["response_format"]["json_schema"] = schema
+    return body
 
 
-def estimate(request, jpeg):
-    """(tokens in, tokens out) to expect: three characters to a token, OpenAI's count for a picture, 250 tokens a language of answer."""
-    with Image.open(io.BytesIO(jpeg)) as picture:
-        tiles = -(-picture.width // 512) * -(-picture.height // 512)
-    return (len(request.system) + len(request.user)) // 3 + 85 + 170 * tiles, 250 * len(
-        request.schema["properties"]
-    )
+def estimate_tokens(request, jpeg):
+    """(tokens in, tokens out) to expect: a token for 4 bytes of ASCII or 2 of other text, OpenAI's
+    count for an image, and 250 for each property of the reply (120 for plain text)."""
+    text = (request.system + request.user).encode()
+    num_ascii = sum(byte < 128 for byte in text)
+    tokens = num_ascii // 4 + (len(text) - num_ascii) // 2
+    if jpeg is not None:
+        with Image.open(io.BytesIO(jpeg)) as image:
+            tiles = math.ceil(image.width / 512) * math.ceil(image.height / 512)
+        tokens += 85 + 170 * tiles
+    return tokens, 120 if request.schema is None else 250 * len(request.schema["properties"])
 
 
-def cost(tokens, args):
+def price(tokens, args):
+    """The cost of (tokens in, tokens out), in the currency of --price-in and --price-out."""
     return (tokens[0] * (args.price_in or 0) + tokens[1] * (args.price_out or 0)) / 1e6
 
 
-# ---------------------------------------------------------------------------------------------- the journal
-class Journal:
-    """Replies, appended one line each and synced before anything else happens. One process at a time; a line cut off by a crash is passed over."""
-
-    def __init__(self, path):
-        self.path, self.entries, self.tokens, self.passed_over, self.lock = (
-            path,
-            defaultdict(list),
-            [],
-            0,
-            threading.Lock(),
-        )
-        self.file = open(path, "a+b")
-        try:
-            fcntl.flock(
-                self.file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # the kernel lets go of it however the process ends
-        except OSError:
-            raise ValueError(
-                f"{path}: another process writes to it; wait for it, or choose another -o"
-            ) from None
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the file's name, too, has to outlive a power loss
-        os.close(folder)
-        self.file.seek(0)
-        lines = self.file.read().split(b"\n")
-        if lines[-1]:
-            self.file.write(b"\n")  # the next line isn't glued to one that breaks off
-        for line in filter(None, lines):
-            try:
-                self.remember(json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                self.passed_over += 1
-
-    def remember(self, entry):
-        self.entries[entry["key"]].append(entry)
-        if "text" in entry:
-            self.tokens.append(tuple(entry["tokens"]))
-
-    def append(self, request, **entry):
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        entry = {"key": request.key, "image": request.name, "time": now} | entry
-        with self.lock:
-            self.file.write(to_bytes(entry) + b"\n")
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.remember(entry)
-
-    def outcome(self, request, tries):
-        """What is known of a request: (state, value, number of bad replies). State "good": the value is what `parse` makes of the reply; else the state
-        is "malformed", "no reply" or what an entry calls it, the value the reason."""
-        state, reason, bad = "no reply", "not asked yet", 0
-        for entry in self.entries.get(request.key, ()):
-            if "text" not in entry:
-                state, reason = entry.get("state", "no reply"), entry["failed"]
-                continue
-            try:
-                if entry["fault"]:
-                    raise ValueError(entry["fault"])
-                return "good", request.parse(entry["text"]), bad
-            except ValueError as error:
-                bad, reason = bad + 1, str(error)
-        return (
-            ("malformed", f"{reason} ({bad} replies)", bad)
-            if bad >= tries
-            else (state, reason, bad)
-        )
+def has_prices(args):
+    """Whether costs can be told."""
+    return args.price_in is not None and args.price_out is not None
 
 
-def to_bytes(record):
-    """A record as one line of JSON; half a surrogate pair, which UTF-8 hasn't, stays the escape that it came as."""
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
-
-
-# ---------------------------------------------------------------------------------------------- the endpoint
-class Stop(Exception):
+# ------------------------------------------------------------------------------------ the server
+class StopRun(Exception):
     """The run has to end here, in order; the message says why."""
 
 
 class Endpoint:
-    """One chat-completions server: how to ask it, what it has cost, what it understands, when it wants to be left alone. `args`: the options."""
+    """One server: how to ask it, what it has cost, which dialect it takes, when it wants a rest."""
 
     def __init__(self, args, secret, journal):
-        self.args, self.secret, self.journal, self.url = (
-            args,
-            secret,
-            journal,
-            check_url(args.base_url, args.insecure),
-        )
-        self.lock, self.stop, self.why = threading.Lock(), threading.Event(), "stopped"
-        self.pause_until, self.failures, self.sent, self.in_flight = 0.0, 0, 0, 0
-        self.spent = sum(cost(tokens, args) for tokens in journal.tokens)
-        self.format, self.limit, self.understood = "json_schema", "max_tokens", False
+        self.args, self.secret, self.journal = args, secret, journal
+        self.url = check_url(args.base_url, args.insecure)
+        self.lock = threading.Lock()
+        self.request_locks = defaultdict(threading.Lock)
+        self.stop, self.why = threading.Event(), "stopped"
+        self.pause_until = 0.0
+        self.failures = 0  # in a row
+        self.sent = 0  # requests of this run
+        self.spent = sum(price(tokens, args) for tokens in journal.tokens)
+        self.in_flight = 0.0  # what the requests on their way may cost at most
+        self.dialect, self.refused_dialects, self.understood = DIALECTS[0], set(), False
+        self.wants_new_limit = False  # the server named max_completion_tokens or temperature
+
+    def answer(self, request, make_jpeg=None):
+        """(state, value) as in Journal.outcome, asking only for what the journal lacks.
+
+        make_jpeg: called if the server is asked. If it raises ValueError the request is set aside
+        in state "image"."""
+        with self.lock:
+            alone = self.request_locks[request.key]
+
+        # Two equal requests wait for one another, so that the second finds the first one's reply.
+        with alone:
+            state, value, _ = self.journal.outcome(request, self.args)
+            if state == "no reply":
+                try:
+                    jpeg = make_jpeg() if make_jpeg else None
+                except ValueError as error:
+                    self.journal.append(request, failed=str(error), state="image")
+                else:
+                    self.ask(request, jpeg)
+                state, value, _ = self.journal.outcome(request, self.args)
+        return state, value
 
     def ask(self, request, jpeg):
-        """Asks until the journal holds a good reply, or --tries bad ones; without a whole one it sets the request aside. Waits longer each time."""
-        args, picture = self.args, base64.b64encode(jpeg).decode()
-        tried, status, reason = self.journal.outcome(request, args.tries)[2], None, ""
+        """Asks until the journal holds a good reply, or --tries unreadable ones. Without a whole
+        reply it sets the request aside. Waits longer from try to try."""
+        args = self.args
+        image = None if jpeg is None else base64.b64encode(jpeg).decode()
+        num_bad = self.journal.outcome(request, args)[2]
+        tried, status, reason, back_off = num_bad, None, "", 0
         while tried < args.tries:
-            if status is not None:
-                self.wait(min(60, args.backoff * 2 ** (tried - 1)) * random.uniform(0.5, 1.5))
-            self.wait(self.pause_until - time.monotonic())
-            format, limit = self.format, self.limit
-            status, headers, payload = self.send(
-                request, jpeg, json.dumps(body_of(request, args, picture, format, limit)).encode()
-            )
+            dialect = self.dialect
+            body = json.dumps(make_body(request, args, image, dialect, num_bad)).encode()
+            try:
+                self.wait(back_off * random.uniform(0.5, 1.5))
+                self.wait(self.pause_until - time.monotonic())
+                status, headers, payload = self.send(request, jpeg, body)
+            except StopRun:
+                # What the server said must not be lost because the run ends for another reason.
+                if reason and status != 200:
+                    self.journal.append(request, failed=reason)
+                raise
+            back_off = min(60, args.backoff * 2**tried)
             tried += 1
+
+            # A whole reply, which is paid for.
             if status == 200:
                 self.understood = True
-                state, reason, _ = self.journal.outcome(request, args.tries)
+                state, reason, num_bad = self.journal.outcome(request, args)
                 if state == "good":
                     self.failures = 0
                     return
+                if state == "malformed":
+                    break
                 continue
-            reason = (
-                f"HTTP {status}: {self.one_line(payload)}" if status else self.one_line(payload)
-            )
-            if status in (0, 408, 409, 425, 429) or status >= 500:
-                if (asked := retry_after(headers)) > PATIENCE:
-                    self.end(
-                        f"the server asks to wait {asked:,.0f} seconds; start the same line again then"
-                    )
-                self.pause_until = max(
-                    self.pause_until, time.monotonic() + asked
-                )  # the limit is for all requests, not for this one
-            elif status not in (400, 413, 415, 422):
-                hints = {
-                    401: f"; is the key in ${args.key_env} right?",
-                    404: "; are --base-url, which mostly ends in /v1, and --model right?",
-                }
-                self.end(f"{args.base_url} answers {reason}{hints.get(status, '')}")
-            elif not self.understood and self.speak_simpler(reason, format, limit):
-                tried, status = tried - 1, None
-            else:
+
+            # None: does waiting help, other words, or nothing?
+            reason = self.one_line(payload)
+            if status:
+                reason = f"HTTP {status}: {reason}"
+            if status in BUSY or status >= 500:
+                self.pause(retry_after(headers))
+            elif status not in REFUSED + NOT_UNDERSTOOD:
+                self.end(f"{args.base_url} answers {reason}{HINTS.get(status, '')}")
+            elif self.understood or status in REFUSED:
                 break
+            elif not self.use_simpler_dialect(request, reason, dialect):
+                break
+            else:
+                tried, back_off = tried - 1, 0
+
         if status != 200:
             self.journal.append(request, failed=reason)
         with self.lock:
             self.failures += 1
-            if self.failures >= 10:
-                self.end(f"10 requests in a row came to nothing, the last one for: {reason}")
+            if self.failures >= MAX_FAILURES:
+                self.end(f"{MAX_FAILURES} requests in a row came to nothing, the last: {reason}")
 
     def send(self, request, jpeg, body):
-        """(status, headers, payload) of one request; a reply is counted and in the journal by then. Status 0: no whole answer came."""
+        """(status, headers, payload) of one request. A reply is counted and in the journal by
+        then. Status 0: no whole answer came."""
         most = self.reserve(request, jpeg)
         try:
             status, headers, payload = self.post(body)
         except (OSError, http.client.HTTPException) as error:
             status, headers, payload = 0, {}, f"{type(error).__name__}: {error}"
+        # Some gateways pass on a server's error as a success.
         if status == 200 and payload.lstrip().startswith(b'{"error"'):
-            status = 502  # some gateways pass a server's error on like this
-        text, fault, tokens = (
-            open_reply(payload, estimate(request, jpeg)) if status == 200 else (None, None, (0, 0))
-        )
-        with self.lock:
-            self.in_flight, self.spent = self.in_flight - most, self.spent + cost(tokens, self.args)
+            status = 502
+
+        tokens = (0, 0)
         if status == 200:
-            self.journal.append(
-                request, text=self.hide(text), fault=self.hide(fault), tokens=tokens
-            )
+            text, fault, tokens = read_completion(payload, estimate_tokens(request, jpeg))
+            if fault != CUT_OFF:
+                fault = self.redact(fault)
+            entry = {"text": self.redact(text), "fault": fault, "tokens": tokens}
+            self.journal.append(request, **entry, max_tokens=self.args.max_tokens)
+        with self.lock:
+            self.in_flight -= most
+            self.spent += price(tokens, self.args)
         return status, headers, payload
 
     def reserve(self, request, jpeg):
-        """Waits for room in the budget for one more request beside those under way; returns what it may cost at most."""
-        args, known = self.args, estimate(request, jpeg)[0]
+        """Waits until the budget has room for one request; returns what it may cost at most."""
+        args = self.args
+        known = estimate_tokens(request, jpeg)[0]
         while True:
             with self.lock:
                 self.wait(0)
                 if args.max_requests is not None and self.sent >= args.max_requests:
                     self.end(f"--max-requests {args.max_requests:,} reached")
-                most = cost(
-                    (
-                        max([known] + [tokens[0] for tokens in self.journal.tokens[-100:]]),
-                        args.max_tokens,
-                    ),
-                    args,
-                )
+
+                # Servers count otherwise than the estimate: the last replies tell how much so.
+                tokens_in = max([known] + [tokens[0] for tokens in self.journal.tokens[-100:]])
+                most = price((tokens_in, args.max_tokens), args)
                 if args.max_cost is None or self.spent + self.in_flight + most <= args.max_cost:
-                    self.sent, self.in_flight = self.sent + 1, self.in_flight + most
+                    self.sent += 1
+                    self.in_flight += most
                     return most
                 if self.in_flight < 1e-12:
                     self.end(
-                        f"--max-cost {args.max_cost:g} reached: {self.spent:.4f} spent, one more request may cost {most:.4f}"
+                        f"--max-cost {args.max_cost:g} reached: {self.spent:.4f} spent, one more "
+                        f"request may cost {most:.4f}"
                     )
-            self.wait(0.05)  # those under way may cost less than the most
+            # The requests on their way may cost less than the most.
+            self.wait(0.05)
 
     def post(self, body):
-        """(status, headers, payload). Raises OSError or HTTPException where no whole answer came in time. Follows no redirect, knows no proxy."""
-        url, deadline = self.url, time.monotonic() + self.args.timeout
+        """(status, headers, payload). OSError or HTTPException if no whole answer came in time.
+        Follows no redirect, so the key never goes to another host; uses no proxy."""
+        url, timeout = self.url, self.args.timeout
+        deadline = time.monotonic() + timeout
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-        connection = kind(url.hostname, url.port, timeout=self.args.timeout)
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {self.secret}"} if self.secret else {}
-        )
+        connection = kind(url.hostname, url.port, timeout=timeout)
+        headers = {"Content-Type": "application/json"}
+        if self.secret:
+            headers["Authorization"] = f"Bearer {self.secret}"
+
         try:
             connection.request("POST", url.path.rstrip("/") + "/chat/completions", body, headers)
             response, payload = connection.getresponse(), b""
-            while len(payload) <= MAX_REPLY and (
-                part := response.read1(1 << 16)
-            ):  # of a longer one no more is read: `open_reply` refuses it
+            # The connection's timeout is one of silence: a reply that drips in never meets it.
+            while len(payload) <= MAX_REPLY_BYTES and (part := response.read1(1 << 16)):
                 payload += part
                 if time.monotonic() > deadline:
                     raise TimeoutError("the answer drips in too slowly")
-            if response.length and len(payload) <= MAX_REPLY:
+            if response.length and len(payload) <= MAX_REPLY_BYTES:
                 raise http.client.IncompleteRead(payload, response.length)
             return response.status, response.headers, payload
         finally:
             connection.close()
 
-    def speak_simpler(self, reason, format, limit):
-        """After a refusal, before any success: goes on to the next way of saying the same. False if there is none."""
+    def use_simpler_dialect(self, request, reason, dialect):
+        """After a refusal, before any success: choose another dialect. False if none is left."""
         with self.lock:
-            if (format, limit) != (self.format, self.limit):
-                return True  # another thread has found out already
-            if "max_completion_tokens" in reason and limit == "max_tokens":
-                self.limit = "max_completion_tokens"
-            elif format != "text":
-                self.format = {"json_schema": "json_object", "json_object": "text"}[format]
-            else:
+            # Another thread may have chosen one meanwhile.
+            if dialect != self.dialect:
+                return True
+            self.refused_dialects.add(dialect.seen_in(request))
+            left = [d for d in DIALECTS if d.seen_in(request) not in self.refused_dialects]
+            # It was not the dialect: the next request begins anew with the first one.
+            if not left:
+                self.dialect, self.wants_new_limit = DIALECTS[0], False
+                self.refused_dialects.clear()
                 return False
-        tqdm.write(
-            f"the server refuses the request ({reason}): trying {self.limit}, {self.format}",
-            file=sys.stderr,
-        )
+
+            if re.search("max_completion_tokens|temperature|unsupported.parameter", reason):
+                self.wants_new_limit = True
+            if self.wants_new_limit:
+                left.sort(key=lambda d: d.temperature)  # stable: those without one come first
+            self.dialect = left[0]
+        what = ", ".join(self.dialect[:2])
+        tqdm.write(f"the server refuses the request ({reason}): trying {what}", file=sys.stderr)
         return True
 
+    def pause(self, seconds):
+        """The server's wish to wait holds for all requests, not for this one only."""
+        if seconds > MAX_RETRY_AFTER:
+            self.end(f"the server asks to wait {seconds:,.0f} seconds; run the same command then")
+        self.pause_until = max(self.pause_until, time.monotonic() + seconds)
+
     def end(self, why):
-        """Nothing more is sent; every thread stops, for the same reason."""
-        self.why = self.why if self.stop.is_set() else why
+        """Nothing more is sent; all threads stop, for the same reason."""
+        if not self.stop.is_set():
+            self.why = why
         self.stop.set()
-        raise Stop(self.why)
+        raise StopRun(self.why)
 
     def wait(self, seconds):
         if self.stop.wait(max(0, seconds)):
-            raise Stop(self.why)
+            raise StopRun(self.why)
 
-    def hide(self, text):
+    def redact(self, text):
+        """The text without the key."""
         return text.replace(self.secret, "***") if self.secret and text else text
 
     def one_line(self, text):
-        """What a server or an exception says, fit to be printed: short, without control characters, without the key."""
-        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        """What a server or an exception says, fit to print: short, printable, without the key."""
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "replace")
         try:
             text = json.loads(text)["error"]["message"]
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
-        return self.hide("".join(c if c.isprintable() else " " for c in str(text)[:2000]))[
-            :200
-        ].strip()
-
-
-def check_url(base, insecure):
-    url = urlsplit(base)
-    if (
-        url.scheme not in ("http", "https")
-        or not url.hostname
-        or url.query
-        or url.fragment
-        or "@" in url.netloc
-    ):
-        raise ValueError(
-            "--base-url must look like https://host/v1, without a name, key or query in it"
-        )
-    try:
-        local = url.hostname == "localhost" or ipaddress.ip_address(url.hostname).is_loopback
-    except ValueError:
-        local = False
-    if url.scheme == "http" and not local and not insecure:
-        raise ValueError(
-            f"--base-url {base} is neither https nor this machine: pictures and key would travel in the open; --insecure allows it"
-        )
-    return url
+        printable = "".join(c if c.isprintable() else " " for c in str(text)[:2000])
+        return self.redact(printable)[:200].strip()
 
 
 def retry_after(headers):
-    """Seconds that the header asks for, given as a number or a date; 0 where it says nothing of use."""
+    """Seconds that the header asks for, as a number or a date; 0 if it says nothing of use."""
     value = (headers.get("Retry-After") or "").strip()
     try:
-        return (
-            float(value)
-            if re.fullmatch(r"\d{1,9}(\.\d+)?", value)
-            else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        )
+        if re.fullmatch(r"\d{1,9}(\.\d+)?", value):
+            return float(value)
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return 0.0
 
 
-def open_reply(payload, guess):
-    """(text, fault, [tokens in, out]) of a server's answer: what the model wrote, why that can't be used, what it cost (a guess if it doesn't say)."""
-    text, fault, used = None, None, None
+def read_completion(payload, guess):
+    """A server's answer -> (text, fault, [tokens in, tokens out]): what the model wrote, why that
+    can't be used, and what it cost (the guess if the server does not say)."""
+    text, fault, usage = None, None, None
     try:
-        if len(payload) > MAX_REPLY:
-            return None, f"longer than {MAX_REPLY:,} bytes", list(guess)
+        if len(payload) > MAX_REPLY_BYTES:
+            return None, f"longer than {MAX_REPLY_BYTES:,} bytes", list(guess)
         reply = json.loads(payload)
-        used, choice = reply.get("usage"), reply["choices"][0]
-        text = choice["message"].get("content")
-        if choice["message"].get("role", "assistant") != "assistant":
+        usage, choice = reply.get("usage"), reply["choices"][0]
+        message = choice["message"]
+        text = join_parts(message.get("content")) or join_parts(message.get("refusal"))
+        if message.get("role", "assistant") != "assistant":
             fault = "the message is not the assistant's"
         elif choice.get("finish_reason") == "length":
-            fault = "cut off: --max-tokens or the server's context is too small"
-        elif not isinstance(text, str) or not text.strip():
-            thought = choice["message"].get("reasoning_content") or choice["message"].get(
-                "reasoning"
-            )
-            fault = f"no text: {str(choice['message'].get('refusal') or ('only reasoning; turn it off' if thought else 'empty'))[:200]}"
+            fault = CUT_OFF
+        elif not text.strip():
+            thought = message.get("reasoning_content") or message.get("reasoning")
+            fault = "no text: only reasoning; turn it off" if thought else "no text: empty"
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         fault = f"not a chat completion: {payload[:150].decode('utf-8', 'replace')!r}"
-    counts = [
-        used.get(name) if isinstance(used, dict) else None
-        for name in ("prompt_tokens", "completion_tokens")
-    ]
-    return (
-        text if isinstance(text, str) else None,
-        fault,
-        [n if type(n) is int and 0 <= n < 10**8 else g for n, g in zip(counts, guess)],
-    )
+
+    # Some servers count wrong, or not at all.
+    tokens = list(guess)
+    for i, name in enumerate(("prompt_tokens", "completion_tokens")):
+        count = usage.get(name) if isinstance(usage, dict) else None
+        if type(count) is int and 0 <= count < 10**8:
+            tokens[i] = count
+    return text, fault, tokens
+
+
+def join_parts(content):
+    """A message's content as one string: some providers send a list of parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+# ------------------------------------------------------------------------------------ a run
+def run_jobs(jobs, endpoint):
+    """Runs functions without arguments that ask `endpoint`, --concurrency at a time. Returns why
+    it ended early, or None."""
+    why = None
+    bar = tqdm(total=len(jobs), unit="request", disable=None)
+    pool = ThreadPoolExecutor(endpoint.args.concurrency)
+    try:
+        for future in as_completed([pool.submit(job) for job in jobs]):
+            future.result()
+            bar.update()
+            if has_prices(endpoint.args):
+                bar.set_postfix_str(f"cost {endpoint.spent:.4f}")
+    except (StopRun, KeyboardInterrupt) as stopped:
+        why = str(stopped) or "interrupted"
+        print(f"\n{why}: waiting for the replies under way (Ctrl-C: don't wait)", file=sys.stderr)
+    finally:
+        # Replies that are under way are paid for, so they are waited for.
+        endpoint.stop.set()
+        try:
+            pool.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:
+            os._exit(130)
+        bar.close()
+    return why
+
+
+def print_troubles(troubles):
+    """Prints the most frequent of [(state, reason)]: why requests came to nothing."""
+    counts = Counter(trouble for trouble in troubles if trouble[1] != NOT_ASKED)
+    for (state, reason), n in counts.most_common(3):
+        print(f"  {state}, {n:,} times: {reason}")
+
+
+# ------------------------------------------------------------------------------------ options
+def check_url(base_url, insecure):
+    """The parsed address. ValueError if it is none, or would send image and key in the open."""
+    url = urlsplit(base_url)
+    is_web = url.scheme in ("http", "https") and url.hostname
+    if not is_web or url.query or url.fragment or "@" in url.netloc:
+        raise ValueError(
+            "--base-url must look like https://host/v1, without a name, key or query in it"
+        )
+    if url.scheme == "http" and not is_local(url) and not insecure:
+        raise ValueError(
+            f"--base-url {base_url} is neither https nor this machine: images and key would "
+            "travel in the open; --insecure allows it"
+        )
+    return url
+
+
+def is_local(url):
+    """Whether a parsed address is this machine's."""
+    try:
+        return url.hostname == "localhost" or ipaddress.ip_address(url.hostname).is_loopback
+    except ValueError:
+        return False
+
+
+def check_options(args):
+    """Returns the API key, "" if it is not set. ValueError if options can't work together."""
+    check_url(args.base_url, args.insecure)
+    if args.max_cost is not None and not has_prices(args):
+        raise ValueError("--max-cost needs --price-in and --price-out (per million tokens)")
+    key = os.environ.get(args.key_env, "").strip()
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError(f"${args.key_env} does not hold a key: no header can carry its characters")
+    return key
+
+
+def at_least(least, kind=int):
+    """An argparse type: a number, not below `least`."""
+
+    def number(text):
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise ArgumentTypeError(f"{text}: must be {least} or more")
+        return value
+
+    return number
+
+
+def add_client_arguments(parser, tries=5, max_tokens=3000):
+    """The options of a run that asks a server."""
+    add = parser.add_argument
+    amount = {"type": at_least(0, float), "metavar": "AMOUNT"}
+    add("--base-url", required=True, help="the server's address, without /chat/completions")
+    add("--model", required=True, help="the model's name on the server")
+    add("--key-env", default="OPENAI_API_KEY", help="environment variable with the key")
+    add("--insecure", action="store_true", help="allow http to another machine")
+    add("--max-requests", type=at_least(0), help="stop after so many in this run")
+    add("--max-cost", **amount, help="for the whole journal, earlier runs included")
+    add("--price-in", **amount, help="per million tokens sent")
+    add("--price-out", **amount, help="per million tokens received")
+    add("--concurrency", type=at_least(1), default=4, help="requests at a time (default: 4)")
+    add("--timeout", type=at_least(0.01, float), default=600, help="seconds (default: 600)")
+    add("--tries", type=at_least(1), default=tries, help=f"of a request (default: {tries})")
+    add("--backoff", type=at_least(0, float), default=1, help="seconds before the second try")
+    add("--max-tokens", type=at_least(1), default=max_tokens, help=f"of a reply ({max_tokens})")

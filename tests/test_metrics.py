@@ -1,4 +1,5 @@
-"""What an answer is worth: against hand-worked and published numbers. Statistics: against closed forms, tables and simulations."""
+"""Scores of answers: against hand-worked and published numbers. Statistics: against closed forms,
+tables and simulations."""
 
 import json
 import math
@@ -7,38 +8,41 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation_helpers import make_question, score_answers
 
-import evaluation.metrics as metrics
+from evaluation import metrics
+from evaluation.questions import read_file
+from evaluation.scores import FAMILIES, accuracy_rows, metric_rows
 
 DATA = Path(os.environ.get("XLLAVA_DATA", "/nowhere"))
 
 
-def about(pictures, each=1):
-    """`each` questions about each of some pictures."""
-    return [{"split": "s", "id": i, "image": f"{i // each}.png"} for i in range(pictures * each)]
+def about(images, each=1):
+    """`each` questions about each of some images."""
+    return [make_question("a", id=i, image=f"{i // each}.png") for i in range(images * each)]
 
 
-# ---------------------------------------------------------------------------------------------- answers
+# ------------------------------------------------------------------------------------ answers
 def test_answers_that_differ_in_form_only_are_equal():
     assert metrics.normalise(" At the  TOP. ") == metrics.normalise("at the top")
-    assert metrics.normalise("\u1112\u1161\u11ab") == metrics.normalise("한"), (
-        "decomposed and composed Hangul"
-    )
-    assert metrics.normalise("红色。") == "红色" and metrics.normalise(
-        "a cat"
-    ) != metrics.normalise("cat")
+    decomposed = "\u1112\u1161\u11ab"
+    assert metrics.normalise(decomposed) == metrics.normalise("한")
+    assert metrics.normalise("a\u00a0cat\u3000there") == "a cat there", "any kind of space"
+    assert metrics.normalise("红色。") == "红色"
+    assert metrics.normalise("a cat") != metrics.normalise("cat")
 
 
 def test_vqa_accuracy_is_the_mean_over_leaving_each_annotator_out():
     truths = ["cat"] * 3 + ["dog"] * 7
     assert metrics.vqa_accuracy("cat", truths) == pytest.approx((3 * 2 / 3 + 7 * 1) / 10, abs=1e-12)
     assert metrics.vqa_accuracy("dog", truths) == 1 and metrics.vqa_accuracy("cow", truths) == 0
-    assert metrics.vqa_accuracy("A cat.", ["cat"] + ["dog"] * 9) == pytest.approx(9 / 30, abs=1e-12)
+    one_in_ten = ["cat"] + ["dog"] * 9
+    assert metrics.vqa_accuracy("A cat.", one_in_ten) == pytest.approx(9 / 30, abs=1e-12)
     assert metrics.vqa_accuracy("Cat.", ["cat"] * 10) == 1, (
-        "an answer is normalised before the authors' tool sees it"
+        "an answer is normalised before the authors' tool gets it"
     )
     assert metrics.vqa_accuracy("the cat", ["the cat"] * 10) == 0, (
-        "which takes truths as they are where annotators agree"
+        "which leaves truths as they are where annotators agree"
     )
     assert metrics.vqa_accuracy(" cat\n", ["cat"] * 10) == 1
 
@@ -62,6 +66,7 @@ def test_vqa_accuracy_is_the_mean_over_leaving_each_annotator_out():
         ("y'alld've", "y'all'd've"),
         ("youdve", "youdve"),
         ("its", "its"),
+        ("somebody'd", "somebodyd"),
         ("x" + "." * 40, "x" + "." * 8),
     ],
 )
@@ -69,86 +74,79 @@ def test_vqa_normalisation_is_the_authors(text, want):
     assert metrics.vqa_normalise(text) == want
 
 
-def test_pope_reads_answers_as_its_authors_do_and_korean_and_chinese_by_their_negations():
-    yes = lambda answer, language="en": metrics.says_yes(answer, language)
-    assert (
-        yes("Yes, there is.")
-        and yes("yes. no")
-        and not yes("No, there isn't.")
-        and not yes("There is not one")
-        and yes("Nothing")
+def test_pope_reads_answers_as_its_authors_do():
+    for answer in ("Yes, there is.", "yes. no", "Nothing"):
+        assert metrics.says_yes(answer, "en")
+    for answer in ("No, there isn't.", "There is not one"):
+        assert not metrics.says_yes(answer, "en")
+    assert not metrics.says_yes("Yes, there is no doubt", "en"), (
+        "the authors' quirk, kept so that numbers can be compared"
     )
-    assert not yes("Yes, there is no doubt"), "the authors' quirk, kept for comparability"
-    assert yes("네, 있어요", "ko") and not yes("아니요", "ko") and not yes("없어요", "ko")
-    assert (
-        yes("네, 고양이가 보입니다. 개는 없습니다.", "ko")
-        and not yes("그림에 고양이가 없습니다.", "ko")
-        and not yes("자전거가 보이지 않습니다", "ko")
-        and not yes("No, there is no cat.", "ko")
-    )
-    assert yes("有", "zh") and yes("是的", "zh") and not yes("不是", "zh") and not yes("没有", "zh")
-    assert (
-        yes("图中有一只猫。没有狗。", "zh")
-        and not yes("图中没有猫。", "zh")
-        and not yes("No", "zh")
-    )
+
+
+def test_pope_reads_korean_and_chinese_answers_by_their_negations():
+    for answer in ("네, 있어요", "네, 고양이가 보입니다. 개는 없습니다."):
+        assert metrics.says_yes(answer, "ko")
+    for answer in (
+        "아니요",
+        "없어요",
+        "그림에 고양이가 없습니다.",
+        "자전거가 보이지 않습니다",
+        "No, no cat.",
+    ):
+        assert not metrics.says_yes(answer, "ko")
+    for answer in ("有", "是的", "图中有一只猫。没有狗。"):
+        assert metrics.says_yes(answer, "zh")
+    for answer in ("不是", "没有", "图中没有猫。", "No"):
+        assert not metrics.says_yes(answer, "zh")
 
 
 def test_character_f1_is_korquads():
     assert metrics.character_f1("고양이가", "고양이는") == pytest.approx(3 / 4)
     assert metrics.character_f1("빨간 고양이", "빨간고양이") == 1, "spaces don't count"
-    assert (
-        metrics.character_f1("《홍길동전》", "홍길동전.") == 1
-        and metrics.character_f1("红色的猫。", "红色的猫") == 1
-    )
+    assert metrics.character_f1("《홍길동전》", "홍길동전.") == 1
+    assert metrics.character_f1("红色的猫。", "红色的猫") == 1
     assert metrics.character_f1("猫", "红色的猫") == pytest.approx(2 * 1 * 0.25 / 1.25)
     assert metrics.character_f1("가가가", "가") == pytest.approx(0.5), (
-        "a character that is said three times is right once"
+        "a character that is there three times is right once"
     )
     assert metrics.character_f1("", "가") == metrics.character_f1("나", "가") == 0
 
 
 def test_chrf_is_the_published_one():
-    # sacrebleu's own tests (beta 3, runs that a text is too short for left out; spaces count there, so they are replaced by a letter here)
-    spaced = lambda text: text.replace(" ", "␣")
-    assert metrics.chrf(
-        spaced("Die Beziehung zwischen Obama und Netanjahu ist nicht gerade freundlich."),
-        spaced("Das Verhältnis zwischen Obama und Netanyahu ist nicht gerade freundschaftlich."),
-        beta=3,
-    ) == pytest.approx(0.673481606, abs=1e-6)
-    assert metrics.chrf(
-        spaced(
-            "risk assessment must be made of those who are qualified and expertise in the sector - these are the scientists ."
+    # sacrebleu's own tests: beta 3, runs that a text is too short for left out. Spaces count there,
+    # so a letter replaces them here.
+    for answer, reference, want in (
+        (
+            "Die Beziehung zwischen Obama und Netanjahu ist nicht gerade freundlich.",
+            "Das Verhältnis zwischen Obama und Netanyahu ist nicht gerade freundschaftlich.",
+            0.673481606,
         ),
-        spaced(
-            "risk assessment has to be undertaken by those who are qualified and expert in that area - that is the scientists ."
+        (
+            "risk assessment must be made of those who are qualified and expertise in the sector"
+            " - these are the scientists .",
+            "risk assessment has to be undertaken by those who are qualified and expert in that "
+            "area - that is the scientists .",
+            0.652414427,
         ),
-        beta=3,
-    ) == pytest.approx(0.652414427, abs=1e-6)
-    assert (
-        metrics.chrf("a b c", "abc") == 1
-        and metrics.chrf("aa", "ab") == pytest.approx(0.25)
-        and metrics.chrf("", "c") == 0
-    )
+    ):
+        answer, reference = answer.replace(" ", "␣"), reference.replace(" ", "␣")
+        assert metrics.chrf(answer, reference, beta=3) == pytest.approx(want, abs=1e-6)
+    assert metrics.chrf("a b c", "abc") == 1 and metrics.chrf("", "c") == 0
+    assert metrics.chrf("aa", "ab") == pytest.approx(0.25)
     # runs of one: P 1, R 2/3; of two: P 1, R 1/2; mean P 1, R 7/12; F2 = 5PR / (4P + R)
     assert metrics.chrf("ab", "abc") == pytest.approx(5 * 7 / 12 / (4 + 7 / 12))
 
 
-# ---------------------------------------------------------------------------------------------- statistics
+# ------------------------------------------------------------------------------------ statistics
 def test_students_t_is_the_tables():
-    for df, want in (
-        (1, 12.7062),
-        (2, 4.30265),
-        (5, 2.57058),
-        (30, 2.04227),
-        (1000, 1.96234),
-        (1e6, 1.95996),
-    ):
+    table = {1: 12.7062, 2: 4.30265, 5: 2.57058, 30: 2.04227, 1000: 1.96234, 1e6: 1.95996}
+    for df, want in table.items():
         assert metrics.t_quantile(df) == pytest.approx(want, rel=2e-5)
 
 
 def test_wilsons_interval_is_the_published_one():
-    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611; 1 of 29 gives 0.0061 to 0.1718.
+    # Newcombe 1998, table I
     for right, n, low, high in (
         (81, 263, 0.2553, 0.3662),
         (0, 20, 0.0, 0.1611),
@@ -162,67 +160,63 @@ def test_the_bootstrap_of_a_mean_is_students_interval():
         x = np.random.default_rng(n).normal(0.5, 0.1, n)
         value, low, high = metrics.bootstrap(np.stack([x, np.ones(n)], axis=1))
         half = metrics.t_quantile(n - 1) * x.std(ddof=1) / math.sqrt(n)
-        assert value == pytest.approx(x.mean()) and (high - low) / 2 == pytest.approx(
-            half, rel=0.06
-        )
+        assert value == pytest.approx(x.mean())
+        assert (high - low) / 2 == pytest.approx(half, rel=0.06)
 
 
-@pytest.mark.parametrize("pictures, each", [(8, 3), (80, 6)])
-def test_the_interval_holds_the_truth_95_times_in_a_hundred_where_questions_share_pictures(
-    pictures, each
+@pytest.mark.parametrize("images, each", [(8, 3), (80, 6)])
+def test_the_interval_holds_the_truth_95_times_in_a_hundred_where_questions_share_images(
+    images, each
 ):
-    rng, hits, naive, runs = np.random.default_rng(pictures), 0, 0, 2000
+    rng, hits, naive, runs = np.random.default_rng(images), 0, 0, 2000
     for run in range(runs):
-        # each picture is easy or hard; a smooth score keeps few pictures from giving a handful of possible means
-        score = np.clip(
-            0.6 + rng.normal(0, 0.12, pictures)[:, None] + rng.normal(0, 0.1, (pictures, each)),
-            0,
-            1,
-        )
-        _, low, high = metrics.bootstrap(np.stack([score.sum(1), np.full(pictures, each)], axis=1))
+        # Each image is easy or hard. A smooth score: else few images have a handful of means.
+        difficulty = rng.normal(0, 0.12, images)[:, None]
+        score = np.clip(0.6 + difficulty + rng.normal(0, 0.1, (images, each)), 0, 1)
+        _, low, high = metrics.bootstrap(np.stack([score.sum(1), np.full(images, each)], axis=1))
         hits += low <= 0.6 <= high
         if run < 300:
             _, low, high = metrics.bootstrap(np.stack([score.ravel(), np.ones(score.size)], axis=1))
             naive += low <= 0.6 <= high
     assert 0.93 <= hits / runs <= 0.97
     assert naive / 300 < 0.9, (
-        "as if questions were independent: too narrow, which is what the test must be able to see"
+        "as if questions were independent: too narrow, which this test must be able to show"
     )
 
 
 def test_the_interval_of_right_and_wrong_answers_holds_too():
     rng, hits = np.random.default_rng(1), 0
     for _ in range(2000):
-        right = rng.binomial(5, rng.beta(8, 2, 100))  # 100 pictures of 5 questions, mean 0.8
+        right = rng.binomial(5, rng.beta(8, 2, 100))  # 100 images of 5 questions, mean 0.8
         _, low, high = metrics.bootstrap(np.stack([right, np.full(100, 5)], axis=1))
         hits += low <= 0.8 <= high
     assert 0.93 <= hits / 2000 <= 0.97
 
 
-def test_where_nothing_varies_the_interval_is_wilsons_over_pictures():
-    columns = metrics.by_picture(about(20, each=4), np.zeros(80))
+def test_where_nothing_varies_the_interval_is_wilsons_over_images():
+    columns = metrics.sums_per_image(about(20, each=4), np.zeros(80))
     assert metrics.bootstrap(columns) == (0, *metrics.wilson(0, 20))
 
 
-def test_pictures_are_the_unit_and_splits_keep_theirs_apart():
-    questions = [{"split": s, "id": i, "image": "0.png"} for s in "ab" for i in range(3)] + [
-        {"split": "a", "id": 9, "image": None}
+def test_images_are_the_unit_and_splits_keep_theirs_apart():
+    questions = [
+        make_question("a", split=split, id=i, image="0.png") for split in "ab" for i in range(3)
     ]
-    assert metrics.by_picture(questions, np.arange(7.0)).tolist() == [[3, 3], [12, 3], [6, 1]]
+    questions.append(make_question("a", split="a", id=9))
+    sums = metrics.sums_per_image(questions, np.arange(7.0))
+    assert sums.tolist() == [[3, 3], [12, 3], [6, 1]]
 
 
-def test_few_pictures_get_the_exact_permutation_p_and_many_the_sign_tests():
-    assert metrics.permutation_p([1] * 9 + [-1]) == pytest.approx(2 * (1 + 10) / 2**10), (
-        "the two-sided sign test"
-    )
+def test_few_images_get_the_exact_permutation_p_and_many_the_sign_tests():
+    sign_test = 2 * (1 + 10) / 2**10
+    assert metrics.permutation_p([1] * 9 + [-1]) == pytest.approx(sign_test)
     assert metrics.permutation_p([0, 0, 0]) == 1 and metrics.permutation_p([3]) == 1
     assert metrics.permutation_p([2, 1, 1]) == pytest.approx(2 / 8)
-    exact = (
-        2 * sum(math.comb(44, k) for k in range(15)) / 2**44
-    )  # McNemar's exact test: 30 against 14
-    assert metrics.permutation_p([1] * 30 + [-1] * 14) == pytest.approx(
-        exact, abs=4 * math.sqrt(exact / 10_000)
-    )
+    # McNemar's exact test: 30 against 14
+    exact = 2 * sum(math.comb(44, k) for k in range(15)) / 2**44
+    sampling_error = math.sqrt(exact / 10_000)
+    got = metrics.permutation_p([1] * 30 + [-1] * 14)
+    assert got == pytest.approx(exact, abs=4 * sampling_error)
 
 
 def test_equal_models_are_told_apart_5_times_in_a_hundred():
@@ -240,69 +234,58 @@ def test_holms_correction_is_the_hand_worked_one():
 
 def test_a_model_against_itself_is_no_difference():
     scores = np.random.default_rng(0).integers(0, 2, 60)
-    row = metrics.paired(about(20, 3), scores, scores)
-    assert (row["difference"], row["low"], row["high"], row["effect"], row["p"]) == (
-        0,
-        0,
-        0,
-        0,
-        1,
-    ) and row["pictures"] == 20
+    row = metrics.paired_comparison(about(20, 3), scores, scores)
+    assert [row[key] for key in ("difference", "low", "high", "effect", "p")] == [0, 0, 0, 0, 1]
+    assert row["images"] == 20
 
 
 def test_a_known_difference_is_found_with_its_size():
     rng = np.random.default_rng(0)
     b = rng.normal(0.5, 0.1, 400)
     a = b + rng.normal(0.05, 0.1, 400)
-    row, d = metrics.paired(about(400), a, b), a - b
-    assert row["difference"] == pytest.approx(d.mean()) and row["effect"] == pytest.approx(
-        d.mean() / d.std(ddof=1)
+    row, d = metrics.paired_comparison(about(400), a, b), a - b
+    assert row["difference"] == pytest.approx(d.mean()) and row["p"] < 0.001
+    assert row["effect"] == pytest.approx(d.mean() / d.std(ddof=1))
+    half = 1.96 * d.std(ddof=1) / 20
+    assert (row["high"] - row["low"]) / 2 == pytest.approx(half, rel=0.06)
+
+
+def test_what_json_lacks_becomes_null(tmp_path):
+    metrics.write_results(
+        tmp_path / "r.json", {"rows": [{"low": -math.inf, "high": (math.nan, 1)}]}
     )
-    assert (row["high"] - row["low"]) / 2 == pytest.approx(
-        1.96 * d.std(ddof=1) / 20, rel=0.06
-    ) and row["p"] < 0.001
+    text = (tmp_path / "r.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"rows": [{"low": None, "high": [None, 1]}]}
 
 
-# ---------------------------------------------------------------------------------------------- on the public files
+# ------------------------------------------------------------------------------------ public files
 @pytest.mark.skipif(
     not (DATA / "eval/pope").is_dir(), reason="set XLLAVA_DATA to a folder with eval/pope"
 )
 @pytest.mark.parametrize("name", ["random", "popular", "adversarial"])
 def test_popes_figures_are_those_of_its_authors_counting(name):
-    from evaluation.answer import further_scores, read_file, score
-
-    questions = read_file(DATA / f"eval/pope/coco_pope_{name}.json")
+    path = DATA / f"eval/pope/coco_pope_{name}.json"
+    questions = read_file(path)
     assert len(questions) > 2900
-    rng, tp, fp, tn, fn, answers = np.random.default_rng(0), 0, 0, 0, 0, []
-    for line in open(DATA / f"eval/pope/coco_pope_{name}.json"):
+    choices = ["Yes, there is.", "yes", "No, there is not.", "no"]
+    choices += ["No. Yes.", "I see, not one", "There isn't", "Yes. no"]
+    rng, answers = np.random.default_rng(0), []
+    tp = fp = tn = fn = 0
+    for line in path.read_text(encoding="utf-8").splitlines():
         label = json.loads(line)["label"]
-        answer = rng.choice(
-            [
-                "Yes, there is.",
-                "yes",
-                "No, there is not.",
-                "no",
-                "No. Yes.",
-                "I see, not one",
-                "There isn't",
-                "Yes. no",
-            ]
-        )
-        answers.append(str(answer))
-        first = str(answer).partition(".")[0].replace(",", "").split(" ")
-        no = any(word in first for word in ("No", "not", "no"))
-        tp, fp, tn, fn = (
-            tp + (not no and label == "yes"),
-            fp + (not no and label == "no"),
-            tn + (no and label == "no"),
-            fn + (no and label == "yes"),
-        )
+        answer = str(rng.choice(choices))
+        answers.append(answer)
+        first = answer.partition(".")[0].replace(",", "").split(" ")
+        says_no = any(word in first for word in ("No", "not", "no"))
+        tp += not says_no and label == "yes"
+        fp += not says_no and label == "no"
+        tn += says_no and label == "no"
+        fn += says_no and label == "yes"
+
     precision, recall = tp / (tp + fp), tp / (tp + fn)
-    got = {
-        r["metric"]: r["value"]
-        for r in further_scores("full", questions, answers)
-        if r["language"] == "all"
-    }
+    scores = score_answers(questions, answers)
+    rows = metric_rows("full", questions, scores, FAMILIES)
+    got = {row["metric"]: row["value"] for row in rows if row["language"] == "all"}
     want = {
         "POPE precision": precision,
         "POPE recall": recall,
@@ -310,9 +293,7 @@ def test_popes_figures_are_those_of_its_authors_counting(name):
         "POPE yes_ratio": (tp + fp) / len(answers),
     }
     assert got == pytest.approx(want, abs=1e-9)
-    accuracy = next(
-        r for r in score("full", questions, answers) if r["language"] == r["kind"] == "all"
-    )
-    assert accuracy["accuracy"] == pytest.approx((tp + tn) / len(answers), abs=1e-9) and accuracy[
-        "n"
-    ] == len(questions)
+    rows = accuracy_rows("full", questions, scores)
+    (whole,) = [row for row in rows if row["language"] == row["kind"] == "all"]
+    assert whole["n"] == len(questions)
+    assert whole["accuracy"] == pytest.approx((tp + tn) / len(answers), abs=1e-9)

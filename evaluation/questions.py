@@ -1,0 +1,251 @@
+"""Questions about images, read from the files in which they are published.
+
+conversations   LLaVA JSON or JSON Lines, the demo's too: each turn is one question, asked
+                after the reference answers of the turns before it
+POPE            JSON Lines of {"question_id", "image", "text", "label": "yes" or "no"}
+GQA, xGQA       {id: {"question", "imageId", "answer", "types"}}; xGQA's answers are English
+VQAv2           {"questions": […]}, and a file of annotations with ten answers each
+"""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import data
+from generate import question_parts
+from vocabulary.files import read_json
+from vocabulary.scripts import guess_language
+
+XGQA_LANGUAGES = "en|ko|zh|de|pt|ru|id|bn"
+
+
+@dataclass
+class Question:
+    """A question with its reference, its prompt and, later, the model's answers."""
+
+    split: str  # the file's name
+    id: str | int  # of the record
+    language: str
+    kind: str  # a group of questions in tables; it may have several skills
+    question: str
+    truth: str | list  # the reference answer; VQAv2: ten of them
+    skill: str = ""  # default: the kind
+    metric: str = "exact"  # how metrics.score_answer scores it: exact, caption, pope or vqa
+    image: str | list | None = None  # as the record has it
+    turn: int = 0  # 0: the first question of the record
+
+    full: str | None = None  # the model's answer
+    blind: str | None = None  # its answer without the image
+
+    turns: list = field(default_factory=list)  # for data.encode_chat; the last answer is None
+    image_paths: list = field(default_factory=list)
+    prompt: list = field(default_factory=list)  # token ids
+    blind_prompt: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.skill = self.skill or self.kind
+
+
+def question_name(question):
+    """What identifies a question in answer files."""
+    parts = [getattr(question, key) for key in "split id image turn question".split()]
+    return json.dumps(parts, ensure_ascii=False)
+
+
+def reference_answer(question):
+    """The reference; of ten annotators' answers the most frequent."""
+    if isinstance(question.truth, str):
+        return question.truth
+    return Counter(question.truth).most_common(1)[0][0]
+
+
+def read_file(path, images=None, annotations=None):
+    """The questions of one file, not yet encoded. ValueError with file, record and reason."""
+    path = Path(path)
+    folder = Path(images) if images else path.parent
+    content = read_object(path)
+    try:
+        # VQAv2 and GQA are one object, POPE and LLaVA are records.
+        if isinstance(content.get("questions"), list):
+            return read_vqa(path, content, folder, annotations)
+        if content and all(isinstance(q, dict) and "imageId" in q for q in content.values()):
+            return read_gqa(path, content, folder)
+
+        questions = []
+        for number, record in enumerate(data.read_records(path)):
+            if {"text", "label", "image"} <= record.keys():
+                questions.append(read_pope(path, number, record, folder))
+            else:
+                questions += read_conversation(path, number, record, folder)
+        return questions
+    except KeyError as error:
+        raise ValueError(f"{path}: a question has no {error}") from None
+
+
+def read_object(path):
+    """A file's JSON object; {} if it is anything else."""
+    # Large lists of records are not parsed here.
+    content = path.read_bytes() if path.is_file() else b""
+    if content.lstrip()[:1] != b"{":
+        return {}
+    try:
+        return json.loads(content)
+    except ValueError:
+        return {}
+
+
+def public_question(path, folder, image, text, **fields):
+    """A question of a public file: one turn, one image."""
+    return Question(
+        split=path.stem,
+        language=language_of(path, text),
+        question=text,
+        image=image,
+        image_paths=[str(folder / image)],
+        turns=[(question_parts(text, 1), None)],
+        **fields,
+    )
+
+
+def language_of(path, text):
+    """By the file's or its folder's name (xgqa/ko/…, …_ko.json), else by the script."""
+    named = re.findall(rf"(?<![a-z])({XGQA_LANGUAGES})(?=[/._-])", "/".join(path.parts[-2:]))
+    return named[-1] if named else guess_language(text)
+
+
+def read_vqa(path, content, folder, annotations):
+    """VQAv2."""
+    if not annotations:
+        raise ValueError(f"{path}: VQA questions need --annotations, the file of their answers")
+    answers = read_json(annotations)
+    if not isinstance(answers, dict) or "annotations" not in answers:
+        raise ValueError(f"{annotations}: no annotations in it")
+
+    answers = {answer["question_id"]: answer for answer in answers["annotations"]}
+    numbers = [question["question_id"] for question in content["questions"]]
+    missing = [number for number in numbers if number not in answers]
+    if missing:
+        raise ValueError(
+            f"{annotations}: no annotation for {len(missing):,} of the questions, as {missing[0]}"
+        )
+
+    return [
+        public_question(
+            path,
+            folder,
+            f"COCO_{content['data_subtype']}_{question['image_id']:012}.jpg",
+            question["question"],
+            id=number,
+            kind=answers[number]["answer_type"],
+            metric="vqa",
+            truth=[answer["answer"] for answer in answers[number]["answers"]],
+        )
+        for number, question in zip(numbers, content["questions"])
+    ]
+
+
+def read_gqa(path, content, folder):
+    """GQA and xGQA."""
+    return [
+        public_question(
+            path,
+            folder,
+            f"{question['imageId']}.jpg",
+            question["question"],
+            id=number,
+            kind=question.get("types", {}).get("structural", "?"),
+            truth=question["answer"],
+        )
+        for number, question in content.items()
+    ]
+
+
+def read_pope(path, number, record, folder):
+    """One line of a POPE file."""
+    if record["label"] not in ("yes", "no"):
+        raise ValueError(
+            f"{path}: record {number}: the label is {record['label']!r}, must be yes or no"
+        )
+    return public_question(
+        path,
+        folder,
+        record["image"],
+        record["text"],
+        id=record["question_id"],
+        kind="yes_no",
+        metric="pope",
+        truth=record["label"],
+    )
+
+
+def read_conversation(path, number, record, folder):
+    """The turns of a LLaVA record."""
+    try:
+        turns, names = data.read_turns(record), data.image_files(record)
+        num_tokens = sum(len(parts) - 1 for parts, _ in turns)
+        if num_tokens != len(names):
+            raise ValueError(f"{num_tokens} {data.IMAGE_TOKEN} token(s) for {len(names)} image(s)")
+    except ValueError as error:
+        raise ValueError(f"{path}: record {number} (id {record.get('id')!r}): {error}") from None
+
+    kind = record.get("kind", "?")
+    return [
+        Question(
+            split=path.stem,
+            id=record.get("id", number),
+            image=record.get("image"),
+            turn=turn,
+            language=record.get("language", "?"),
+            kind=kind,
+            skill=record.get("skill", kind),
+            metric="caption" if kind == "caption" else "exact",
+            question=parts[-1].strip(),
+            truth=answer,
+            turns=[*turns[:turn], (parts, None)],
+            image_paths=[str(folder / name) for name in names],
+        )
+        for turn, (parts, answer) in enumerate(turns)
+    ]
+
+
+def read_questions(paths, tokenizer, config, images=None, annotations=None, suffix=""):
+    """The questions of all files with their prompts. suffix: a line appended to each question.
+    ValueError if an image is missing, a prompt is too long, or two questions have one name."""
+    questions, existing, named = [], set(), {}
+    for question in (q for path in paths for q in read_file(path, images, annotations)):
+        encode_question(question, tokenizer, config.vision.num_patches, suffix)
+
+        # A question that can't be answered is refused before the model answers any.
+        where = f"{question.split}: question {question.id!r}, turn {question.turn}"
+        limit = config.text.max_position_embeddings
+        if len(question.prompt) >= limit:
+            raise ValueError(f"{where}: {len(question.prompt)} tokens, the model reads {limit}")
+        for image in question.image_paths:
+            if image not in existing and not Path(image).is_file():
+                raise ValueError(f"{where}: {image}: no such image (--images names the folder)")
+            existing.add(image)
+
+        # Answers are kept by the question's name.
+        content = question.prompt, question.image_paths
+        if named.setdefault(question_name(question), content) != content:
+            raise ValueError(f"{where}: another question has the same name; evaluate it apart")
+        questions.append(question)
+    if not questions:
+        raise ValueError(f"{', '.join(map(str, paths))}: no questions")
+    return questions
+
+
+def encode_question(question, tokenizer, num_patches, suffix=""):
+    """Sets the prompt, and the blind prompt: the same turns without images."""
+    turns = [([parts] if isinstance(parts, str) else parts, a) for parts, a in question.turns]
+    if suffix:
+        parts, _ = turns[-1]
+        turns[-1] = [*parts[:-1], parts[-1] + "\n" + suffix], None
+    blind_turns = [("".join(parts).strip(), answer) for parts, answer in turns]
+
+    # Later turns may show further images of the record.
+    question.image_paths = question.image_paths[: sum(len(parts) - 1 for parts, _ in turns)]
+    question.prompt, _ = data.encode_chat(turns, tokenizer, num_patches)
+    question.blind_prompt, _ = data.encode_chat(blind_turns, tokenizer, num_patches)

@@ -1,0 +1,106 @@
+"""Images with their questions and the model's answers, drawn at random."""
+
+import base64
+import io
+import random
+from collections import defaultdict
+
+from PIL import Image
+
+import vision
+from evaluation.answer import image_path
+from evaluation.metrics import score_answer
+from evaluation.questions import reference_answer
+from evaluation.tables import escape, language_name, plain_name
+
+
+def image_tag(image, alt=""):
+    """An <img> that holds the Pillow image itself: the page needs no other file."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=86)
+    content = base64.b64encode(file.getvalue()).decode()
+    return f'<img src="data:image/jpeg;base64,{content}" alt="{alt}">'
+
+
+def preprocessed(path, image_aspect_ratio, size=336):
+    """The image as the model gets it, larger: each patch is where it is for the model."""
+    pixels = vision.preprocess(vision.load_image(path), size, image_aspect_ratio)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def verdict(question):
+    """ "right", "wrong" or "caption"."""
+    if question.metric == "caption":
+        return "caption"
+    return "right" if score_answer(question, question.full)["accuracy"] >= 0.5 else "wrong"
+
+
+def card(question, image, earlier=(), note=""):
+    """An image (HTML) with a question, the earlier ones of its conversation, and its answers."""
+    tags = [language_name(question.language), *map(plain_name, (question.split, question.skill))]
+    if question.turn:
+        tags.append(f"turn {question.turn + 1}")
+    lines = [f'<div class="tag">{" · ".join(tags)}{note}</div>']
+    for before in earlier:
+        text = f"{before.question} {reference_answer(before)}"
+        lines.append(f'<div class="tag">{escape(text)}</div>')
+    lines.append(f'<div class="question">{escape(question.question)}</div>')
+
+    # Captions are neither right nor wrong.
+    answer, found = escape(question.full or "(nothing)"), verdict(question)
+    if found == "caption":
+        score = 100 * score_answer(question, question.full)["chrf"]
+        lines.append(f"<div><b>{answer}</b> · chrF {score:.1f}</div>")
+    else:
+        mark = "✓" if found == "right" else "✗"
+        lines.append(f'<div><span class="{found}">{mark} {answer}</span></div>')
+    if found != "right":
+        lines.append(f"<div>reference: {escape(reference_answer(question))}</div>")
+
+    blind = escape(question.blind or "(nothing)")
+    lines.append(f'<div class="tag">without the image: {blind}</div>')
+
+    text = "\n".join(lines)
+    language = escape(question.language)
+    return f'<div class="card" lang="{language}">{image}<div class="text">{text}</div></div>\n'
+
+
+def gallery(header, questions, seed, per_group):
+    """For each language `per_group` right answers, wrong answers and captions, drawn by seed."""
+    # All questions that have an image: the page picks none by hand.
+    groups = defaultdict(list)
+    for question in questions:
+        if question.image:
+            groups[question.language, verdict(question)].append(question)
+
+    rng, parts = random.Random(seed), []
+    for language in sorted({language for language, _ in groups}):
+        cards, counts = [], []
+        for group in ("right", "wrong", "caption"):
+            pool = groups[language, group]
+            drawn = rng.sample(pool, min(per_group, len(pool)))
+            if drawn:
+                plural = "captions" if group == "caption" else group
+                counts.append(f"{len(drawn)} of {len(pool):,} {plural}")
+            for question in drawn:
+                image = shown_image(header, question)
+                cards.append(card(question, image, earlier_turns(question, questions)))
+        note = f'<span class="soft small">shown: {", ".join(counts)}</span>'
+        parts.append(f"<h3>{language_name(language)} {note}</h3>")
+        parts.append(f'<div class="gallery">{"".join(cards)}</div>')
+    return "".join(parts)
+
+
+def earlier_turns(question, questions):
+    """The questions before this one in its conversation."""
+    key = question.split, question.id
+    turns = [q for q in questions if (q.split, q.id) == key and q.turn < question.turn]
+    return sorted(turns, key=lambda turn: turn.turn)
+
+
+def shown_image(header, question):
+    """The question's image, or a note that it is gone."""
+    path = image_path(header, question)
+    if path:
+        return image_tag(preprocessed(path, "pad"))
+    return f'<div class="missing">{escape(question.image)}<br>is not where it was</div>'

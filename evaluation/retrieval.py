@@ -1,0 +1,168 @@
+"""Finding the image of a caption, the caption of an image, and a caption in another language.
+
+    python -m evaluation retrieve --model out/demo/instruct --data captions.json
+
+Images that have a caption in every language are cut into pools of K. In a pool all candidates are
+ranked by likelihood. R@1, R@5: the right one is among the first 1, 5. MRR: the mean of 1 / rank.
+"""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+
+import data
+from evaluation.batching import Batcher, add_model_arguments
+from evaluation.likelihood import log_likelihoods
+from evaluation.metrics import bootstrap, write_results
+from evaluation.questions import read_file
+from evaluation.tables import MEASURES, MODELS, print_results
+from generate import load_for_inference, question_parts
+
+
+def rank_scores(scores, right):
+    """{"R@1", "R@5", "MRR"} of one query: the candidates' scores (K,), the index of the right one.
+    Ties are broken at random, on average."""
+    above = int((scores > scores[right]).sum())
+    tied = int((scores == scores[right]).sum())
+    ranks = range(above + 1, above + tied + 1)  # those that the right one may have
+    return {
+        "R@1": sum(rank <= 1 for rank in ranks) / tied,
+        "R@5": sum(rank <= 5 for rank in ranks) / tied,
+        "MRR": sum(1 / rank for rank in ranks) / tied,
+    }
+
+
+def retrieve(likelihood, blind):
+    """{(direction, model): [rank_scores of each query]} of one pool.
+
+    likelihood[language] (K, K): log P(caption j | image i). blind[language] (K,): log P(caption j).
+    """
+    scores = {}  # direction -> (K, K) of the model and of the blind one: queries, candidates
+    for language, joint in likelihood.items():
+        # The likelihood itself ("raw") prefers short and common captions. So captions are ranked
+        # by how much more likely the image makes them. Among images the caption is the same.
+        prior, equal = np.broadcast_to(blind[language], joint.shape), np.zeros_like(joint)
+        scores[f"image → {language}"] = joint - prior, equal
+        scores[f"image → {language}, raw"] = joint, prior
+        scores[f"{language} → image"] = joint.T, equal
+        for other in likelihood.keys() - {language}:
+            gain = likelihood[other] - blind[other]
+            scores[f"{language} → {other}"] = score_translations(joint, gain), equal
+
+    found = {}
+    for direction, matrices in scores.items():
+        for model, matrix in zip(MODELS, (*matrices, np.zeros_like(matrices[0]))):
+            found[direction, model] = [rank_scores(row, i) for i, row in enumerate(matrix)]
+    return found
+
+
+def score_translations(joint, gain):
+    """For each caption the scores of the other language's captions, through the pool's images:
+    log Σ_i P(image i | caption) · P(other | image i) / P(other).
+
+    joint (images, captions): log P(caption | image). gain (images, others): log of P(other | image)
+    over P(other)."""
+    # P(image | caption): the softmax over the images
+    image_given_caption = np.exp(joint - np.logaddexp.reduce(joint, axis=0))
+    with np.errstate(divide="ignore"):
+        weights = np.log(image_given_caption)
+    return [np.logaddexp.reduce(weights[:, i, None] + gain, axis=0) for i in range(len(joint))]
+
+
+def read_captions(paths, images=None, seed=0):
+    """({image: {language: caption}}, {language: question}): images with a caption of their own in
+    every language, in random order."""
+    captions, prompts = defaultdict(dict), defaultdict(Counter)
+    for path in paths:
+        for question in read_file(path, images):
+            is_caption = question.turn == 0 and isinstance(question.truth, str)
+            if is_caption and len(question.image_paths) == 1:
+                captions[question.image_paths[0]].setdefault(question.language, question.truth)
+                prompts[question.language][question.question] += 1
+
+    # No caption occurs twice: it would be right for two images.
+    order = [image for image in sorted(captions) if len(captions[image]) == len(prompts)]
+    np.random.default_rng(seed).shuffle(order)
+    chosen, used = {}, set()
+    for image in order:
+        if not used & set(captions[image].values()):
+            chosen[image] = captions[image]
+            used |= set(captions[image].values())
+    questions = {language: prompts[language].most_common(1)[0][0] for language in sorted(prompts)}
+    return chosen, questions
+
+
+def pool_samples(captions, questions, pool_size, tokenizer, num_patches):
+    """Samples for log_likelihoods: for each image, in each language, the image with each of its
+    pool's captions, then its own caption without an image."""
+    prompts, blind_prompts = {}, {}
+    for language, text in questions.items():
+        turns = [(question_parts(text, 1), None)]
+        prompts[language], _ = data.encode_chat(turns, tokenizer, num_patches)
+        blind_prompts[language], _ = data.encode_chat([(text, None)], tokenizer, num_patches)
+
+    images, samples = list(captions), []
+    for number, image in enumerate(images):
+        first = number // pool_size * pool_size
+        for language in questions:
+            answers = [
+                [*tokenizer.encode(captions[candidate][language]), tokenizer.eos_id]
+                for candidate in images[first : first + pool_size]
+            ]
+            samples += [(prompts[language], [image], answer) for answer in answers]
+            samples.append((blind_prompts[language], [], answers[number - first]))
+    return samples
+
+
+def retrieval_rows(found, pool_size):
+    """Rows {"direction", "model", "n", "pool", and each measure with its interval}."""
+    rows = []
+    for direction, model in sorted(found, key=lambda key: (key[0], MODELS.index(key[1]))):
+        scores = found[direction, model]
+        row = {"direction": direction, "model": model, "n": len(scores), "pool": pool_size}
+        for measure in MEASURES:
+            values = [score[measure] for score in scores]
+            row[measure] = bootstrap(np.stack([values, np.ones(len(values))], axis=1))
+            if model == "chance":
+                row[measure] = (values[0],) * 3  # known exactly
+        rows.append(row)
+    return rows
+
+
+def add_arguments(parser):
+    add_model_arguments(parser)
+    parser.add_argument("--max-images", type=int, default=200, help="at most (default: 200)")
+    parser.add_argument("--pool", type=int, default=20, help="candidates per query (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="which images share a pool")
+
+
+def run(args):
+    model, tokenizer = load_for_inference(args.model, args.device)
+    captions, questions = read_captions(args.data, args.images, args.seed)
+    K, languages = args.pool, list(questions)
+    num_pools = min(args.max_images, len(captions)) // K
+    if not num_pools:
+        raise ValueError(
+            f"{len(captions)} images have a caption of their own in each language "
+            f"({', '.join(languages)}); a pool takes {K}"
+        )
+    captions = {image: captions[image] for image in list(captions)[: num_pools * K]}
+    samples = pool_samples(captions, questions, K, tokenizer, model.config.vision.num_patches)
+    longest = max(len(prompt) + len(answer) for prompt, _, answer in samples)
+    batcher = Batcher(model, args.precision, args.batch_size, longest)
+
+    # In the order of pool_samples: (pools, images, languages, captions and one without an image)
+    values = np.array(log_likelihoods(model, samples, batcher))
+    values = values.reshape(num_pools, K, len(languages), K + 1)
+    found = defaultdict(list)
+    for pool in values:
+        likelihood = {language: pool[:, i, :K] for i, language in enumerate(languages)}
+        blind = {language: pool[:, i, K] for i, language in enumerate(languages)}
+        for key, scores in retrieve(likelihood, blind).items():
+            found[key] += scores
+
+    print(f"{len(captions)} queries in {num_pools} pools of {K}; in brackets 95% intervals")
+    results = {"model": args.model, "retrieval": retrieval_rows(found, K)}
+    print_results(results)
+    if args.out:
+        write_results(args.out, results)

@@ -1,0 +1,153 @@
+"""The report of a run: curves, tables, images, attention and commands, in one file offline."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from evaluation_helpers import command, write_random_model
+
+import data
+from evaluation.report.attention import attention_over_patches
+from evaluation.report.curves import read_log, round_ticks, running_mean
+from evaluation.report.page import stage_folders
+from evaluation.tables import number
+from generate import load_for_inference
+
+
+@pytest.fixture(scope="module")
+def folder(config, tokenizer_file, tmp_path_factory):
+    return write_random_model(config, tokenizer_file, tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture
+def finished_run(folder, world, tmp_path):
+    """A run of one stage, evaluated, in which one answer is right and one question is HTML."""
+    run = tmp_path / "run"
+    (run / "instruct").mkdir(parents=True)
+    log = [{"step": s, "loss": None if s == 9 else 5 / s, "seconds": 0.1} for s in range(1, 30)]
+    lines = [*map(json.dumps, log), '{"step": 3']  # cut off by a crash
+    (run / "instruct" / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    args = ["--data", world / "chats.json", "-o", run / "eval.json", "--max-new-tokens", "4"]
+    command("answer", "--model", folder, *args)
+
+    answers = run / "eval.answers.jsonl"
+    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    row = next(row for row in rows if row.get("image") and row["turn"] == 0)
+    row["full"], row["question"] = row["truth"], "<script>alert(1)</script>"
+    answers.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return run
+
+
+def report(*args):
+    """The page that the command writes."""
+    command("report", *args)
+    return (args[0] / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_curves_tables_images_attention_and_commands(finished_run):
+    (finished_run / "commands.txt").write_text("python train.py <x>\n" * 2, encoding="utf-8")
+    (finished_run / "timing.json").write_text('{"train": 61.4}', encoding="utf-8")
+    page = report(finished_run, "--each", "2", "--attention", "1")
+    assert page.count("<polyline") == 2 and "29 steps" in page
+    assert page.count("python train.py &lt;x&gt;") == 1
+    assert "61 seconds in all: train 61" in page and "parameters (vision " in page
+    assert "data:image/jpeg;base64," in page and "Where it attends" in page and "chance" in page
+    assert "✓" in page and "✗" in page and "reference: " in page
+    assert "&lt;script&gt;" in page and "<script" not in page, "what a model says is text"
+    assert "http://" not in page and "https://" not in page and 'src="/' not in page, "offline"
+
+
+def test_the_tables_have_the_numbers_of_the_evaluation(finished_run):
+    page = report(finished_run, "--attention", "0")
+    rows = json.loads((finished_run / "eval.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        low, high = f"{100 * row['low']:.1f}", f"{100 * row['high']:.1f}"
+        text = f'{100 * row["accuracy"]:.1f} <span class="interval">({low} – {high})</span>'
+        assert f"<td>{text}</td>" in page
+
+
+def test_without_commands_txt_the_stages_own_notes_are_shown(finished_run):
+    page = report(finished_run, "--attention", "0")
+    assert "# instruct: it has no runs.jsonl" in page
+    runs = finished_run / "instruct" / "runs.jsonl"
+    runs.write_text('{"command": "train.py instruct --seed 7"}\n', encoding="utf-8")
+    page = report(finished_run, "--each", "1", "--attention", "0")
+    assert "python train.py instruct --seed 7" in page
+    assert "python -m evaluation answer --model " in page
+
+
+def test_a_folder_of_comparisons_has_its_page_too(finished_run, tmp_path):
+    with pytest.raises(ValueError, match="is this a run's folder"):
+        command("report", tmp_path)
+    results = finished_run / "eval.json"
+    command("compare", f"a={results}", f"<b>={results}", "-o", tmp_path / "c.json")
+    page = report(tmp_path)
+    assert "Compared: c" in page and "&lt;b&gt;" in page and "<b>No difference at all" in page
+
+
+def test_results_of_the_other_commands_are_shown(tmp_path):
+    row = {"language": "ko", "split": "s", "model": "full", "n": 7, "low": 9.5, "high": 11}
+    likelihood = [row | {"metric": "perplexity", "value": 10.25}]
+    measures = {name: [0.25, 0.125, 0.5] for name in ("R@1", "R@5", "MRR")}
+    retrieval = [{"direction": "ko → image", "model": "full", "n": 9, "pool": 4, **measures}]
+    judge = [row | {"measure": "grade <1>", "value": 4.5, "low": None, "high": None}]
+    results = {"likelihood": likelihood, "retrieval": retrieval, "judge": judge}
+    for key, rows in results.items():
+        (tmp_path / f"{key}.json").write_text(json.dumps({key: rows}), encoding="utf-8")
+    page = report(tmp_path)
+    assert '<td>10.2 <span class="interval">(9.5 – 11.0)</span></td>' in page
+    assert '<td>25.0 <span class="interval">(12.5 – 50.0)</span></td>' in page
+    assert "grade &lt;1&gt;" in page and "(too few images)" in page and "한국어" in page
+
+
+def test_stages_are_in_the_order_of_training(tmp_path):
+    for name in ("text", "instruct", "instruct-2", "vision", "align", "instruct-1", "zzz"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.jsonl").touch()
+    order = ["vision", "text", "align", "instruct-1", "instruct-2", "instruct", "zzz"]
+    assert [folder.name for folder in stage_folders([tmp_path])] == order
+    assert stage_folders([tmp_path / "text"]) == [tmp_path / "text"]
+
+
+def test_of_a_repeated_step_the_later_row_counts(tmp_path):
+    lines = ['{"step": 1, "loss": 4}', '{"step": 2, "loss": 3}', '{"step": 2, "loss": 2}', '{"st']
+    (tmp_path / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert [row["loss"] for row in read_log(tmp_path / "log.jsonl")] == [4, 2]
+
+
+def test_the_running_mean_is_that_of_the_last_twentieth():
+    values = np.arange(60.0)
+    mean = running_mean(values)
+    assert mean[0] == 0 and mean[1] == 0.5
+    assert mean[59] == pytest.approx(58), "the last 3 of 60"
+
+
+def test_ticks_are_round_numbers_within_the_range():
+    assert round_ticks(0.97, 22.3).tolist() == [5, 10, 15, 20]
+    assert round_ticks(1, 60).tolist() == [20, 40, 60]
+    assert round_ticks(0.02, 0.31) == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_numbers_without_an_interval_say_so():
+    assert number(None, None, None) == "undefined"
+    assert "(too few images)" in number(0.5, None, None)
+    assert number(0.5, 0.25, 0.75).startswith("50.0 <")
+    assert [number(value, 1, 2, scale=1).split()[0] for value in (1, 10, 100)] == [
+        "1.000",
+        "10.0",
+        "100",
+    ]
+
+
+def test_attention_over_patches_is_the_decoders_own(folder, world, config, tokenizer):
+    """If all keys are equal, attention is even: every patch gets 1 / (tokens so far)."""
+    model, _ = load_for_inference(folder)
+    for block in model.decoder.layers:
+        torch.nn.init.zeros_(block.attn.k_proj.weight)
+    num_patches, answer = config.vision.num_patches, "red cat"
+    prompt, _ = data.encode_chat([(["", "\nWhat?"], None)], tokenizer, num_patches)
+    got = attention_over_patches(model, tokenizer, prompt, answer, world / "0.png")
+    lengths = [len(prompt) + n for n in range(len(tokenizer.encode(answer)) + 1)]
+    want = np.full(num_patches, np.mean([1 / length for length in lengths]))
+    assert got == pytest.approx(want, rel=1e-5)

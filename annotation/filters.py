@@ -1,11 +1,12 @@
-"""What an annotation is worth: is the reply the JSON that was asked for, and which of its question-answer pairs can be taught?
+"""Which question-answer pairs may be taught, and why the others may not.
 
-Where it stands: beside annotate.py, which alone imports it. It judges texts; it never sees the picture.
+It judges texts; it never sees the image.
 
-    reply ─ parse_pairs ─ {language: [(question, answer), …]} ─ judge ─ pairs that pass (of the others: gate and reason) ─ Said ─ no duplicates
+    reply ─ parse_pairs ─ {language: [(question, answer), …]} ─ filter_pairs ─ DuplicateFilter
 
-Pairs are parallel: one that falls in one language falls in all. To add a language, add its line to LANGUAGES; how a model says there that it can't see,
-or that an object isn't there, may be added to REFUSALS and DENIALS (without it, the language is judged by what the others say).
+Pairs are parallel: a pair that is rejected in one language is rejected in all. To add a language,
+add its script to vocabulary/scripts.py, and to languages.json its name, and how a model says there
+that it can't see (refusals) or that an object is not there (denials).
 """
 
 import json
@@ -13,121 +14,121 @@ import re
 import unicodedata
 import zlib
 from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-LANGUAGES = {  # code: its name in the prompts, the characters of its script
-    "en": ("English", "A-Za-zÀ-ɏ"),
-    "ko": ("Korean", "가-힣ㄱ-ㆎ"),
-    "zh": ("simplified Chinese", "㐀-䶿一-鿿"),
-}
-GATES = {  # in the order in which they are passed
-    "picture": "not a readable picture of this folder, or a copy of another one",
-    "no reply": "asked again at the next start",
+from vocabulary.files import read_json
+from vocabulary.scripts import SCRIPTS
+
+TABLE = read_json(Path(__file__).with_name("languages.json"))
+LANGUAGES = {code: entry["name"] for code, entry in TABLE.items()}  # as the prompts say it
+REFUSALS = {code: "|".join(entry["refusals"]) for code, entry in TABLE.items()}
+DENIALS = {code: "|".join(entry["denials"]) for code, entry in TABLE.items()}  # of an object NAME
+
+# In the order in which a reply and its pairs pass them.
+FILTERS = {
+    "image": "not a readable image of this folder, or a copy of another one",
+    "no reply": "asked again when the run goes on",
     "malformed": "not the JSON that was asked for, --tries times; a larger number asks again",
-    "hostile": "markup, chat roles, links, instructions, control or invisible characters: the whole reply goes",
+    "hostile": "markup, chat roles, links, instructions, control or invisible characters",
     "turns": "the languages disagree in the number of turns, or there are none, or too many",
     "language": "less than half of a text is in the script of its language",
     "length": "too short or too long",
-    "repetition": "the text goes round in circles",
-    "ignores": "the answer is that the picture can't be seen",
+    "repetition": "the text repeats itself",
+    "ignores": "the answer is that the image can't be seen",
     "objects": "the answer denies an object that was given",
     "verify": "the second look did not confirm it",
-    "duplicate": "said already of this picture; or, at length, of another",
+    "duplicate": "the same was said of this image; or, at length, of another",
     "follows": "a later turn of a conversation that lost an earlier one",
 }
-MAX_TURNS, QUESTION, ANSWER, LONG = (
-    12,
-    (4, 500),
-    (2, 2500),
-    60,
-)  # lengths in columns, where a Hangul syllable or a Han character has two
-MARKUP = re.compile(  # not \b: to it a Hangul syllable or a Han character is a letter of the same word
-    r"<\s*/?\s*(image|script|img|s|im_start|im_end)\b[^>]*>|<\||\|>|\[/?INST\]|<</?SYS>>|https?://|(?<![a-z])(user|assistant|system|human|gpt)\s*[:：]"
-    r"|(?<![a-z])(ignore|disregard|forget)\b.{0,30}\b(previous|prior|above|earlier|all)\b.{0,20}\b(instruction|prompt|rule)s?"
+
+# Lengths in columns: a Hangul syllable or a Han character has two.
+MAX_TURNS = 12
+QUESTION_WIDTH = (4, 500)
+ANSWER_WIDTH = (2, 2500)
+LONG_ANSWER = 60
+
+# Not \b: to it a Hangul syllable is a letter of the same word.
+MARKUP = re.compile(
+    r"<\s*/?\s*(image|script|img|s|im_start|im_end)\b[^>]*>|<\||\|>|\[/?INST\]|<</?SYS>>"
+    r"|https?://|(?<![a-z])(user|assistant|system|human|gpt)\s*[:：]"
+    r"|(?<![a-z])(ignore|disregard|forget)\b.{0,30}\b(previous|prior|above|earlier|all)\b"
+    r".{0,20}\b(instruction|prompt|rule)s?"
     r"|이전.{0,10}(지시|명령).{0,10}무시|忽略.{0,10}(指令|指示|提示)",
     re.IGNORECASE,
 )
-REFUSALS = {
-    "en": r"(can('|no|’)t|can ?not|unable to|not able to|couldn['’]t) (directly )?(see|view|access|open|process|analy[sz]e)"
-    r"( (any|an|the|this|your|that))?( \w+)? ?(image|picture|photo|it\b|that\b|$|[.,])"
-    r"|^(i['’]m |i am )?sorry\b|\bas an? (ai|language model)\b|no (image|picture|photo) (was|is|has been) (provided|attached|given)",
-    "ko": r"(이미지|사진|그림)(을|를|은|는)? ?(직접 )?(볼|확인할|분석할|열) 수 (없|가 없)|^(볼 수 없|죄송)|AI 모델|언어 모델",
-    "zh": r"(无法|不能|看不到|没法)(直接)?(看到|查看|识别|访问|分析|打开)?(这张|该|您的|此)?(图片|图像|照片|图)"
-    r"|^(抱歉|对不起|我?无法看到)|作为(一个|一名)?(AI|人工智能|语言模型)",
-}
-DENIALS = {  # of an object NAME: looked for in question and answer, one after the other
-    "en": r"(\b(no|not an?|not any|without( an?| any)?)|n['’]t( an?| any)) (?!other|more|second)(\w+ )?NAME(s|es)?\b"
-    r"|\b(is|are) there (an?|any) NAME(s|es)?( in (the|this) \w+)?\? ?no\b|\bNAME(s|es)? (is|are) (absent|missing|nowhere)",
-    "ko": r"NAME(은|는|이|가|도)? ?(없|보이지 않)|NAME(이|가|은|는)? ?(있|보이)[^?]{0,6}\? ?아니",
-    "zh": r"(没有|沒有|看不到|不见)(任何)?NAME|有(没有)?NAME吗?[？?] ?(没有|不)",
-}
+
+
+class Rejected(NamedTuple):
+    """Why a pair, or with pair None the whole reply, is not taught."""
+
+    pair: int | None
+    filter: str
+    reason: str
 
 
 def width(text):
-    """Length in columns: a character of an East Asian script says about as much as two Latin letters."""
+    """Length in columns: an East Asian character says about as much as two Latin letters."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def plain(text):
-    """Letters and digits only, for comparing."""
+def letters_and_digits(text):
+    """What of a text counts when it is compared."""
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
 
 
-# ---------------------------------------------------------------------------------------------- the form of a reply
-def parse_json(text):
-    """As json.loads, but a name that stands twice in an object is an error too. Raises ValueError."""
+# ------------------------------------------------------------------------------------ parsing
+def parse_object(text):
+    """The one JSON object of a reply. Reasoning that ends in </think>, a code fence, and words
+    without brackets around it are forgiven. Raises ValueError."""
 
-    def object_of(pairs):
+    def unique(pairs):
+        # json.loads would keep the last of two equal names without a word.
         if len(dict(pairs)) < len(pairs):
-            raise ValueError("a name stands twice in an object")
+            raise ValueError("a name occurs twice in an object")
         return dict(pairs)
 
+    answer = text.rpartition("</think>")[2]
+    found = re.fullmatch(r"[^{\[]*(\{.*\})[^}\]]*", answer, re.DOTALL)
+    if not found:
+        raise ValueError(f"not one JSON object: {text[:80]!r}")
     try:
-        return json.loads(text, object_pairs_hook=object_of)
+        return json.loads(found[1], object_pairs_hook=unique)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def parse_object(text):
-    """The one JSON object of a reply. What models write around it is forgiven: reasoning that ends in </think>, a code fence, words without brackets."""
-    found = re.fullmatch(r"[^{\[]*(\{.*\})[^}\]]*", text.rpartition("</think>")[2], re.DOTALL)
-    if not found:
-        raise ValueError(f"not one JSON object: {text[:80]!r}")
-    return parse_json(found[1])
-
-
 def parse_pairs(text, languages):
-    """{language: [(question, answer), …]}, exactly the JSON that was asked for. Raises ValueError."""
+    """{language: [(question, answer), …]}, exactly the JSON that was asked for, or ValueError."""
     reply, pairs = parse_object(text), {}
     if set(reply) != set(languages):
-        raise ValueError(
-            f"must be an object with {', '.join(languages)}, has {str(list(reply))[:80]}"
-        )
-    for code, said in reply.items():
-        is_pair = lambda p: (
-            isinstance(p, dict)
-            and set(p) == {"question", "answer"}
-            and all(isinstance(v, str) for v in p.values())
-        )
-        if not isinstance(said, list) or not all(map(is_pair, said)):
-            raise ValueError(
-                f"{code}: must be a list of objects with question and answer, both texts, and nothing more"
-            )
-        pairs[code] = [
-            tuple(
-                unicodedata.normalize("NFC", p[part].replace("\r\n", "\n").strip())
-                for part in ("question", "answer")
-            )
-            for p in said
-        ]
+        names = ", ".join(languages)
+        raise ValueError(f"must be an object with {names}, has {str(list(reply))[:80]}")
+    for code, listed in reply.items():
+        if not isinstance(listed, list) or not all(map(is_pair, listed)):
+            raise ValueError(f"{code}: must be a list of objects with question and answer, no more")
+        pairs[code] = [(clean(pair["question"]), clean(pair["answer"])) for pair in listed]
     return pairs
 
 
+def is_pair(value):
+    """Whether a JSON value is {"question": text, "answer": text}."""
+    if not isinstance(value, dict) or set(value) != {"question", "answer"}:
+        return False
+    return all(isinstance(text, str) for text in value.values())
+
+
+def clean(text):
+    """A text in NFC, with line feeds only, and without space around it."""
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").strip())
+
+
 def parse_verdicts(text, count):
-    """The numbers of the confirmed pairs. Raises ValueError unless each of `count` pairs got one verdict."""
+    """The numbers of the confirmed pairs. ValueError unless each of `count` got one verdict."""
     try:
-        verdicts = {v["pair"]: v["confirmed"] for v in parse_object(text)["pairs"]}
+        verdicts = {entry["pair"]: entry["confirmed"] for entry in parse_object(text)["pairs"]}
     except (KeyError, TypeError):
         verdicts = {}
     if set(verdicts) != set(range(count)) or not all(type(v) is bool for v in verdicts.values()):
@@ -135,123 +136,142 @@ def parse_verdicts(text, count):
     return {n for n, confirmed in verdicts.items() if confirmed}
 
 
-# ---------------------------------------------------------------------------------------------- one pair
-def hostile(text):
+# ------------------------------------------------------------------------------------ one pair
+def find_hostile(text):
     """Why a text is more than plain text, or None."""
-    for c in text:  # the two joiners are spelling in some scripts, and glue in emoji
-        if (
-            unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-            and c not in "\n\u200c\u200d"
-        ):
+    for c in text:
+        # The two joiners are spelling in some scripts, and part of emoji.
+        if c in "\n\u200c\u200d":
+            continue
+        if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
             return f"a character that isn't text: U+{ord(c):04X}"
+
     found = MARKUP.search(text)
     return f"not plain text: {found[0]!r}" if found else None
 
 
-def in_script(text, language):
-    """Share of the letters, by width, that are of the language's script; 1 for a text without letters."""
+def share_in_script(text, language):
+    """Share of the letters, by width, that are in the language's script; 1 without letters."""
     letters = "".join(c for c in text if c.isalpha())
-    return (
-        width("".join(re.findall(f"[{LANGUAGES[language][1]}]", letters))) / width(letters)
-        if letters
-        else 1.0
-    )
+    if not letters:
+        return 1.0
+    return width("".join(SCRIPTS[language].findall(letters))) / width(letters)
 
 
-def circles(text):
-    """Whether a text says the same over and over: less than half of its runs of eight characters are distinct."""
-    grams = [text[i : i + 8] for i in range(len(text) - 7)]
-    return len(grams) > 30 and len(set(grams)) < len(grams) / 2
+def is_repetitive(text):
+    """Whether less than half of a text's runs of eight characters are distinct."""
+    runs = [text[i : i + 8] for i in range(len(text) - 7)]
+    return len(runs) > 30 and len(set(runs)) < len(runs) / 2
 
 
-def fault_of(question, answer, language, objects):
-    """(gate, reason) of the first gate that a pair doesn't pass, or None."""
-    for part, text, (least, most) in (("question", question, QUESTION), ("answer", answer, ANSWER)):
-        if (share := in_script(text, language)) < 0.5:
-            return "language", f"{part}: {share:.0%} of the letters are {LANGUAGES[language][0]}"
-        if not least <= width(text) <= most or not plain(text):
-            return (
-                "length",
-                f"{part}: {width(text)} columns, must be {least} to {most} and hold a letter or a digit",
-            )
-        if circles(text):
+def find_fault(question, answer, language, objects):
+    """(filter, reason) of the first filter that rejects a pair, or None."""
+    parts = (("question", question, QUESTION_WIDTH), ("answer", answer, ANSWER_WIDTH))
+    for part, text, (least, most) in parts:
+        if (share := share_in_script(text, language)) < 0.5:
+            return "language", f"{part}: {share:.0%} of the letters are {LANGUAGES[language]}"
+        if not least <= width(text) <= most or not letters_and_digits(text):
+            columns = f"{width(text)} columns, must be {least} to {most}"
+            return "length", f"{part}: {columns} and hold a letter or a digit"
+        if is_repetitive(text):
             return "repetition", part
+
+    # A language without such patterns is not searched for them.
     if language in REFUSALS and (found := re.search(REFUSALS[language], answer, re.IGNORECASE)):
         return "ignores", f"answer: {found[0]!r}"
-    for name in objects if language in DENIALS else ():
-        if found := re.search(
-            DENIALS[language].replace("NAME", re.escape(name)),
-            f"{question} {answer}",
-            re.IGNORECASE,
-        ):
-            return "objects", f"{name} is there, but: {found[0]!r}"
+    if language in DENIALS:
+        for name in objects:
+            pattern = DENIALS[language].replace("NAME", re.escape(name))
+            if found := re.search(pattern, f"{question} {answer}", re.IGNORECASE):
+                return "objects", f"{name} is there, but: {found[0]!r}"
     return None
 
 
-# ---------------------------------------------------------------------------------------------- a reply, by itself and beside the others
-def judge(pairs, kind, objects=()):
-    """What a parsed reply is worth by itself: (numbers of the pairs that pass, [(number or None for the whole, gate, reason)])."""
+# ------------------------------------------------------------------------------------ a reply
+def filter_pairs(pairs, kind, objects=()):
+    """What a parsed reply is worth by itself -> (numbers of the pairs that pass, [Rejected])."""
+    # One hostile text is reason enough to trust none of the reply.
     for code, said in pairs.items():
-        for n, pair in enumerate(said):
-            if reason := hostile(pair[0]) or hostile(pair[1]):
-                return [], [(None, "hostile", f"{code}, pair {n}: {reason}")]
+        for n, (question, answer) in enumerate(said):
+            if reason := find_hostile(question) or find_hostile(answer):
+                return [], [Rejected(None, "hostile", f"{code}, pair {n}: {reason}")]
+
+    # Pairs are parallel by their number alone.
     counts = {code: len(said) for code, said in pairs.items()}
-    if len(set(counts.values())) > 1 or not 1 <= max(counts.values()) <= MAX_TURNS:
-        return [], [(None, "turns", ", ".join(f"{code} {n}" for code, n in counts.items()))]
-    passed, fallen = [], []
-    for n in range(max(counts.values())):
-        faults = ((code, fault_of(*said[n], code, objects)) for code, said in pairs.items())
-        code, fault = next(((code, fault) for code, fault in faults if fault), (None, None))
-        passed += [n] * (fault is None)
-        fallen += [(n, fault[0], f"{code}: {fault[1]}")] if fault else []
-    return keep_thread(kind, passed, fallen)
+    most = max(counts.values())
+    if len(set(counts.values())) > 1 or not 1 <= most <= MAX_TURNS:
+        listed = ", ".join(f"{code} {count}" for code, count in counts.items())
+        return [], [Rejected(None, "turns", listed)]
+
+    passed, rejected = [], []
+    for n in range(most):
+        for code, said in pairs.items():
+            if fault := find_fault(*said[n], code, objects):
+                rejected.append(Rejected(n, fault[0], f"{code}: {fault[1]}"))
+                break
+        else:
+            passed.append(n)
+    return truncate_conversation(kind, passed, rejected)
 
 
-def keep_thread(kind, passed, fallen):
-    """Without an earlier turn a conversation's later ones hang in the air: they go with it."""
-    first = min((n for n, *_ in fallen if n is not None), default=None)
+def truncate_conversation(kind, passed, rejected):
+    """A conversation ends before its first rejected turn: later turns refer to it."""
+    first = min((entry.pair for entry in rejected if entry.pair is not None), default=None)
     if kind != "conversation" or first is None:
-        return passed, fallen
-    return [n for n in passed if n < first], fallen + [
-        (n, "follows", f"pair {first} is gone") for n in passed if n > first
-    ]
+        return passed, rejected
+    later = [Rejected(n, "follows", f"pair {first} is gone") for n in passed if n > first]
+    return [n for n in passed if n < first], rejected + later
 
 
-class Said:
-    """What has been said of the pictures so far, to find what is said again. Short answers ("two", "a cat") are true of many pictures; a long one that
-    comes back for another picture comes out of the model's habit. Near means: 80% of all runs of five characters are shared (found by MinHash,
-    Broder 1997: sets that are alike have the same smallest hashes)."""
+class DuplicateFilter:
+    """Finds pairs that repeat what was said before.
+
+    A short answer ("two", "a cat") is true of many images. A long one that returns for another
+    image comes from the model's habit. Two answers are near if they share 80% of all their runs of
+    five characters; MinHash finds them (Broder 1997: similar sets have the same smallest hashes).
+    """
 
     def __init__(self):
         self.a, self.b = np.random.default_rng(0).integers(1, 2**31 - 1, (2, 32), dtype=np.uint64)
-        self.pairs, self.bands = {}, defaultdict(list)
+        self.places = {}  # (image, language, question, answer) -> where it was said
+        self.bands = defaultdict(list)  # four of an answer's 32 smallest hashes -> [(place, runs)]
 
-    def again(self, picture, here, said):
-        """The reason why a pair {language: (question, answer)} of a picture is a duplicate, or None: then it is remembered, as said `here`."""
-        pairs, bands = [], []
-        for code, (question, answer) in said.items():
-            answer = plain(answer)
-            pairs.append((picture, code, plain(question), answer))
-            if pairs[-1] in self.pairs:
-                return f"{code}: the same question and answer as in {self.pairs[pairs[-1]]}"
-            if width(answer) < LONG:
+    def find(self, image, place, texts):
+        """Why a pair {language: (question, answer)} of an image is a duplicate, or None. Then it is
+        remembered, as said at `place`."""
+        new_pairs, new_bands = [], []
+        for code, (question, answer) in texts.items():
+            answer = letters_and_digits(answer)
+            pair = (image, code, letters_and_digits(question), answer)
+            if pair in self.places:
+                return f"{code}: the same question and answer as in {self.places[pair]}"
+            new_pairs.append(pair)
+            if width(answer) < LONG_ANSWER:
                 continue
-            grams = np.unique(
-                np.array(
-                    [zlib.crc32(answer[i : i + 5].encode()) for i in range(len(answer) - 4)],
-                    dtype=np.uint32,
-                )
-            )
-            least = (
-                (grams[:, None].astype(np.uint64) * self.a + self.b) % np.uint64(2**31 - 1)
-            ).min(0)
-            for band in [(code, n, least[n : n + 4].tobytes()) for n in range(0, 32, 4)]:
-                for where, other in self.bands[band]:
-                    shared = len(np.intersect1d(grams, other, assume_unique=True))
-                    if shared >= 0.8 * (len(grams) + len(other) - shared):
-                        return f"{code}: the answer is nearly that of {where}"
-                bands.append((band, grams))
-        self.pairs.update(dict.fromkeys(pairs, here))
-        for band, grams in bands:
-            self.bands[band].append((here, grams))
+
+            # Answers that agree in one band of hashes are compared run by run.
+            runs = self.hash_runs(answer)
+            for band in self.hash_bands(code, runs):
+                for other_place, other in self.bands[band]:
+                    shared = len(np.intersect1d(runs, other, assume_unique=True))
+                    if shared >= 0.8 * (len(runs) + len(other) - shared):
+                        return f"{code}: the answer is nearly that of {other_place}"
+                new_bands.append((band, runs))
+
+        # Only now, as a pair that is dropped must not reject a later one.
+        self.places.update(dict.fromkeys(new_pairs, place))
+        for band, runs in new_bands:
+            self.bands[band].append((place, runs))
         return None
+
+    @staticmethod
+    def hash_runs(answer):
+        """The distinct hashes of all runs of five characters, uint32."""
+        runs = [zlib.crc32(answer[i : i + 5].encode()) for i in range(len(answer) - 4)]
+        return np.unique(np.array(runs, dtype=np.uint32))
+
+    def hash_bands(self, code, runs):
+        """Eight keys of four smallest hashes each, by 32 random hash functions a·x + b."""
+        hashes = (runs[:, None].astype(np.uint64) * self.a + self.b) % np.uint64(2**31 - 1)
+        smallest = hashes.min(0)
+        return [(code, n, smallest[n : n + 4].tobytes()) for n in range(0, 32, 4)]

@@ -1,7 +1,7 @@
-"""A chat-completions server for the tests of annotate.py, that answers well, badly, late or not at all.
+"""A chat-completions server for the tests of annotation/, that answers well, badly, late or never.
 
-Which of these a request gets is drawn from (picture, kind, how often it was asked): the same in every run. Every request is
-written down in `asked` before it is answered, with what it got."""
+Which of these a request gets is drawn from (image, kind, how often it was asked): the same in every
+run. Every request is written down in `asked` before it is answered, with what it got."""
 
 import base64
 import hashlib
@@ -9,32 +9,29 @@ import json
 import random
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import annotation.annotate as annotate
+import annotation.prompts as prompts
 
 WORDS = {
-    "en": ["What is thing number {n} of {p}?", "It is a small thing of kind {n} in picture {p}."],
+    "en": ["What is thing number {n} of {p}?", "It is a small thing of kind {n} in image {p}."],
     "ko": ["그림 {p}의 {n}번 물체는 무엇인가요?", "그림 {p}에 있는 {n}번 종류의 작은 물체예요."],
     "zh": ["图片{p}里的第{n}个东西是什么？", "它是图片{p}里第{n}种小东西。"],
 }
 
 
-def good(picture, kind, languages, turns=3):
-    """What a well-behaved model writes: different for every picture and kind, the same in every language."""
-    return {
-        code: [
-            dict(
-                zip(
-                    ("question", "answer"),
-                    (text.format(n=f"{n}{len(kind)}", p=picture) for text in WORDS[code]),
-                )
-            )
-            for n in range(turns)
-        ]
-        for code in languages
-        if code in WORDS
-    }
+def good(image, kind, languages, turns=3):
+    """What a well-behaved model writes: different for every image and kind, the same in every
+    language."""
+    said = {}
+    for code in languages:
+        if code in WORDS:
+            said[code] = []
+            for n in range(turns):
+                question, answer = (t.format(n=f"{n}{len(kind)}", p=image) for t in WORDS[code])
+                said[code].append({"question": question, "answer": answer})
+    return said
 
 
 def completion(text, finish="stop", **more):
@@ -47,38 +44,29 @@ def completion(text, finish="stop", **more):
 
 
 def read_request(body):
-    """(number of the picture, kind, languages) of a request, from what a real server would see of it."""
-    user = body["messages"][1]["content"]
-    jpeg = base64.b64decode(user[1]["image_url"]["url"].split(",", 1)[1])
-    languages = [
-        code for code in annotate.LANGUAGES if f"({code})" in body["messages"][0]["content"]
-    ]
-    kind = next(
-        (k for k, text in annotate.KINDS.items() if user[0]["text"].startswith(text)), "verify"
-    )
-    return hashlib.sha256(jpeg).hexdigest()[:8], kind, languages, jpeg, user[0]["text"]
+    """(image's hash, kind, languages, JPEG, text) of a request, from what a server sees of it."""
+    system, (text, image) = body["messages"][0]["content"], body["messages"][1]["content"]
+    jpeg = base64.b64decode(image["image_url"]["url"].split(",", 1)[1])
+    languages = [code for code in prompts.LANGUAGES if f"({code})" in system]
+    kinds = [kind for kind, words in prompts.KINDS.items() if text["text"].startswith(words)]
+    kind = kinds[0] if kinds else "verify"
+    return hashlib.sha256(jpeg).hexdigest()[:8], kind, languages, jpeg, text["text"]
 
 
 class Fake:
-    """with Fake(reply) as fake: … fake.url. reply(fake, body, count) -> what to do, see `Handler`; count: how often this was asked before."""
+    """with Fake(reply) as fake: … fake.url. reply(body, count) -> what to do, see `Handler`; count:
+    how often this was asked before."""
 
     def __init__(self, reply):
-        self.reply, self.asked, self.counts, self.lock, self.headers = (
-            reply,
-            [],
-            {},
-            threading.Lock(),
-            [],
-        )
+        self.reply, self.asked, self.counts, self.headers = reply, [], {}, []
+        self.lock = threading.Lock()
 
     def __enter__(self):
-        self.server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), type("FakeHandler", (Handler,), {"fake": self})
-        )
+        handler = type("FakeHandler", (Handler,), {"fake": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
-        threading.Thread(
-            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        ).start()
+        serve = partial(self.server.serve_forever, poll_interval=0.02)
+        threading.Thread(target=serve, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         return self
 
@@ -88,26 +76,27 @@ class Fake:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Does what `reply` returns: a dict is sent as JSON; a text as it is; (status, headers, text); "close", "half", or a number of seconds to be late by, then a good reply."""
+    """Does what `reply` returns: a dict is sent as JSON; a text as it is; (status, headers, text);
+    "close", "half", or a number of seconds to be late by, then a good reply."""
 
     def log_message(self, *_):
         pass
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        picture, kind, languages, _, text = read_request(body)
+        image, kind, languages, _, text = read_request(body)
         with self.fake.lock:
-            count = self.fake.counts.get((picture, kind, text), 0)
-            self.fake.counts[picture, kind, text] = count + 1
+            count = self.fake.counts.get((image, kind, text), 0)
+            self.fake.counts[image, kind, text] = count + 1
             self.fake.headers.append(dict(self.headers) | {"path": self.path})
-            entry = {"picture": picture, "kind": kind, "time": time.monotonic(), "body": body}
+            entry = {"image": image, "kind": kind, "time": time.monotonic(), "body": body}
             self.fake.asked.append(entry)
         what = self.fake.reply(body, count)
         entry["got"] = what
         status, headers = 200, {}
         if isinstance(what, float):
             time.sleep(what)
-            what = completion(json.dumps(good(picture, kind, languages), ensure_ascii=False))
+            what = completion(json.dumps(good(image, kind, languages), ensure_ascii=False))
         if isinstance(what, tuple):
             status, headers, what = what
         payload = what.encode() if isinstance(what, str) else json.dumps(what).encode()
@@ -125,16 +114,16 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def weather(seed=0):
-    """A reply function that misbehaves about once in three requests, in every way; at the third time of asking it is good."""
+    """A reply function that misbehaves about once in four requests, in every way; at the third time
+    of asking it is good."""
 
     def reply(body, count):
-        picture, kind, languages, _, user = read_request(body)
-        rng = random.Random(f"{seed} {picture} {kind} {count}")
-        said = (
-            good(picture, kind, languages)
-            if languages
-            else {"pairs": [{"pair": n, "confirmed": True} for n in range(len(json.loads(user)))]}
-        )
+        image, kind, languages, _, user = read_request(body)
+        rng = random.Random(f"{seed} {image} {kind} {count}")
+        said = good(image, kind, languages)
+        if not languages:
+            pairs = json.loads(user)
+            said = {"pairs": [{"pair": n, "confirmed": True} for n in range(len(pairs))]}
         text = json.dumps(said, ensure_ascii=False)
         choices = [
             0.3,  # late
@@ -152,7 +141,7 @@ def weather(seed=0):
         ]
         if count < 2 and rng.random() < 0.25:
             return rng.choice(choices)
-        fate = random.Random(f"{seed} {picture} {kind}").random()
+        fate = random.Random(f"{seed} {image} {kind}").random()
         if not languages:
             pass
         elif fate < 0.03:

@@ -1,0 +1,91 @@
+"""Builds a visual instruction set in several languages from any folder of images.
+
+Any model behind an OpenAI-compatible endpoint writes it: OpenAI, vLLM, Ollama, llama.cpp …
+
+    python -m annotation IMAGES -o set.json --base-url http://localhost:11434/v1 --model M --dry-run
+    python -m annotation IMAGES -o set.json --base-url http://localhost:11434/v1 --model M
+    python -m annotation stats set.json --sheet sheet.html     # counts; random samples to look over
+    python data.py check set.json --model START                # then train on it
+
+The journal set.journal.jsonl holds every reply: after Ctrl-C, kill -9 or a power loss the same
+command goes on, and nothing is paid for twice; --max-requests 20 makes a cheap start. The API key
+is read from the environment (--key-env) and never printed or saved. A local server needs room for
+about 6,000 tokens (OLLAMA_CONTEXT_LENGTH=8192 ollama serve).
+"""
+
+import sys
+from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from annotation.build import annotate
+from annotation.filters import LANGUAGES
+from annotation.prompts import KINDS
+from annotation.stats import print_stats
+from evaluation.client import add_client_arguments, at_least
+
+
+def choose_names(flag, given, table):
+    """The names in a comma-separated list, in the table's order: however they are typed, it is the
+    same request. ValueError for a name that is not in the table."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    unknown = [name for name in names if name not in table]
+    if unknown or not names:
+        wrong = ", ".join(unknown) or "nothing"
+        raise ValueError(
+            f"{flag} {given}: {wrong} is not in the table; there are {', '.join(table)}"
+        )
+    return [name for name in table if name in names]
+
+
+def stats_parser():
+    parser = ArgumentParser(prog="python -m annotation stats", description=print_stats.__doc__)
+    add = parser.add_argument
+    add("file", type=Path, help="a set that `python -m annotation` made")
+    add("--sheet", type=Path, metavar="HTML", help="write a page of random samples")
+    add("--samples", type=at_least(1), default=40, help="on the page (default: 40)")
+    add("--seed", type=int, default=0, help="another seed, other samples")
+    return parser
+
+
+def annotation_parser():
+    parser = ArgumentParser(
+        prog="python -m annotation",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    yes_no = {"action": BooleanOptionalAction, "default": False}
+    add("folder", type=Path, help="images; its folders are searched, links out of it refused")
+    add("-o", "--out", type=Path, required=True, help="the set, a .json file")
+    add("--languages", default=",".join(LANGUAGES), help="(default: %(default)s)")
+    add("--kinds", default=",".join(KINDS), help="(default: %(default)s)")
+    add("--objects", help='JSON {"image.jpg": ["cat", "sofa"], …}: objects that are there')
+    add("--verify", **yes_no, help="ask again about each pair, and drop what is not confirmed")
+
+    # An answer often gives away the next one: apart, each must be read from the image.
+    apart = "but for conversations; train.py --records-per-sample puts them side by side"
+    add("--one-pair-per-record", **yes_no, help=apart)
+    add("--max-side", type=at_least(16), default=1024, help="pixels of the image that is sent")
+    add("--dry-run", action="store_true", help="print one request per kind and the cost; send none")
+    add_client_arguments(parser)
+    return parser
+
+
+def main(arguments=None):
+    arguments = sys.argv[1:] if arguments is None else list(map(str, arguments))
+    if arguments[:1] == ["stats"]:
+        return print_stats(stats_parser().parse_args(arguments[1:]))
+
+    args = annotation_parser().parse_args(arguments)
+    args.languages = choose_names("--languages", args.languages, LANGUAGES)
+    args.kinds = choose_names("--kinds", args.kinds, KINDS)
+    return annotate(args)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, OSError) as error:
+        sys.exit(f"annotation: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

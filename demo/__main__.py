@@ -1,0 +1,100 @@
+"""Trains the demo: draws a small world, then trains and measures a model that answers questions
+about its images in every language of demo/words.
+
+    python -m demo                               # everything, into out/demo
+    python -m demo --out out/seed5 --seed 5      # another world, another start
+    python -m demo --out out/cut --data out/demo/data --without text --trainable projector decoder
+    python -m demo --dry-run                     # only print the commands
+
+The third line leaves a stage out, on the same world, to see what the stage is for. Each step is a
+command that is printed before it runs; type it yourself to change something. The same line goes
+on where a run was stopped.
+"""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from demo.recipe import OPTIONAL, TEXTS, example, make_steps
+from demo.steps import Run, move_aside, run_command, short_path, shown
+from demo.words import LANGUAGES, parse_shares
+
+# The embeddings are not among them: a word that no image was named with so stays close to its
+# translation.
+TRAINABLE = ("projector", "decoder.layers")
+
+
+def parse_args(words=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add, yes_no = parser.add_argument, argparse.BooleanOptionalAction
+
+    def several(name, default, about, choices=None):
+        """An option with one value or more."""
+        shown_default = f" (default: {' '.join(default)})" if default else ""
+        options = {"nargs": "+", "metavar": "NAME", "default": default, "choices": choices}
+        add(name, help=about + shown_default, **options)
+
+    add("--out", type=Path, default=Path("out/demo"), help="folder of the run (default: out/demo)")
+    add("--data", type=Path, help="folder of the world, used as it is if there (default: OUT/data)")
+    add("--seed", type=int, default=0, help="of the world and of training (default: 0)")
+    add("--processes", type=int, default=1, help="processes that train together (default: 1)")
+    several("--without", [], f"steps to leave out, of {' '.join(OPTIONAL)}", OPTIONAL)
+    several("--vocabulary", LANGUAGES, "languages of the tokenizer", LANGUAGES)
+    several("--texts", TEXTS, "what stage text reads", TEXTS)
+    add("--dictionary", action=yes_no, default=True, help="stage vision reads the dictionary, too")
+    several("--trainable", TRAINABLE, "what the three stages of instruct train")
+    several("--share", [], "share of a language in the training data: ko=0.1 for a tenth")
+    add("--fresh", action="store_true", help="move OUT aside and begin anew")
+    add("--dry-run", action="store_true", help="print the commands and run none")
+
+    # One folder is one path, however it was typed: commands are compared by their words.
+    args = parser.parse_args(words)
+    args.is_own_world = args.data is None
+    args.out = short_path(args.out)
+    args.data = short_path(args.data or args.out / "data")
+    return args
+
+
+def check_packages():
+    """Raises ValueError if a package that the steps need is not installed."""
+    for name in ("torch", "numpy", "sentencepiece", "PIL", "tqdm"):
+        if find_spec(name) is None:
+            advice = f"{sys.executable} -m pip install -r requirements.txt"
+            raise ValueError(f"the package {name} is missing: {advice}")
+
+
+def main(words=None, runner=run_command):
+    """The command line; `runner` runs a command and returns its exit status."""
+    args = parse_args(words)
+    try:
+        parse_shares(args.share)
+        if args.dry_run:
+            for step in make_steps(args):
+                print(shown(step.command))
+            return
+        check_packages()
+        if args.fresh:
+            move_aside(args.out)
+        run = Run(args.out)
+        run.run(make_steps(args), runner)
+    except (ValueError, OSError) as error:
+        sys.exit(f"demo: {error}")
+
+    # what to look at, and what to try
+    times = run.timing()
+    seconds = ", ".join(f"{name} {value:.0f}" for name, value in times.items())
+    print(f"\nSeconds: {seconds}; together {sum(times.values()):.0f}")
+    if "report" not in args.without:
+        print(f"The run on one page: {args.out / 'report.html'}")
+    command, answer = example(args)
+    print(f"Ask the model something (the right answer is {answer!r}):\n  {shown(command)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The recipe of the demo: which commands make it, in which order.
+
+Each stage starts from the model that the stage before it left. `train.py instruct` runs three
+times, from few kinds of question to all: a decoder learns to look one attribute up by another
+sooner when little else is asked (docs/experiments.md).
+"""
+
+import json
+
+from demo.steps import Step
+from demo.words import BASE, LANGUAGES, WORDS, parse_shares
+
+TEXTS = (*LANGUAGES, "parallel")
+STAGES = {
+    "vision": "--lr 1e-3 --muon-lr 0.01 --batch-size 32 --steps 3300",
+    "text": "--lr 1e-3 --muon-lr 0.005 --batch-size 32 --steps 300",
+    "align": "--lr 2e-3 --batch-size 32 --steps 60",
+    "instruct-1": "--lr 1e-3 --muon-lr 0.005 --batch-size 32 --records-per-sample 4 --steps 750",
+    "instruct-2": "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8 --steps 600",
+    "instruct": "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8 --steps 2000",
+}
+# About how long each stage takes, on two cores.
+SECONDS = dict(zip(STAGES, (97, 30, 10, 83, 67, 223)))
+OPTIONAL = (*list(STAGES)[:-1], "report")
+TEST_SPLITS = ("unseen_images", "unseen_combinations", "cross_lingual")
+
+
+def make_steps(args):
+    """The steps of a run; `python -m demo --help` explains the arguments.
+
+    Raises ValueError if --data holds a world with other shares.
+    """
+    # A folder that --data names is used as it is, if there is a world in it.
+    steps, world = [], args.data / "world.json"
+    if args.is_own_world or not world.exists():
+        steps.append(world_step("world", args.data, args.seed, args.share))
+    elif args.share:
+        arguments = json.loads(world.read_text(encoding="utf-8"))["arguments"]
+        if arguments.get("shares") != parse_shares(args.share):
+            raise ValueError(f"{args.data} was not written with --share {' '.join(args.share)}")
+
+    # The first stage starts from new weights, each other one from the stage before it.
+    steps += tokenizer_steps(args)
+    tokenizer = steps[-1].writes
+    start, model_files = ["--preset", "tiny", "--tokenizer", str(tokenizer)], [tokenizer]
+    for name in STAGES:
+        if name not in args.without:
+            steps.append(stage_step(name, args, start, model_files))
+            model = args.out / name
+            start = ["--model", str(model)]
+            model_files = [model / "config.json", model / "model.safetensors"]
+
+    # Measuring is quick, so it is made again where something has changed.
+    splits, result = [args.data / f"{name}.json" for name in TEST_SPLITS], args.out / "eval.json"
+    command = ["-m", "evaluation", "answer", *start, "--data", *map(str, splits)]
+    command += ["-o", str(result)]
+    steps.append(Step("evaluate", command, model_files + splits, result, 16, again=True))
+    if "report" not in args.without:
+        command = ["-m", "evaluation", "report", str(args.out)]
+        steps.append(Step("report", command, [result], args.out / "report.html", 5, again=True))
+    return steps
+
+
+def world_step(name, folder, seed=0, share=()):
+    """Draws a world into a folder."""
+    command = ["-m", "demo.write", "-o", str(folder), "--images", "6000", "--seed", str(seed)]
+    if share:
+        command += ["--share", *share]
+    return Step(name, command, [], folder / "world.json", 20)
+
+
+def tokenizer_steps(args):
+    """A tokenizer for each language, then one with the pieces of all."""
+    steps = []
+    for language in args.vocabulary:
+        words, text = WORDS[language], args.data / f"text/{language}.txt"
+        model = args.out / f"{language}.model"
+        command = ["tokenizer.py", "train", str(text), "--vocab-size", str(words["vocab_size"])]
+        command += [*words["tokenizer_flags"], "-o", str(model)]
+        steps.append(Step(f"tokenizer {language}", command, [text], model))
+
+    models, merged = [step.writes for step in steps], args.out / "tokenizer.model"
+    command = ["tokenizer.py", "merge", *map(str, models), "-o", str(merged)]
+    if any(not WORDS[language]["script"] for language in args.vocabulary if language != BASE):
+        command.append("--no-foreign-only")  # a language in the letters of the base language
+    return [*steps, Step("tokenizer merged", command, models, merged, 1)]
+
+
+def stage_step(name, args, start, model_files):
+    """One stage of training."""
+    stage, more = name.split("-")[0], []
+    file = {"vision": "phrases", "align": "captions"}.get(name, name)
+    files = [args.data / f"{file}.json"]
+    if stage == "text":
+        files = [args.data / f"text/{text}.txt" for text in args.texts]
+    command = ["train.py", stage, *start, "--data", *map(str, files)]
+    if args.processes > 1:
+        launch = ["-m", "torch.distributed.run", "--standalone"]
+        command = [*launch, f"--nproc_per_node={args.processes}", *command]
+
+    # what only some stages take
+    if stage == "vision" and args.dictionary:
+        more = [args.data / "text/dictionary.txt"]
+        command += ["--dictionary", str(more[0])]
+    if stage == "instruct":
+        command += ["--trainable", *args.trainable]
+    model = args.out / name
+    command += [*STAGES[name].split(), "--seed", str(args.seed), "--resume", "-o", str(model)]
+    reads = [*model_files, args.data / "world.json", *files, *more]
+    return Step(name, command, reads, model / "config.json", SECONDS[name], trains=True)
+
+
+def example(args):
+    """(command, right answer): a question on an unseen image, not in the base language."""
+    text = (args.data / "unseen_images.json").read_text(encoding="utf-8")
+    record = next(record for record in json.loads(text) if record["language"] != BASE)
+    question, answer = (turn["value"] for turn in record["conversations"][:2])
+    model, image = args.out / "instruct", args.data / record["image"]
+    command = ["generate.py", "--model", str(model), "--image", str(image)]
+    return [*command, question.removeprefix("<image>\n")], answer

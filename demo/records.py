@@ -1,0 +1,181 @@
+"""The LLaVA records of an image: what to train on, and questions to test with.
+
+Pipeline: world -> words -> questions -> **records** -> write.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from math import gcd
+
+from demo.questions import Interviewer, full_caption, phrases
+from demo.words import BASE, LANGUAGES, WORDS, training_languages
+from demo.world import BASE_ONLY, COLOURS, HELD_OUT, SKILLS, YES_NO_TYPES, random_for
+
+TRAINING_FILES = ("captions", "phrases", "instruct-1", "instruct-2", "instruct")
+# Every third training image is there in black and white, too: a ViT that learns kinds without
+# colours recognises them in every colour (docs/experiments.md).
+GREY_EVERY = 3
+# Test splits, and the name that seeds each.
+SPLITS = {
+    "validation": "validation",
+    "unseen_images": "unseen_pictures",
+    "unseen_combinations": "unseen_combinations",
+    "cross_lingual": "cross_lingual",
+}
+BASE_ONLY_EVERY = 6  # every sixth image of a test split shows a base-only kind
+# Splits about the first thing of each scene, and their types of yes/no question.
+YES_NO_OF_SPLIT = {
+    "unseen_combinations": ("pair", "pair", "place", "size"),
+    "cross_lingual": ("pair", "kind", "place", "size"),
+}
+
+
+def make_record(name, language, kind, turns, image=None, **extra):
+    """One LLaVA record; the marker of the image is in the first question."""
+    messages = []
+    for question, answer in turns:
+        marker = "<image>\n" if image and not messages else ""
+        messages.append({"from": "human", "value": marker + question})
+        messages.append({"from": "gpt", "value": answer})
+    path = {"image": image} if image else {}
+    rest = {"language": language, "kind": kind, **extra, "conversations": messages}
+    return {"id": name, **path, **rest}
+
+
+def image_path(split, index):
+    """Where an image is in the world's folder."""
+    return f"images/{split}/{index:05}.png"
+
+
+def train_records(scene, seed, index):
+    """{file: records} about one training image, in each of its languages."""
+    made = {name: [] for name in TRAINING_FILES}
+    languages = training_languages(scene)
+    for language in languages:
+        for file, kind, number, turns, folder in _samples(scene, seed, index, language):
+            name = f"train-{index:05}-{language}-{number}"
+            image = image_path(folder, index)
+            made[file].append(make_record(name, language, kind, turns, image))
+
+    # `instruct` repeats one caption, so that what `align` taught is not forgotten.
+    caption = made["captions"][index % len(languages)]
+    made["instruct"].append(caption | {"id": caption["id"] + "-again"})
+    return made
+
+
+def _samples(scene, seed, index, language):
+    """Yields (file, kind, end of the id, turns, folder of the image) in one language."""
+    words, rng = WORDS[language], random_for(seed, "said", index, language)
+    join = words["comma"].join
+    request = rng.choice(words["describe"])
+    caption = join(full_caption(scene, language, rng))
+    yield "captions", "caption", "caption", [(request, caption)], "train"
+
+    # phrases with colours and without; the grey image has the latter alone
+    plain = join(phrases(scene, language, rng, colours=False))
+    coloured = join(phrases(scene, language, rng, colours=True))
+    requests = words["list"]
+    yield "phrases", "phrases", "phrases", [(rng.choice(requests), plain)], "train"
+    yield "phrases", "colours", "colours", [(rng.choice(requests), coloured)], "train"
+    if index % GREY_EVERY == 0:
+        yield "phrases", "phrases", "grey", [(rng.choice(requests), plain)], "grey"
+
+    interviewer = Interviewer(scene, language, rng)
+    courses = {"instruct-1": interviewer.instruct_1(), "instruct-2": interviewer.instruct_2()}
+    for name, turns in courses.items():
+        for n, turn in enumerate(dict.fromkeys(turns)):
+            yield name, name, f"{name}-{n}", [turn], "train"
+
+    # Each question is a record by itself, conversations aside: the model could copy an answer
+    # that an earlier turn gives away.
+    for kind, turns in interviewer.instruct(index).items():
+        samples = [turns] if kind == "conversation" else [[turn] for turn in turns]
+        for n, sample in enumerate(samples):
+            yield "instruct", kind, f"{kind}-{n}", sample, "train"
+
+
+def language_rotation():
+    """The languages that take turns in test questions about images without base-only kinds.
+
+    Every sixth image (BASE_ONLY_EVERY) is asked about in the base language alone. To make up for
+    it, of L languages the base takes 6 - L turns here where each other language takes 6.
+    """
+    base_turns = max(0, BASE_ONLY_EVERY - len(LANGUAGES))
+    divisor = gcd(BASE_ONLY_EVERY, base_turns)
+    rotation = []
+    for n in range(BASE_ONLY_EVERY // divisor):
+        rotation += LANGUAGES[1:]
+        if n < base_turns // divisor:
+            rotation.append(BASE)
+    return rotation
+
+
+def split_records(split, scenes, seed):
+    """A question of each skill, and a conversation, about each scene of a test split.
+
+    The languages take turns. `cross_lingual` asks in all languages but the base, and only what
+    needs the name of the kind.
+    """
+    made, yes_counts, rotation = [], Counter(), language_rotation()
+    for index, scene in enumerate(scenes):
+        rng = random_for(seed, "asked", SPLITS[split], index)
+        for number, skill in enumerate((*SKILLS, "conversation")):
+            position = index - index // BASE_ONLY_EVERY + number
+            languages = [BASE] if scene.base_only else [rotation[position % len(rotation)]]
+            if split == "cross_lingual":
+                no_name = skill in ("count", "background", "mood")
+                languages = [] if no_name else LANGUAGES[1:]
+
+            for language in languages:
+                interviewer = Interviewer(scene, language, rng)
+                turns = _split_turns(split, interviewer, skill, index, yes_counts)
+                if turns:
+                    name = f"{split}-{index:05}-{skill}-{language}"
+                    kind, image = SKILLS.get(skill, skill), image_path(split, index)
+                    made.append(make_record(name, language, kind, turns, image, skill=skill))
+    return made
+
+
+def _split_turns(split, interviewer, skill, index, yes_counts):
+    """The turns of one test record: one question or a conversation, or [] if there is none."""
+    things = interviewer.scene.things
+    subject = things[0] if split in YES_NO_OF_SPLIT else None
+    by_kind = "kind" if split == "cross_lingual" else None
+    if skill == "conversation":
+        return interviewer.converse(3, subject, by_kind or "pronoun")
+
+    if skill == "yes_no":
+        types = YES_NO_OF_SPLIT.get(split, YES_NO_TYPES)
+        question_type = types[(index // BASE_ONLY_EVERY + index) % len(types)]
+        # Yes and no alternate in each language and type.
+        key = interviewer.language, question_type
+        yes = yes_counts[key] % 2 == 0
+        yes_counts[key] += 1
+        return [_split_yes_no(split, interviewer, question_type, yes, subject)]
+
+    if skill == "relation":  # between any two things, but it must name the subject
+        by_kind = "kind" if subject else None
+        name = interviewer.words["kind"][subject.kind] if subject else ""
+        order = interviewer.rng.sample(things, len(things))
+        turns = [interviewer.ask(skill, thing, by_kind) for thing in order]
+        return [turn for turn in turns if turn and name in " ".join(turn)][:1]
+    return [interviewer.ask(skill, subject, by_kind)]
+
+
+def _split_yes_no(split, interviewer, question_type, yes, subject):
+    """A turn of yes or no. What a split is about, held-out pairs or base-only kinds, is also what
+    its questions deny."""
+    things, pairs = interviewer.scene.things, None
+    denied = None if yes else (split, question_type)
+    if denied == ("unseen_combinations", "pair"):
+        shown = {(thing.kind, thing.colour) for thing in things}
+        pairs = [p for p in HELD_OUT.items() if p not in shown and p[0] in interviewer.kinds]
+        seen = {name for pair in shown for name in pair}
+        pairs = [pair for pair in pairs if seen & set(pair)] or pairs
+    elif denied == ("cross_lingual", "pair"):
+        true = subject.colour, HELD_OUT[subject.kind]
+        pairs = [(subject.kind, colour) for colour in COLOURS if colour not in true]
+    elif denied == ("cross_lingual", "kind"):
+        other = BASE_ONLY[(BASE_ONLY.index(subject.kind) + 1) % len(BASE_ONLY)]
+        return interviewer.word_yes_no("kind", False, replace(subject, kind=other))
+    return interviewer.ask_yes_no(question_type, yes, subject, pairs)

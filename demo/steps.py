@@ -1,0 +1,193 @@
+"""Runs the steps of a recipe, each a command, and skips those whose result is there.
+
+A result counts only if the same command made it from files with the same contents: steps.json in
+the run's folder notes both. A result that was made otherwise is refused by name. Changed code is
+named, too, but nothing is trained again unasked.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+CODE = ("", "vocabulary", "kernels", "checkpoint", "training", "evaluation", "demo", "demo/words")
+
+
+class Step(NamedTuple):
+    """One command of a recipe."""
+
+    name: str  # its first word is its row in timing.json
+    command: list  # what comes after `python`
+    reads: list  # files whose contents decide the result
+    writes: Path  # the file that is there when the step is complete
+    seconds: int = 0  # about how long it takes on two cores
+    trains: bool = False  # into the folder of `writes`, where it can resume
+    again: bool = False  # quick: made again, not refused, where it was made otherwise
+
+
+def short_path(path):
+    """A path relative to the working directory, if it is inside."""
+    path = Path(path).absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def shown(command):
+    """A command as it can be pasted into a shell."""
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    return join([str(short_path(sys.executable)), *command])
+
+
+def run_command(command):
+    """Runs `python COMMAND` and returns its exit status."""
+    process = subprocess.Popen([sys.executable, *command])
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    while process.returncode is None:
+        try:
+            process.wait()
+        except KeyboardInterrupt:  # the command received it as well: wait until it has saved
+            continue
+    signal.signal(signal.SIGTERM, before)
+    return process.returncode
+
+
+def digests(paths):
+    """{path: digest of the contents} of the files that are there."""
+    files = [path for path in paths if path.is_file()]
+    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
+
+
+def code_digests():
+    """{path: digest} of the code that steps may run."""
+    paths = [path for folder in CODE for path in sorted((ROOT / folder).glob("*.py"))]
+    return digests(short_path(path) for path in paths)
+
+
+def difference(old, new):
+    """How two commands differ, in words."""
+    old, new = (" ".join(command).replace(" -", "\n-").split("\n") for command in (old, new))
+    gone = " ".join(flag for flag in old if flag not in new)
+    added = " ".join(flag for flag in new if flag not in old)
+    return f"was made with {gone or 'less'}, not with {added or 'less'}"
+
+
+class Run:
+    """A folder, and the record of what made its contents."""
+
+    def __init__(self, out):
+        self.out = out
+        self.record = {"steps": {}, "code": code_digests()}
+        if (out / "steps.json").exists():
+            self.record = json.loads((out / "steps.json").read_text(encoding="utf-8"))
+        self.steps = self.record["steps"]
+
+    def is_done(self, step, check_inputs=True):
+        """Whether the step's result is there. Raises ValueError if it was made otherwise."""
+        made = self.steps.get(step.name)
+        result = step.writes.parent if step.trains else step.writes
+        if not result.exists() or (made is None and not step.trains):
+            return False
+
+        problem = None
+        if made is None:
+            problem = "is not in steps.json, so it is not known what made it"
+        elif made["command"] != step.command:
+            problem = difference(made["command"], step.command)
+        elif check_inputs:
+            other = digests(step.reads).items() ^ made["inputs"].items()
+            if other:
+                problem = f"was made from another {min(other)[0]}"
+        if problem and not step.again:
+            advice = f"choose another folder with --out, or move {self.out} aside with --fresh"
+            raise ValueError(f"{result} {problem}: {advice}")
+        return not problem and made["complete"] and step.writes.exists()
+
+    def run(self, steps, runner=run_command):
+        """Runs the steps that are not done. Raises ValueError where one fails or is refused."""
+        # Refuse before anything runs. What follows an open step has not got its inputs yet.
+        left = []
+        for step in steps:
+            if not self.is_done(step, check_inputs=not left):
+                left.append(step)
+        done = [step for step in steps if step not in left]
+
+        if done:
+            print(f"{self.out}: done before: {', '.join(step.name for step in done)}")
+            changed = {path for path, _ in code_digests().items() ^ self.record["code"].items()}
+            if changed:
+                print(f"It is kept, though code has changed since: {', '.join(sorted(changed))}")
+        if left:
+            minutes = sum(step.seconds for step in left) / 60
+            print(f"{self.out}: to do: {', '.join(step.name for step in left)}")
+            print(f"About {minutes:.0f} to {1.75 * minutes:.0f} minutes on two cores")
+
+        for step in steps:
+            if not self.is_done(step):
+                self.run_step(step, runner)
+
+    def run_step(self, step, runner):
+        """Prints and runs one step. Notes what made its result, and in how many seconds."""
+        inputs = digests(step.reads)
+        for path in step.reads:
+            if path.as_posix() not in inputs:
+                raise ValueError(f"{step.name}: {path} is missing")
+
+        # A stage resumes, so the seconds before an interruption count. Other steps begin anew.
+        before = self.steps.get(step.name, {"complete": True})
+        resumes = step.trains and not before["complete"] and step.writes.parent.exists()
+        made = {"command": step.command, "inputs": inputs, "complete": False}
+        made["seconds"] = before["seconds"] if resumes else 0
+
+        # Note it before it begins, so that half a result is never taken for another one's.
+        self.steps[step.name] = made
+        self.write()
+
+        bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        print(f"\n{bold}{shown(step.command)}{plain}", flush=True)
+        start = time.time()
+        status = runner(step.command)
+        made["seconds"] = round(made["seconds"] + time.time() - start, 1)
+        made["complete"] = status == 0 and step.writes.exists()
+        self.write()
+        if not made["complete"]:
+            raise ValueError(f"{step.name} ended early, with exit status {status}: run it again")
+        print(f"{step.name}: {made['seconds']:.0f} s")
+
+    def timing(self):
+        """{step: seconds}; steps with the same first word are one."""
+        seconds = Counter()
+        for name, made in self.steps.items():
+            seconds[name.split()[0]] += made["seconds"]
+        return {name: round(value, 1) for name, value in seconds.items()}
+
+    def write(self):
+        """Writes commands.txt and timing.json, which the report shows, and the record."""
+        texts = {
+            "commands.txt": "\n".join(shown(made["command"]) for made in self.steps.values()),
+            "timing.json": json.dumps(self.timing(), indent=1),
+            "steps.json": json.dumps(self.record, indent=1),
+        }
+
+        # Beside it first: a crash leaves the last record whole.
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            partial = self.out / f"{name}.tmp"
+            partial.write_text(text + "\n", encoding="utf-8")
+            os.replace(partial, self.out / name)
+
+
+def move_aside(folder):
+    """Renames a folder to the first free one of FOLDER.old-1, FOLDER.old-2 … and says so."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    if folder.exists():
+        folder.rename(aside)
+        print(f"{folder} is now {aside}")

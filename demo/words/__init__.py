@@ -1,0 +1,105 @@
+"""The words of the demo world: one data file a language.
+
+    en.py   English, the base language; explains each table
+    ko.py   Korean
+    zh.py   Chinese
+
+Each further file is a further language: nothing else has to change. All files are read, and
+checked against each other, when this package is imported.
+"""
+
+import re
+import runpy
+import unicodedata
+from functools import cache
+from pathlib import Path
+
+from demo.check import check_tables
+from demo.world import PLACES
+
+
+def read_languages(folder):
+    """{language: its words} of all files in a folder, the base language first.
+
+    Raises ValueError, in one line, for a file that cannot be read or lacks something.
+    """
+    found = {}
+    for path in sorted(folder.glob("[a-z]*.py")):
+        try:
+            found[path.stem] = runpy.run_path(str(path))["WORDS"]
+        except (SyntaxError, NameError, TypeError, KeyError) as error:
+            raise ValueError(f"words/{path.name}: gives no WORDS: {error}") from None
+
+    # A language may say itself what it is called in the others.
+    for language, words in found.items():
+        for other, name in words.get("called", {}).items():
+            found.get(other, {}).setdefault("names", {})[language] = name
+    languages = dict(sorted(found.items(), key=lambda pair: "base" not in pair[1]))
+    check_tables(languages)
+    return languages
+
+
+try:
+    WORDS = read_languages(Path(__file__).parent)
+except ValueError as problem:
+    raise SystemExit(f"demo/{problem}") from None
+LANGUAGES = tuple(WORDS)
+BASE = LANGUAGES[0]
+
+
+def training_languages(scene):
+    """The languages in which training data describes the image of a scene."""
+    return (BASE,) if scene.base_only else LANGUAGES
+
+
+def thing_words(language, thing):
+    """{placeholder: word} for templates about one thing."""
+    words = WORDS[language]
+    keys = {
+        "kind": thing.kind,
+        "colour": thing.colour,
+        "size": thing.size,
+        "place": PLACES[thing.place],
+    }
+    values = {table: words[table][key] for table, key in keys.items()}
+    for table, forms in words["forms"].items():
+        values |= {name: form[keys[table]] for name, form in forms.items()}
+    return values
+
+
+@cache
+def _agreement_pattern(language):
+    """A regex of all that the language's table of agreement replaces."""
+    written = sorted(WORDS[language]["agreement"], key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, written)) or "(?!)")  # (?!) never matches
+
+
+def fill(language, template, **values):
+    """A template with its placeholders filled in and its forms of agreement chosen."""
+    text = template.format_map(values)
+
+    def choose(match):
+        """The form that the word beside it asks for."""
+        side, pattern, if_match, otherwise = WORDS[language]["agreement"][match[0]]
+        if side == "previous":
+            neighbour = text[: match.start()].rpartition(" ")[2]
+        else:
+            neighbour = text[match.end() :].lstrip().partition(" ")[0]
+        letters = unicodedata.normalize("NFD", neighbour)
+        return if_match if re.search(pattern, letters) else otherwise
+
+    return _agreement_pattern(language).sub(choose, text)
+
+
+def parse_shares(given):
+    """{"ko": 0.1} from ["ko=0.1"], as --share takes it. Raises ValueError."""
+    shares = {}
+    for word in given:
+        language, _, share = word.partition("=")
+        if language not in LANGUAGES[1:] or not re.fullmatch(r"0|1|0?\.\d+", share):
+            choices = " or ".join(LANGUAGES[1:])
+            raise ValueError(f"--share {word}: give LANGUAGE=SHARE, {choices}, from 0 to 1")
+        if not WORDS[language]["script"]:
+            raise ValueError(f"--share {word}: words/{language}.py has no script to find it by")
+        shares[language] = float(share)
+    return shares

@@ -1,0 +1,310 @@
+"""The words of the demo world are data: what is missing is named, and a further kind or language
+is a row or a file, which reaches every file of the world."""
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from pprint import pformat
+
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from demo import atlas, check, world  # noqa: E402
+from demo.records import language_rotation  # noqa: E402
+from demo.words import BASE, LANGUAGES, WORDS, fill, read_languages  # noqa: E402
+
+WORDS_FOLDER = ROOT / "demo" / "words"
+
+
+def test_words_take_the_form_their_neighbour_asks_for():
+    template = "{it}은/는 {to}이/가 {a}과/와 {b}을/를"
+    filled = fill("ko", template, it="고양이", to="로켓", a="집", b="사과")
+    assert filled == "고양이는 로켓이 집과 사과를"
+    filled = fill("ko", "{a}이에요/예요, {b}이에요/예요", a="열쇠", b="빨간색")
+    assert filled == "열쇠예요, 빨간색이에요"
+    filled = fill("en", "a/an {a} and a/an {b}. A/an {a}.", a="orange cat", b="key")
+    assert filled == "an orange cat and a key. An orange cat."
+    assert fill("zh", "{a}/{b}", a="左", b="右") == "左/右"
+
+
+def edited_words(folder, name, old, new):
+    """The languages of a copy of demo/words in which one text of one file is another."""
+    shutil.copytree(WORDS_FOLDER, folder, ignore=shutil.ignore_patterns("__*"))
+    path = folder / f"{name}.py"
+    source = path.read_text(encoding="utf-8")
+    assert source.count(old) >= 1, old
+    path.write_text(source.replace(old, new, 1), encoding="utf-8")
+    return read_languages(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "problem"),
+    [
+        ("ko", '"rocket": "로켓",', "", "words/ko.py: kind.rocket is missing"),
+        ("en", '"rocket": "rocket",', "", "words/en.py: kind.rocket is missing"),
+        ("zh", '"key": "把",', "", "words/zh.py: forms.kind.measure.key is missing"),
+        ("ko", '"그림에 무엇이 있나요?",', "", "words/ko.py: describe.3 is missing"),
+        ("zh", '"zh": "中文"', "", "words/zh.py: names.zh is missing"),
+        ("zh", '"vocab_size": 416,', "", "words/zh.py: vocab_size is missing"),
+        ("ko", '"stop": ".",', '"stop": ".", "end": "!",', "words/ko.py: end is in no other table"),
+        ("en", '"duck": "duck"', '"duck": "cat"', "words/en.py: kind: 'cat' stands for two"),
+        (
+            "ko",
+            '"big": "커요"',
+            '"big": "작아요"',
+            "words/ko.py: size_end: '작아요' stands for two",
+        ),
+        (
+            "ko",
+            '"no": "아니요"',
+            '"no": "네"',
+            "words/ko.py: yes_no.pair: '네' stands for two things",
+        ),
+        ("ko", "{it}은/는 무슨", "{its}은/는 무슨", "words/ko.py: ask.colour.0: {it} is missing"),
+        ("ko", "{it}은/는 무슨", "{it", "words/ko.py: ask.colour.0: {it} is missing"),
+        (
+            "zh",
+            "“{word}”用",
+            "{kind}“{word}”用",
+            "words/zh.py: translate.0: {kind} is not known here",
+        ),
+        ("en", '"{mood}"', '"{moods}"', "words/en.py: answer.mood: {moods} is not known here"),
+        ("ko", '"은/는": (', '"은는": (', "words/ko.py: agreement.은/는 is missing, which "),
+        ("ko", '"커요"', '"커요', "words/ko.py: gives no WORDS: "),
+        ("ko", "WORDS = ", "WORD = ", "words/ko.py: gives no WORDS: "),
+        ("en", '"base": True,', "", "words: needs two or more languages, one of them with 'base'"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_words_is_named_in_one_line(tmp_path, name, old, new, problem):
+    with pytest.raises(ValueError) as error:
+        edited_words(tmp_path / "words", name, old, new)
+    assert str(error.value).startswith(problem) and "\n" not in str(error.value)
+
+
+def test_what_is_wrong_in_the_table_of_kinds_is_named(monkeypatch):
+    monkeypatch.setitem(world.HELD_OUT, "cat", "pink")
+    with pytest.raises(ValueError, match="world.py: cat: held_out='pink' is none of COLOURS"):
+        check.check_tables(WORDS)
+    monkeypatch.undo()
+    monkeypatch.setattr(world, "BASE_ONLY", ("rocket",))
+    with pytest.raises(ValueError, match="world.py: KINDS needs two or more base_only kinds"):
+        check.check_tables(WORDS)
+
+
+def test_no_code_names_a_language():
+    sources = [path for path in (ROOT / "demo").glob("*.py")] + [WORDS_FOLDER / "__init__.py"]
+    names = "|".join((*LANGUAGES, *WORDS[BASE]["names"].values()))
+    for path in sources:
+        source = path.read_text(encoding="utf-8")
+        code = re.sub(r'"""[^"]*(?:"[^"]+)*?"""|#.*', "", source)  # docstrings give examples
+        assert not re.search(rf'"(?:{names})"', code), path
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_every_language_gets_its_share_of_questions(monkeypatch, number):
+    """Of six images one is asked about in the base language alone; the rotation makes up for it."""
+    languages = tuple(f"l{n}" for n in range(number))
+    monkeypatch.setattr("demo.records.LANGUAGES", languages)
+    monkeypatch.setattr("demo.records.BASE", languages[0])
+    rotation = language_rotation()
+    share = {name: 5 / 6 * rotation.count(name) / len(rotation) for name in languages}
+    share[languages[0]] += 1 / 6
+    if number <= 6:
+        assert all(abs(value - 1 / number) < 1e-9 for value in share.values())
+    assert len({share[name] for name in languages[1:]}) <= 1
+
+
+def copy_of_demo(folder):
+    """A copy of demo/ and its atlas, to edit as a reader would."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "demo", folder / "demo", ignore=ignored)
+    (folder / "assets").mkdir()
+    shutil.copy(ROOT / "assets" / "atlas.png", folder / "assets" / "atlas.png")
+    return folder
+
+
+def replace_in(path, old, new):
+    """Edits a file."""
+    source = path.read_text(encoding="utf-8")
+    assert old in source
+    path.write_text(source.replace(old, new), encoding="utf-8")
+
+
+def write(folder, *options):
+    """Runs `python -m demo.write` in a copy."""
+    command = [sys.executable, "-m", "demo.write", "-o", "data", "--workers", "1"]
+    command += ["--images", "100", "--documents", "200", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8")
+
+
+def load(folder, name):
+    """A file of the copy's world."""
+    return json.loads((folder / "data" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def add_bicycle(folder):
+    """Adds a 13th kind: a row of the table, and its words."""
+    row = '        Kind("bicycle", "🚲", held_out="red"),\n'
+    last = 'Kind("rocket", "🚀", held_out="green", base_only=True, centre_only=True),\n'
+    replace_in(folder / "demo" / "world.py", last, last + row)
+    for language, rocket, bicycle in (
+        ("en", "rocket", "bicycle"),
+        ("ko", "로켓", "자전거"),
+        ("zh", "火箭", "自行车"),
+    ):
+        path = folder / "demo" / "words" / f"{language}.py"
+        replace_in(path, f'"rocket": "{rocket}",', f'"rocket": "{rocket}", "bicycle": "{bicycle}",')
+    replace_in(path, '"rocket": "枚",', '"rocket": "枚", "bicycle": "辆",')
+
+
+def test_a_thirteenth_kind_is_a_row_and_its_words_and_reaches_every_split(tmp_path):
+    folder = copy_of_demo(tmp_path)
+    add_bicycle(folder)
+
+    # Its tile is missing: refused, not drawn invisible.
+    refused = write(folder)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert "assets/atlas.png has no tile for the kind bicycle" in refused.stderr
+
+    old = Image.open(folder / "assets" / "atlas.png")
+    larger = Image.new("LA", (old.width, old.height + 128))
+    larger.paste(old)
+    ImageDraw.Draw(larger).ellipse((10, old.height + 10, 118, old.height + 118), (128, 255))
+    larger.save(folder / "assets" / "atlas.png")
+    done = write(folder)
+    assert done.returncode == 0, done.stderr
+
+    shown = Counter()
+    for scene in load(folder, "scenes"):
+        split = scene["image"].split("/")[1]
+        for thing in scene["things"]:
+            if thing["kind"] == "bicycle":
+                shown[split] += 1
+                is_held_out = split == "unseen_combinations" and thing is scene["things"][0]
+                assert (thing["colour"] == "red") == is_held_out
+    splits = ("validation", "unseen_images", "unseen_combinations", "cross_lingual")
+    assert all(shown[split] for split in ("train", *splits)), shown
+    for name in ("captions", "phrases", "instruct-1", "instruct-2", "instruct"):
+        words = {"en": "bicycle", "ko": "자전거", "zh": "自行车"}
+        for record in load(folder, name):
+            word = words.get(record["language"])
+            if word and word in json.dumps(record, ensure_ascii=False):
+                del words[record["language"]]
+        assert not words, (name, words)
+    for split in splits[:3]:
+        names = ("bicycle", "자전거", "自行车")
+        assert any(name in json.dumps(load(folder, split), ensure_ascii=False) for name in names)
+
+
+@pytest.mark.parametrize(("number", "rows"), [(12, 3), (13, 4), (16, 4), (17, 5)])
+def test_the_atlas_has_a_tile_for_every_kind(monkeypatch, tmp_path, number, rows):
+    letters = "ABCDEFGHKLMNOPQRS"[:number]
+    kinds = {letter: world.Kind(letter, letter, held_out="red") for letter in letters}
+    font = ImageFont.load_default(100)
+    monkeypatch.setattr(atlas, "KINDS", kinds)
+    monkeypatch.setattr(atlas, "ATLAS", tmp_path / "atlas.png")
+    monkeypatch.setattr(atlas.ImageFont, "truetype", lambda path, size: font)
+    atlas.make_atlas("any.ttf", tmp_path / "atlas.png")
+    with Image.open(tmp_path / "atlas.png") as image:
+        assert image.size == (4 * 128, rows * 128)
+    tiles = atlas.read_atlas()
+    assert list(tiles) == list(letters)
+    assert len({tile.tobytes() for tile in tiles.values()}) == number
+
+    # a kind more than the atlas has tiles
+    more = kinds | {"bicycle": world.Kind("bicycle", "Z", held_out="red")}
+    monkeypatch.setattr(atlas, "KINDS", more)
+    with pytest.raises(ValueError, match="atlas.png has no tile for the kind bicycle: remake it"):
+        atlas.read_atlas()
+
+
+def fourth_language(script):
+    """A language that is English with a letter of its own before every text."""
+    words = dict(WORDS[BASE], agreement={}, script=script, vocab_size=300)
+    del words["base"], words["abbreviate"]
+
+    def translate(table):
+        """The same table with other texts."""
+        if isinstance(table, str):
+            return "ş" + table.replace("a/an ", "").replace("A/an ", "")
+        if isinstance(table, dict):
+            return {key: translate(value) for key, value in table.items()}
+        return [translate(value) for value in table]
+
+    own = ("agreement", "script", "vocab_size", "tokenizer_flags", "names", "forms", "gap", "comma")
+    words = {key: value if key in own else translate(value) for key, value in words.items()}
+    words["names"] = {"en": "İngilizce", "ko": "Korece", "zh": "Çince", "tr": "Türkçe"}
+    words["called"] = {"en": "Turkish", "ko": "터키어", "zh": "土耳其语"}
+    return f"WORDS = {pformat(words)}\n"
+
+
+def test_a_fourth_language_is_a_file_and_is_asked_in_every_split(tmp_path):
+    folder = copy_of_demo(tmp_path)
+    path = folder / "demo" / "words" / "tr.py"
+    path.write_text(fourth_language(""), encoding="utf-8")
+    assert runpy.run_path(str(path))["WORDS"]["names"]["tr"] == "Türkçe"
+    done = write(folder)
+    assert done.returncode == 0, done.stderr
+
+    for split in ("validation", "unseen_images", "unseen_combinations"):
+        count = Counter(record["language"] for record in load(folder, split))
+        assert count.keys() == {"en", "ko", "tr", "zh"}
+        assert max(count.values()) - min(count.values()) <= 0.06 * sum(count.values()), count
+        by_skill = {(record["language"], record["skill"]) for record in load(folder, split)}
+        assert len(by_skill) == 4 * 11, "every language is asked every skill"
+    count = Counter(record["language"] for record in load(folder, "cross_lingual"))
+    assert count.keys() == {"ko", "tr", "zh"} and len(set(count.values())) == 1
+
+    captions = Counter(record["language"] for record in load(folder, "captions"))
+    assert captions["tr"] == captions["ko"] == captions["zh"] < captions["en"]
+    texts = [record for record in load(folder, "instruct") if "image" not in record]
+    read = [record for n, record in enumerate(texts) if n % 4 < 3]  # each fourth translates
+    count = Counter(record["language"] for record in read)
+    assert len(count) == 4 and max(count.values()) - min(count.values()) <= 1, count
+    text = folder / "data" / "text"
+    assert "ş" in (text / "tr.txt").read_text(encoding="utf-8")
+    parallel = (text / "parallel.txt").read_text(encoding="utf-8")
+    assert "ş" in parallel and "Turkish" in parallel and "터키어" in parallel
+    dictionary = (text / "dictionary.txt").read_text(encoding="utf-8").splitlines()
+    assert dictionary[1] == "cat = 고양이 = şcat = 猫"
+
+
+def test_a_share_needs_a_script_by_which_lines_can_be_found(tmp_path):
+    folder = copy_of_demo(tmp_path)
+    path = folder / "demo" / "words" / "tr.py"
+    path.write_text(fourth_language(""), encoding="utf-8")
+    refused = write(folder, "--share", "tr=0.5")
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert "words/tr.py has no script" in refused.stderr
+
+    path.write_text(fourth_language("ş"), encoding="utf-8")
+    done = write(folder, "--share", "tr=0", "ko=0")
+    assert done.returncode == 0, done.stderr
+    assert {record["language"] for record in load(folder, "captions")} == {"en", "zh"}
+
+
+def test_a_world_of_two_languages_is_one_file_less(tmp_path):
+    folder = copy_of_demo(tmp_path)
+    (folder / "demo" / "words" / "zh.py").unlink()
+    done = write(folder)
+    assert done.returncode == 0, done.stderr
+    count = Counter(record["language"] for record in load(folder, "validation"))
+    assert count.keys() == {"en", "ko"}
+    assert max(count.values()) - min(count.values()) <= 0.06 * sum(count.values()), count
+
+
+def test_a_missing_word_stops_every_command_in_one_line(tmp_path):
+    folder = copy_of_demo(tmp_path)
+    replace_in(folder / "demo" / "words" / "ko.py", '"rocket": "로켓",', "")
+    for module in ("demo", "demo.write", "demo.ablation"):
+        command = [sys.executable, "-m", module, "--help"]
+        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert answer.returncode == 1
+        assert answer.stderr == "demo/words/ko.py: kind.rocket is missing\n"

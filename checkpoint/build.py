@@ -62,7 +62,7 @@ def plan_build(llm, vision=None, projector=None, tokenizer=None, dtype=None):
         require_layer(published.vision_feature_layer, clip, where)
         published = replace(published, vision=clip)
 
-    # The vocabulary, and padding rows.
+    # The vocabulary. Padding rows of a table stay, unless new pieces take their place.
     if tokenizer:
         new = Tokenizer.load(tokenizer)
     else:
@@ -83,7 +83,7 @@ def plan_build(llm, vision=None, projector=None, tokenizer=None, dtype=None):
 
 
 def parse_llm_config(data, llm, where):
-    """Its config.json -> (ModelConfig, {part: the folder, for each part that it brings})."""
+    """The config.json of llm -> (ModelConfig, {part: llm} for the parts that it brings)."""
     sources = {"decoder": llm}
     if "mm_vision_tower" in data:
         # LLaVA as first published: Llama's config with more fields.

@@ -1,7 +1,7 @@
 """config.json: LlavaConfig, LlamaConfig and CLIPVisionConfig of transformers <-> our ModelConfig.
 
 Reads and writes what transformers 4 and 5 read and write. templates/config.json has the values that
-never change; a file with others is a ValueError. `where`: its name.
+never change: a file with others is a ValueError. `where`: the name of the file.
 """
 
 from dataclasses import asdict, fields

@@ -30,7 +30,7 @@ def read_object(folder, name="config.json"):
 def load_config(folder):
     """The ModelConfig of a LLaVA folder. ValueError if it is not a model that we compute."""
     data, where = read_object(folder)
-    # LLaVA as first published is a "llava", too, but has Llama's config.
+    # LLaVA as first published is a "llava" too, but its config is Llama's.
     if "mm_vision_tower" in data or data.get("model_type") != "llava":
         raise ValueError(
             f"{where}: model_type is {data.get('model_type')!r}, not a LLaVA in the layout of "
@@ -90,7 +90,7 @@ def load_model(folder, dtype=torch.float32):
     tensors = match_tensors(load_weights(folder), tensor_shapes(config), folder)
     with torch.device("meta"):
         model = XLlava(config)
-    # Copied, as the mapped file may be replaced.
+    # Copied, because a mapped file may be replaced.
     state = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
     if config.text.tie_word_embeddings:
@@ -105,7 +105,7 @@ def write_model(config, tensors, tokenizer, folder, dtype=torch.float32):
     tokenizer: a Tokenizer, or the file of one."""
     folder = Path(folder)
     if not isinstance(tokenizer, Tokenizer):
-        tokenizer = load_tokenizer(tokenizer)  # now: it may be in `folder`
+        tokenizer = load_tokenizer(tokenizer)  # before `folder` changes: it may be in there
     files = processor_files(config, tokenizer)
     if tokenizer.user_defined or not tokenizer.is_bpe:
         del files["tokenizer.json"]

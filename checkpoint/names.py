@@ -4,8 +4,8 @@
     Llama                  model.layers.0.self_attn.q_proj.weight
     LLaVA, transformers 4  language_model.model.layers.0.self_attn.q_proj.weight  (what we write)
 
-names.json has the differences: the prefix of each of our modules, by the kind of file (we write the
-first one), and the words behind the prefix, which are the same in all files.
+names.json lists the differences: the prefix of each module in each kind of file (we write the first
+kind), and the words behind the prefix, which are the same in all files.
 """
 
 import re
@@ -27,7 +27,7 @@ IGNORED_OF_CLIP = re.compile(IGNORED.pattern + CLIP_TEXT)
 
 
 def module_of(name):
-    """The key of PREFIXES: "vision." … decoder.lm_head. stands before decoder. there."""
+    """The module of names.json that a name belongs to: "vision.", "projector.0." …"""
     return next(module for module in PREFIXES if name.startswith(module))
 
 
@@ -43,6 +43,7 @@ def hf_name(name, prefix=None):
 def find_names(ours, theirs):
     """{our name: name in a file}: for each module by the prefix that fits most of `theirs`."""
     names = {}
+    # Module by module: a file may mix kinds, and may have some modules only.
     for module, prefixes in PREFIXES.items():
         here = [name for name in ours if module_of(name) == module]
         candidates = [{name: hf_name(name, prefix) for name in here} for prefix in prefixes]
@@ -81,7 +82,7 @@ def match_tensors(tensors, shapes, where, is_clip=False):
 
     left_over = tensors.keys() - set(names.values())
     if HEAD not in shapes and EMBEDDING in shapes:
-        # A tied head: some files hold the embedding a second time.
+        # A tied head. Some files hold the embedding a second time under its name.
         embedding = tensors.get(names[EMBEDDING])
         for head in [hf_name(HEAD, prefix) for prefix in PREFIXES["decoder.lm_head."]]:
             if head in tensors and embedding is not None and embedding.equal(tensors[head]):

@@ -27,6 +27,7 @@ from evaluation.client import add_client_arguments, at_least
 def choose_names(flag, given, table):
     """The names in a comma-separated list, in the table's order: however they are typed, it is the
     same request. ValueError for a name that is not in the table."""
+    # Checked before anything is read or paid for.
     names = [name.strip() for name in given.split(",") if name.strip()]
     unknown = [name for name in names if name not in table]
     if unknown or not names:
@@ -41,9 +42,7 @@ def stats_parser():
     parser = ArgumentParser(prog="python -m annotation stats", description=print_stats.__doc__)
     add = parser.add_argument
     add("file", type=Path, help="a set that `python -m annotation` made")
-    add("--sheet", type=Path, metavar="HTML", help="write a page of random samples")
-    add("--samples", type=at_least(1), default=40, help="on the page (default: 40)")
-    add("--seed", type=int, default=0, help="another seed, other samples")
+    add("--sheet", type=Path, metavar="HTML", help="write a page of 40 random samples")
     return parser
 
 
@@ -53,6 +52,8 @@ def annotation_parser():
         description=__doc__,
         formatter_class=RawDescriptionHelpFormatter,
     )
+
+    # `--flag` and `--no-flag`.
     add = parser.add_argument
     yes_no = {"action": BooleanOptionalAction, "default": False}
     add("folder", type=Path, help="images; its folders are searched, links out of it refused")

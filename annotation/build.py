@@ -56,6 +56,8 @@ def filter_item(item, args, journal):
     state, pairs, _ = journal.outcome(generation_request(item, args), args)
     if state != "good":
         return {}, [], [Rejected(None, state, pairs)]
+
+    # What the filters reject needs no second look.
     passed, rejected = filter_pairs(pairs, item.kind, item.objects)
     if not args.verify or not passed:
         return pairs, passed, rejected
@@ -225,6 +227,7 @@ def report(args, items, records, rejected, endpoint, why):
         f"  {endpoint.sent:,} requests now; {len(journal.tokens):,} replies in "
         f"{journal.path.name}, {tokens_in:,} tokens in, {tokens_out:,} out{cost}"
     )
+    # Whoever reads only the last line must know that the set is not whole.
     unanswered = sum(row["filter"] == "no reply" for row in rejected)
     if unanswered or why:
         print(

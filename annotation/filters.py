@@ -109,6 +109,8 @@ def parse_pairs(text, languages):
     for code, listed in reply.items():
         if not isinstance(listed, list) or not all(map(is_pair, listed)):
             raise ValueError(f"{code}: must be a list of objects with question and answer, no more")
+
+        # Texts are compared later, so each has one spelling.
         pairs[code] = [(clean(pair["question"]), clean(pair["answer"])) for pair in listed]
     return pairs
 
@@ -173,6 +175,8 @@ def find_fault(question, answer, language, objects):
         if not least <= width(text) <= most or not letters_and_digits(text):
             columns = f"{width(text)} columns, must be {least} to {most}"
             return "length", f"{part}: {columns} and hold a letter or a digit"
+
+        # A small model may fall into a loop.
         if is_repetitive(text):
             return "repetition", part
 
@@ -203,6 +207,7 @@ def filter_pairs(pairs, kind, objects=()):
         listed = ", ".join(f"{code} {count}" for code, count in counts.items())
         return [], [Rejected(None, "turns", listed)]
 
+    # A fault in one language rejects the pair in all.
     passed, rejected = [], []
     for n in range(most):
         for code, said in pairs.items():

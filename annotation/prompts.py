@@ -36,6 +36,7 @@ def digest(*texts):
 def make_request(item, args, system, user, parse, properties):
     """A request about an image. Its words are part of the journal's key: who edits a prompt asks
     something new. The reply must be a JSON object of `properties`, lists of objects."""
+    # A server that enforces the schema can't reply with anything else.
     lists = {
         name: {"type": "array", "items": strict_object(entry)} for name, entry in properties.items()
     }
@@ -51,6 +52,7 @@ def make_request(item, args, system, user, parse, properties):
 
 def generation_request(item, args):
     """The request for an item's question-answer pairs, in all languages."""
+    # Shown as an example too, for servers that don't enforce a schema.
     pair = {"question": "…", "answer": "…"}
     shape = json.dumps({code: [pair] for code in args.languages}, ensure_ascii=False)
     names = ", ".join(f"{LANGUAGES[code]} ({code})" for code in args.languages)

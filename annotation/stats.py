@@ -21,6 +21,7 @@ from vocabulary.files import write_atomically
 
 def dry_run(items, args):
     """Prints one whole request per kind, and what all of them would cost; sends nothing."""
+    # The first images may be broken.
     estimates = []
     for item in items:
         request = generation_request(item, args)
@@ -28,6 +29,7 @@ def dry_run(items, args):
             jpeg = cached_jpeg(item.path, args.max_side)
         except ValueError:
             continue
+
         body = make_body(request, args, f"({len(jpeg):,} bytes of {item.name})")
         print(f"\nPOST {args.base_url.rstrip('/')}/chat/completions")
         print(f"Authorization: Bearer ${args.key_env}")
@@ -36,6 +38,7 @@ def dry_run(items, args):
         estimates.append(estimate_tokens(request, jpeg))
         if len(estimates) == len(args.kinds):
             break
+
     if not estimates:
         raise ValueError(f"{args.folder}: none of its images can be read")
 
@@ -100,6 +103,7 @@ def print_lengths(records):
             first = question.split()[0] if " " in question else question[:2]
             first_words[language][first] += 1
 
+    # Percentiles, as a few very long answers would rule a mean.
     print(
         "\ncolumns, 5% / median / 95%       pairs      questions        answers   "
         "most frequent first words of questions"
@@ -109,6 +113,7 @@ def print_lengths(records):
         for widths in (questions[language], answers[language]):
             low, median, high = np.percentile(widths, (5, 50, 95))
             spreads += f"{f'{low:.0f} / {median:.0f} / {high:.0f}':>15}"
+
         count = len(questions[language])
         common = first_words[language].most_common(6)
         words = ", ".join(f"{word} {n / count:.0%}" for word, n in common)
@@ -119,6 +124,7 @@ def print_lengths(records):
 def print_share_rejected(records, rejected, num_pairs):
     """How many whole replies and pairs were rejected, and by which filter."""
     replies = len({(record.get("image"), record.get("kind")) for record in records})
+    # Of replies that never came nothing was rejected.
     never_read = ("image", "no reply")
     whole = sum(row["pair"] is None and row["filter"] not in never_read for row in rejected)
     dropped = sum(row["pair"] is not None for row in rejected)
@@ -130,6 +136,9 @@ def print_share_rejected(records, rejected, num_pairs):
 
 
 # ------------------------------------------------------------------------------------ the sheet
+NUM_SAMPLES = 40
+
+
 def write_sheet(records, args):
     """A self-contained page of random samples, an image's languages next to each other. All texts
     are escaped, and sheet.html forbids scripts."""
@@ -139,10 +148,10 @@ def write_sheet(records, args):
         groups[key][str(record.get("language", "?"))] = record
 
     # Random ones, as the first ones of a set are alike.
-    count = min(args.samples, len(groups))
-    chosen = random.Random(args.seed).sample(list(groups.items()), count)
+    count = min(NUM_SAMPLES, len(groups))
+    chosen = random.Random(0).sample(list(groups.items()), count)
     cards = [sample_card(args, image, kind, group) for (image, kind, _), group in chosen]
-    drawn = f"{count} of {len(groups):,} samples, drawn with --seed {args.seed}"
+    drawn = f"{count} of {len(groups):,} samples, drawn at random"
     head = Template(Path(__file__).with_name("sheet.html").read_text(encoding="utf-8"))
     page = head.substitute(title=html.escape(f"{args.file.name}: {drawn}")) + "\n".join(cards)
     content = page.encode("utf-8", "backslashreplace")
@@ -157,12 +166,14 @@ def sample_card(args, image, kind, group):
         raise ValueError(f"{args.file}: {error}") from None
 
     rows, conversations = "", [data.read_turns(record) for record in group.values()]
+
     # A set that was edited by hand may have fewer turns in one language.
     for turns in zip_longest(*conversations, fillvalue=([""], "")):
         rows += "<tr>"
         for code, (parts, answer) in zip(group, turns):
             question = html.escape("".join(parts).strip())
             rows += f"<td lang={html.escape(code)}><b>{question}</b><br>{html.escape(answer)}</td>"
+
     source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
     figure = (
         f'<figure><img src="{source}"><small>{html.escape(f"{image} · {kind}")}</small></figure>'

@@ -14,5 +14,5 @@ scores.py       scores by split, language and kind
 tables.py       the same tables as text and as HTML
 batching.py     prompts in batches on a device
 client.py       the HTTP client of judge and of annotation/
-journal.py      its journal: every reply, kept on disk
+journal.py      what a server was asked and replied, on disk before it is read
 """

@@ -96,7 +96,7 @@ def strict_object(properties):
     return {"type": "object", "properties": properties} | required
 
 
-def encode_jpeg(path, max_side, quality=90):
+def encode_jpeg(path, max_side):
     """The JPEG bytes to send: upright, `max_side` pixels at most, nothing of the file but its
     pixels. ValueError if the image can't be read."""
     image = vision.load_image(path)
@@ -105,7 +105,7 @@ def encode_jpeg(path, max_side, quality=90):
     # A comment or a colour profile would travel in `image.info`: copy the pixels only.
     bare, file = Image.new("RGB", image.size), io.BytesIO()
     bare.paste(image)
-    bare.save(file, "JPEG", quality=quality)
+    bare.save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
@@ -132,11 +132,13 @@ def make_body(request, args, image, dialect=DIALECTS[0], attempt=0):
 
 
 def estimate_tokens(request, jpeg):
-    """(tokens in, tokens out) to expect: a token for 4 bytes of ASCII or 2 of other text, OpenAI's
-    count for an image, and 250 for each property of the reply (120 for plain text)."""
+    """(tokens in, tokens out) to expect: a token for 4 bytes of ASCII or 2 of other text, 85 + 170
+    a tile for an image, and 250 for each property of the reply (120 for plain text)."""
     text = (request.system + request.user).encode()
     num_ascii = sum(byte < 128 for byte in text)
     tokens = num_ascii // 4 + (len(text) - num_ascii) // 2
+
+    # OpenAI's count: tiles of 512 × 512 pixels.
     if jpeg is not None:
         with Image.open(io.BytesIO(jpeg)) as image:
             tiles = math.ceil(image.width / 512) * math.ceil(image.height / 512)
@@ -184,7 +186,7 @@ class Endpoint:
         with self.lock:
             alone = self.request_locks[request.key]
 
-        # Two equal requests wait for one another, so that the second finds the first one's reply.
+        # Two equal requests wait for one another: the second finds the first one's reply.
         with alone:
             state, value, _ = self.journal.outcome(request, self.args)
             if state == "no reply":
@@ -202,11 +204,15 @@ class Endpoint:
         reply it sets the request aside. Waits longer from try to try."""
         args = self.args
         image = None if jpeg is None else base64.b64encode(jpeg).decode()
+        # Unreadable replies of earlier runs were paid for, too.
         num_bad = self.journal.outcome(request, args)[2]
         tried, status, reason, back_off = num_bad, None, "", 0
+
         while tried < args.tries:
             dialect = self.dialect
             body = json.dumps(make_body(request, args, image, dialect, num_bad)).encode()
+
+            # The random factor keeps threads from coming back all at once.
             try:
                 self.wait(back_off * random.uniform(0.5, 1.5))
                 self.wait(self.pause_until - time.monotonic())
@@ -230,7 +236,7 @@ class Endpoint:
                     break
                 continue
 
-            # None: does waiting help, other words, or nothing?
+            # No reply. Does waiting help, another dialect, or nothing?
             reason = self.one_line(payload)
             if status:
                 reason = f"HTTP {status}: {reason}"
@@ -247,6 +253,8 @@ class Endpoint:
 
         if status != 200:
             self.journal.append(request, failed=reason)
+
+        # A model that can't do it, or a server that is down, is noticed soon.
         with self.lock:
             self.failures += 1
             if self.failures >= MAX_FAILURES:
@@ -260,6 +268,7 @@ class Endpoint:
             status, headers, payload = self.post(body)
         except (OSError, http.client.HTTPException) as error:
             status, headers, payload = 0, {}, f"{type(error).__name__}: {error}"
+
         # Some gateways pass on a server's error as a success.
         if status == 200 and payload.lstrip().startswith(b'{"error"'):
             status = 502
@@ -271,6 +280,7 @@ class Endpoint:
                 fault = self.redact(fault)
             entry = {"text": self.redact(text), "fault": fault, "tokens": tokens}
             self.journal.append(request, **entry, max_tokens=self.args.max_tokens)
+
         with self.lock:
             self.in_flight -= most
             self.spent += price(tokens, self.args)
@@ -298,6 +308,7 @@ class Endpoint:
                         f"--max-cost {args.max_cost:g} reached: {self.spent:.4f} spent, one more "
                         f"request may cost {most:.4f}"
                     )
+
             # The requests on their way may cost less than the most.
             self.wait(0.05)
 
@@ -315,11 +326,14 @@ class Endpoint:
         try:
             connection.request("POST", url.path.rstrip("/") + "/chat/completions", body, headers)
             response, payload = connection.getresponse(), b""
+
             # The connection's timeout is one of silence: a reply that drips in never meets it.
             while len(payload) <= MAX_REPLY_BYTES and (part := response.read1(1 << 16)):
                 payload += part
                 if time.monotonic() > deadline:
                     raise TimeoutError("the answer drips in too slowly")
+
+            # The server closed the connection before the end.
             if response.length and len(payload) <= MAX_REPLY_BYTES:
                 raise http.client.IncompleteRead(payload, response.length)
             return response.status, response.headers, payload
@@ -332,8 +346,11 @@ class Endpoint:
             # Another thread may have chosen one meanwhile.
             if dialect != self.dialect:
                 return True
+
+            # What of a dialect this request does not show was not refused.
             self.refused_dialects.add(dialect.seen_in(request))
             left = [d for d in DIALECTS if d.seen_in(request) not in self.refused_dialects]
+
             # It was not the dialect: the next request begins anew with the first one.
             if not left:
                 self.dialect, self.wants_new_limit = DIALECTS[0], False
@@ -345,6 +362,7 @@ class Endpoint:
             if self.wants_new_limit:
                 left.sort(key=lambda d: d.temperature)  # stable: those without one come first
             self.dialect = left[0]
+
         what = ", ".join(self.dialect[:2])
         tqdm.write(f"the server refuses the request ({reason}): trying {what}", file=sys.stderr)
         return True
@@ -374,10 +392,14 @@ class Endpoint:
         """What a server or an exception says, fit to print: short, printable, without the key."""
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
+
+        # Most servers wrap the reason in JSON.
         try:
             text = json.loads(text)["error"]["message"]
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
+
+        # A reason could hold control sequences of the terminal.
         printable = "".join(c if c.isprintable() else " " for c in str(text)[:2000])
         return self.redact(printable)[:200].strip()
 
@@ -403,6 +425,8 @@ def read_completion(payload, guess):
         reply = json.loads(payload)
         usage, choice = reply.get("usage"), reply["choices"][0]
         message = choice["message"]
+
+        # A thinking model may have content null, or spend all its tokens before the first word.
         text = join_parts(message.get("content")) or join_parts(message.get("refusal"))
         if message.get("role", "assistant") != "assistant":
             fault = "the message is not the assistant's"
@@ -437,8 +461,7 @@ def join_parts(content):
 def run_jobs(jobs, endpoint):
     """Runs functions without arguments that ask `endpoint`, --concurrency at a time. Returns why
     it ended early, or None."""
-    why = None
-    bar = tqdm(total=len(jobs), unit="request", disable=None)
+    why, bar = None, tqdm(total=len(jobs), unit="request", disable=None)
     pool = ThreadPoolExecutor(endpoint.args.concurrency)
     try:
         for future in as_completed([pool.submit(job) for job in jobs]):

@@ -66,6 +66,7 @@ class Journal:
         reply", or what an entry calls it, and the value is the reason."""
         state, reason, num_bad = "no reply", NOT_ASKED, 0
         for entry in self.entries.get(request.key, ()):
+            # A later run may get the reply that this one did not.
             if "text" not in entry:
                 state, reason = entry.get("state", "no reply"), entry["failed"]
                 continue

@@ -90,6 +90,7 @@ def read_verdict(mode, text):
 
 def judge_request(args, question, image, first, second):
     """The request for one question with its two answers in one order."""
+    # A language without prompts of its own is judged in English.
     prompts = PROMPTS.get(question.language, PROMPTS["en"])
     user = prompts["question"].format(
         question=question.question, truth=reference_answer(question), first=first, second=second
@@ -198,6 +199,7 @@ def choose_questions(args, first, second):
     if len(common) < max(len(first), len(second)):
         print(f"{len(common):,} questions are in both files ({len(first):,} and {len(second):,})")
 
+    # The share is rounded up, so that no language gets none.
     random.Random(args.seed).shuffle(common)
     languages = sorted({first[name].language for name in common})
     share, names = -(-args.limit // len(languages)), []
@@ -224,6 +226,7 @@ def make_requests(args):
             f"{args.answers[0]} was written"
         )
 
+    # Grades compare the model with the reference, in the place of a second model.
     requests = []
     for name, question, image in zip(names, questions, images):
         ours, theirs = getattr(question, which), getattr(second[name], other)
@@ -236,6 +239,7 @@ def make_requests(args):
 
 def print_plan(args, questions, requests, journal):
     """Says what is left to ask, and about what it will cost. Returns the number of requests."""
+    # Equal answers make equal requests, which are asked once.
     different = {request.key: (request, image) for request, image in requests}
     left = [
         estimate_tokens(request, make_jpeg(image))
@@ -262,6 +266,8 @@ def run(args):
         num_left = print_plan(args, questions, requests, journal)
         if args.dry_run:
             return
+
+        # A server of this machine mostly wants no key.
         endpoint = Endpoint(args, key, journal)
         if num_left and not key and not is_local(endpoint.url):
             raise ValueError(f"no key: set {args.key_env}, or name another with --key-env")

@@ -1,7 +1,7 @@
 """From files to batches: the chat template with its loss mask, records, samples, collation.
 
-Pipeline: checkpoint → **data** → generate → train. A file of conversations is LLaVA's JSON, a list
-of records, or JSON Lines, one a line:
+Reading order: tokenizer → vision → model → **data** → train → generate.
+A file of conversations is LLaVA's JSON, a list of records, or JSON Lines, one record per line:
 
     {"id", "image"?: file or list of files,
      "conversations": [{"from": "human" | "gpt", "value": text}, …]}
@@ -15,12 +15,12 @@ inference both come from there. The targets of this conversation are "a cat</s>"
     python data.py show out/demo/data/instruct.json --model out/demo/align   # targets in green
 
 Data sets of the text and the vision stage: training/texts.py, training/phrases.py.
-Dimensions: B samples, T tokens, P images, S image size, R records, U tokens of the longest record.
+Dimensions: B samples, T tokens, I images, S image size, R records, U tokens of the longest record.
 """
 
-import argparse
 import random
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from array import array
 from collections import Counter
 from pathlib import Path
@@ -32,15 +32,9 @@ import torch
 import vision
 from checkpoint import load_config, load_tokenizer
 from model import IGNORE_INDEX, Layout
-from vocabulary.records import (  # noqa: F401 (for those who import data alone)
-    decode_line,
-    read_complete_lines,
-    read_record,
-    read_records,
-    scan_records,
-)
+from vocabulary.records import read_record, scan_records
 
-# An image, in the question of a record. Typed by a user (generate.py) it is plain text.
+# Marks the place of an image in a record's question. In a question typed by a user it is text.
 IMAGE_TOKEN = "<image>"
 USER, ASSISTANT = ("human", "user"), ("gpt", "assistant")  # what "from" may be
 
@@ -51,14 +45,14 @@ def encode_chat(turns, tokenizer, num_patches):
 
     turns: [(question, answer), …]. A question is a string, or a list of strings with an image
     between each two. The last answer may be None: the ids are then a prompt for inference.
-    Texts are tokenized separately between control tokens, as LLaVA-1.5 does."""
+    Texts between control pieces are tokenized separately, as in LLaVA-1.5."""
     ids, loss_mask = [tokenizer.bos_id], [0]
     for question, answer in turns:
         parts = [question] if isinstance(question, str) else list(question)
         parts[0] = "USER: " + parts[0]
         parts[-1] += " ASSISTANT:"
 
-        # The question is read only.
+        # The question is context: no targets.
         for i, part in enumerate(parts):
             if i > 0:
                 ids += [tokenizer.image_id] * num_patches
@@ -136,7 +130,7 @@ class Sample(NamedTuple):
     ids: list
     loss_mask: list  # 1 where the id is a target
     pixels: list  # its images, uint8 (3, S, S) each
-    starts: tuple = (0,)  # where each record's own ids begin, behind the shared prefix
+    starts: tuple = (0,)  # where each record's own ids begin, after the shared prefix
 
 
 def encode_records(records, tokenizer, num_patches, max_length):
@@ -160,12 +154,12 @@ def encode_records(records, tokenizer, num_patches, max_length):
             others = f"the {len(records) - 1} that share its sample go with it"
             raise ValueError(f"id {record.get('id')!r}: {error}; {others}") from None
 
-        # The prefix ends behind the image. The first record brings it along.
+        # The prefix ends after the image. Only the first record adds it to the sample.
         prefix = record_ids.index(tokenizer.image_id) + num_patches if len(records) > 1 else 0
         if starts:
             assert record_ids[:prefix] == ids[:prefix], "these records can't share a sample"
             record_ids, record_mask = record_ids[prefix:], record_mask[prefix:]
-        starts.append(len(ids) or prefix)
+        starts.append(len(ids) if starts else prefix)
         ids += record_ids
         loss_mask += record_mask
     return ids, loss_mask, files, tuple(starts)
@@ -182,7 +176,8 @@ def record_lengths(sample):
 
 
 def attention_pairs(sample):
-    """The cost of attention: the sum of the records' squared lengths, the prefix counted once."""
+    """Query-key pairs that are useful work: the sum of the records' squared lengths. The prefix
+    counts once, though attention repeats it for each record."""
     repeated = (len(sample.starts) - 1) * sample.starts[0] ** 2
     return sum(length**2 for length in record_lengths(sample)) - repeated
 
@@ -206,9 +201,9 @@ class ImageCache:
 
 
 def shared_image_key(record):
-    """(image, text before it, number of messages). Records of one key may share a sample; None: the
-    record stays alone. The text is always empty, see `split_question`. The number of messages is
-    there because attention pads all records to the longest."""
+    """(image, text before it, number of messages): records of one key may share a sample; None:
+    the record stays alone. The text is always empty (`split_question`). The number of messages is
+    in the key because rows are padded to the longest record of a sample."""
     image, messages = record.get("image"), record.get("conversations")
     if not isinstance(image, str) or not isinstance(messages, list) or not messages:
         return None
@@ -242,19 +237,19 @@ class ConversationDataset:
         self.spans, self.sizes, self.languages = [], [], []  # of each file
 
         # The records of sample i are members[ends[i − 1] : ends[i]].
-        members, ends, lengths = array("q"), array("q"), array("q")
+        members, ends, sort_keys = array("q"), array("q"), array("q")
         for f in range(len(self.paths)):
-            for records, length in self.scan(f):
-                members.extend(records)
+            for record_numbers, sort_key in self.scan(f):
+                members.extend(record_numbers)
                 ends.append(len(members))
-                lengths.append(length)
+                sort_keys.append(sort_key)
             self.sizes.append(len(ends) - sum(self.sizes))
 
         self.members, self.ends = np.array(members, np.int32), np.array(ends)
-        self.lengths = np.array(lengths)
+        self.sort_keys = np.array(sort_keys)  # the sampler puts similar ones into one batch
 
     def scan(self, f):
-        """Notes where the records of file f lie. Yields (records, length) of each sample."""
+        """Notes where the records of file f are. Yields (record numbers, sort key) per sample."""
         spans, text_lengths, has_image = array("q"), array("q"), array("b")
         languages, groups = Counter(), {}
         for i, (start, end, record) in enumerate(scan_records(self.paths[f])):
@@ -272,34 +267,34 @@ class ConversationDataset:
         for key, group in pairs:
             if len(group) > 1:
                 random.Random(f"{f} {key}").shuffle(group)
-            # A cheap stand-in for the number of tokens, to batch like with like: the number of
-            # messages counts first, then the text. An image counts as 1,000 characters.
+            # Sort key: the number of messages first, then the characters, a cheap stand-in for the
+            # number of tokens. An image counts as 1,000 characters.
             num_messages = key[2] if isinstance(key, tuple) else 0
             for at in range(0, len(group), self.records_per_sample):
-                records = group[at : at + self.records_per_sample]
-                length = sum(text_lengths[i] for i in records) + 1000 * has_image[records[0]]
-                yield records, num_messages * 2**32 + length
+                numbers = group[at : at + self.records_per_sample]
+                length = sum(text_lengths[i] for i in numbers) + 1000 * has_image[numbers[0]]
+                yield numbers, num_messages * 2**32 + length
 
     def __len__(self):
         return len(self.ends)
 
     def locate(self, i):
-        """(index of the file, its records) of sample i."""
+        """(index of the file, numbers of its records) of sample i."""
         start = self.ends[i - 1] if i > 0 else 0
         f = int(np.searchsorted(np.cumsum(self.sizes), i, side="right"))
         return f, self.members[start : self.ends[i]].tolist()
 
     def records(self, i):
-        f, records = self.locate(i)
-        return [read_record(self.paths[f], *self.spans[f][n].tolist()) for n in records]
+        f, numbers = self.locate(i)
+        return [read_record(self.paths[f], *self.spans[f][n].tolist()) for n in numbers]
 
     def record(self, i):
         """The first record of sample i."""
         return self.records(i)[0]
 
     def name(self, i):
-        f, records = self.locate(i)
-        name = f"{self.paths[f]}: record {', '.join(map(str, records))}"
+        f, numbers = self.locate(i)
+        name = f"{self.paths[f]}: record {', '.join(map(str, numbers))}"
         try:
             return f"{name} (id {self.record(i).get('id')!r})"
         except ValueError:  # the record is not UTF-8
@@ -320,8 +315,8 @@ class ConversationDataset:
 # ------------------------------------------------------------------------------------ batches
 def collate(samples, pad_id, T=None):
     """Samples -> a batch: ids and targets (B, T), padded on the right; layout; pixels
-    (P, 3, S, S) if there are images. A target is the id that follows, or IGNORE_INDEX where the
-    loss mask is 0."""
+    (I, 3, S, S) if there are images. A target is the id that follows, or IGNORE_INDEX where the
+    loss mask is 0. T: default the longest sample, rounded up. training/sampler.py adds counts."""
     T = T or round_up_length(max(len(sample.ids) for sample in samples) - 1)
     ids = torch.full((len(samples), T), pad_id)
     targets = torch.full((len(samples), T), IGNORE_INDEX)
@@ -347,7 +342,7 @@ def collate(samples, pad_id, T=None):
 def side_by_side(samples, T):
     """The Layout of samples with several records. In attention each record has a row of its own:
 
-        ids of a sample   ▁USER : ▪ ▪ ▪ What ? cat Where ? left     rows  ▁USER : ▪ ▪ ▪ What ? cat
+        ids (simplified)  ▁USER : ▪ ▪ ▪ What ? cat Where ? left     rows  ▁USER : ▪ ▪ ▪ What ? cat
         positions             0 1 2 3 4    5 6   7     5 6    7           ▁USER : ▪ ▪ ▪ Where ? left
 
     positions (B, T) continue from the prefix in each record. split_index: gather (R, U), the flat
@@ -371,12 +366,14 @@ def side_by_side(samples, T):
 
 
 def round_up_length(length):
-    """Up to a multiple of 16, for few shapes: each costs a CPU a plan, torch.compile a graph."""
+    """Round up to a multiple of 16 (above 64), so that few shapes occur: for each new one a CPU
+    makes a plan, and torch.compile a graph."""
     return length + (-length % 16 if length > 64 else 0)
 
 
 def select_loss_positions(targets):
-    """Flat indices of the targets, with an ignored one repeated up to a multiple of 64, not 0."""
+    """Flat indices of the targets. An ignored position is added until their number is a multiple
+    of 64, at least 64, so that few shapes occur and the list is never empty."""
     flat = targets.flatten()
     trained = (flat != IGNORE_INDEX).nonzero()[:, 0]
     ignored = (flat == IGNORE_INDEX).nonzero()[:1, 0]
@@ -428,9 +425,7 @@ def show(path, tokenizer, config, max_length, count=3):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["check", "show"])
     parser.add_argument("files", nargs="+", metavar="FILE", help="conversations, LLaVA JSON")
     parser.add_argument("--model", required=True, help="model folder: its tokenizer and image size")

@@ -1,7 +1,7 @@
 """Answers questions about images: one question, a chat, or a file of questions.
 
-Pipeline: data → **generate** → train. Prompts and training samples both come from
-`data.encode_chat`. training/device.py belongs to a later step, but imports nothing of the project.
+Reading order: tokenizer → vision → model → data → train → **generate**.
+Prompts and training samples both come from `data.encode_chat`.
 
     python generate.py --model out/demo/instruct --image photo.jpg "What is at the top left?"
     python generate.py --model out/demo/instruct --image photo.jpg --chat
@@ -10,7 +10,7 @@ Pipeline: data → **generate** → train. Prompts and training samples both com
 A streamed text has whole characters only: a Hangul syllable may be three tokens. What a user types
 is plain text, "<image>" too.
 
-Dimensions: B prompts, T tokens of the longest prompt, C width, V vocabulary, P images.
+Dimensions: B prompts, T tokens of the longest prompt, C width, V vocabulary, I images.
 """
 
 import argparse
@@ -28,14 +28,15 @@ from checkpoint import load_model, load_tokenizer
 from model import KVCache
 from tokenizer import StreamDecoder
 from training.device import pick_device, pick_precision
+from vocabulary.records import read_complete_lines
 
 
 # ------------------------------------------------------------------------------------ generation
 class Sampling(NamedTuple):
     """How the next token is chosen (nucleus sampling, arXiv 1904.09751)."""
 
-    temperature: float = 0.0  # 0: the likeliest token
-    top_p: float = 1.0  # else a random one of the fewest tokens with this probability
+    temperature: float = 0.0  # 0: always the most probable token
+    top_p: float = 1.0  # sample from the fewest tokens whose probabilities add up to this
     generator: torch.Generator | None = None
 
 
@@ -45,7 +46,7 @@ def generate(
 ):
     """Yields the answers to B prompts token by token: lists of B ids, None where one has ended.
 
-    prompts: B lists of ids. pixels: their images in reading order, uint8 (P, 3, S, S), or None.
+    prompts: B lists of ids. pixels: their images in reading order, uint8 (I, 3, S, S), or None.
     image_indices: B lists of indices into `pixels`, for prompts that share images.
     sampling: the fields of Sampling."""
     choice = Sampling(**sampling)
@@ -54,7 +55,7 @@ def generate(
     # At first there is room for a short answer.
     size = T + min(max_new_tokens, 16)
     cache, hidden = prefill(model, prompts, pixels, image_indices, size)
-    owners = list(range(B))  # the prompt of each cache row; None: its answer has ended
+    prompt_of_row = list(range(B))  # the prompt of each cache row; None: its answer has ended
 
     for n in range(1, max_new_tokens + 1):
         new_ids = sample_tokens(model.logits(hidden), choice)
@@ -62,21 +63,21 @@ def generate(
         step = [None] * B
         for row, token in enumerate(new_ids.tolist()):
             if token == eos_id:
-                owners[row] = None
-            elif owners[row] is not None:
-                step[owners[row]] = token
+                prompt_of_row[row] = None
+            elif prompt_of_row[row] is not None:
+                step[prompt_of_row[row]] = token
         yield step
 
-        running = [row for row, owner in enumerate(owners) if owner is not None]
+        running = [row for row, prompt in enumerate(prompt_of_row) if prompt is not None]
         if not running or n == max_new_tokens:
             return
 
         # Grow a full cache. Rows of ended answers leave it, a quarter at a time.
         is_full = T + n > cache.size
-        if is_full or len(running) < 0.75 * len(owners):
+        if is_full or len(running) < 0.75 * len(prompt_of_row):
             size = cache.size + 32 if is_full else cache.size
             cache = select_cache_rows(cache, running, size, model.config.text)
-            new_ids, owners = new_ids[running], [owners[row] for row in running]
+            new_ids, prompt_of_row = new_ids[running], [prompt_of_row[row] for row in running]
 
         # One new token per row, (rows, 1) -> (rows, C).
         hidden = model(new_ids[:, None], cache=cache)[:, 0]
@@ -86,7 +87,7 @@ def generate(
 def prefill(model, prompts, pixels, image_indices, size):
     """Runs the prompts through the model: (cache for `size` tokens per row, last hidden states
     (B, C)). Prompts are padded on the right. No query attends to padding: a row's length in the
-    cache is its prompt's, and the answer overwrites what is behind."""
+    cache is its prompt's, and the answer overwrites the padding after it."""
     config, device = model.config, model.device
     dtype = model.decoder.norm.weight.dtype
     if torch.is_autocast_enabled(device.type):
@@ -120,8 +121,8 @@ def prefill(model, prompts, pixels, image_indices, size):
 
 
 def shared_prefix_length(prompts, image_indices, config):
-    """The number of ids up to the end of the first image, if all prompts have these in common and
-    some the image; else 0. Data sets ask many questions about each image."""
+    """The number of ids up to the end of the first image, if all prompts begin with the same ids
+    and at least two share the image; else 0. Data sets ask many questions about each image."""
     first_images = {indices[0] for indices in image_indices if indices}
     if not all(image_indices) or len(first_images) == len(prompts):
         return 0
@@ -201,7 +202,7 @@ def answer_file(model, tokenizer, args, options):
     out.parent.mkdir(parents=True, exist_ok=True)
 
     # A first run may have been cut off. Its answers must be to the same questions.
-    lines = data.read_complete_lines(out)
+    lines = read_complete_lines(out)
     if lines and (first := json.loads(lines[0])) != first | source:
         found = f"{first.get('model')} to {first.get('data')}"
         raise ValueError(f"{out}: holds answers of {found}; give another -o")

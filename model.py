@@ -1,6 +1,6 @@
 """The whole model: image → ViT → projector → Llama-style decoder → text.
 
-Pipeline: tokenizer → vision → **model** → checkpoint → data → generate → train.
+Reading order: tokenizer → vision → **model** → data → train → generate.
 Sources: LLaVA-1.5 (arXiv 2310.03744), X-LLaVA (2403.11399), Llama 2 (2307.09288).
 
     ids       <s>  USER:  <image> <image> … <image>  What …     token ids, one <image> per patch
@@ -13,8 +13,8 @@ Sources: LLaVA-1.5 (arXiv 2310.03744), X-LLaVA (2403.11399), Llama 2 (2307.09288
     python model.py x-llava-7b       # one preset with all its fields
 
 Dimensions: B samples, T tokens, C width, H query heads, K key-value heads, D head dim,
-V vocabulary, P images, N patches per image, S image size, R records, U tokens of the longest
-record.
+V vocabulary, L layers, I images, N patches per image, S image size, R records, U tokens of the
+longest record, n positions with a loss.
 """
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -79,11 +79,11 @@ class ModelConfig:
 
 
 class Layout(NamedTuple):
-    """Where the tokens of a batch are, for batches that are not plain padded rows.
+    """Positions, attention mask and output positions of a batch, where they are not the usual ones.
 
     positions       (B, T) int, the position of each token in its own document, for RoPE
     key_ranges      two (B, T) int32: for each query its first key, and the one after its last,
-                    for packed documents (kernels/attention.py)
+                    for packed samples; they replace the causal mask (kernels/attention.py)
     split_index     (gather (R, U), scatter (B, T)): records side by side behind one image.
                     Attention runs on one row per record (data.side_by_side)
     loss_positions  (n,) flat indices b·T + t of the positions whose output is needed
@@ -112,7 +112,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with RoPE. One method per way of attending."""
+    """Grouped-query attention with RoPE. One method per way to attend."""
 
     def __init__(self, config):
         super().__init__()
@@ -133,7 +133,6 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         q, k = apply_rope(q, k, *rope)
 
-        # Three ways to attend: generation, records side by side, and everything else.
         if cache is not None:
             out = self.attend_cached(q, k, v, *cache)
         elif layout.split_index is not None:
@@ -142,7 +141,7 @@ class Attention(nn.Module):
             out = attention(q, k, v, causal=True, key_ranges=layout.key_ranges)
 
         out = out.reshape(B, T, -1)  # (B, T, H, D) -> (B, T, H·D)
-        return self.o_proj(select(out, layout.loss_positions))
+        return self.o_proj(select_positions(out, layout.loss_positions))
 
     def attend_side_by_side(self, q, k, v, gather, scatter):
         """Training on several records of one image: each record attends to the shared prefix and
@@ -164,8 +163,7 @@ class Attention(nn.Module):
         k_cache[sample, slots] = k
         v_cache[sample, slots] = v
 
-        # One new token per sample: the usual step of generation has a kernel of its own.
-        if T == 1:
+        if T == 1:  # the usual step of generation has a kernel of its own
             return attention_with_kvcache(q[:, 0], k_cache, v_cache, lengths + 1)
 
         # A prompt, or a further turn of a chat: a query attends to the cache up to itself.
@@ -178,10 +176,10 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        C, F = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(C, F, bias=False)
-        self.up_proj = nn.Linear(C, F, bias=False)
-        self.down_proj = nn.Linear(F, C, bias=False)
+        C, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(C, inner, bias=False)
+        self.up_proj = nn.Linear(C, inner, bias=False)
+        self.down_proj = nn.Linear(inner, C, bias=False)
 
     def forward(self, x):
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
@@ -192,17 +190,20 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attn = Attention(config)
         self.mlp = MLP(config)
 
     def forward(self, x, rope, layout=PLAIN, cache=None):
-        h = self.attn(self.input_norm(x), rope, layout, cache)
-        x = select(x, layout.loss_positions)
+        """x (B, T, C) -> (B, T, C), or (n, C) at the layout's loss_positions: the MLP of the last
+        block runs only where the loss needs it."""
+        h = self.attn(self.attn_norm(x), rope, layout, cache)
 
-        # One pass over memory: x ← x + h, h ← post_norm(x).
-        h, x = add_rms_norm(h, x, self.post_norm.weight, self.post_norm.eps)
+        # The residual stream at the same positions as h. Then x ← x + h, h ← mlp_norm(x), in one
+        # pass over memory.
+        x = select_positions(x, layout.loss_positions)
+        h, x = add_rms_norm(h, x, self.mlp_norm.weight, self.mlp_norm.eps)
         return x + self.mlp(h)
 
 
@@ -229,7 +230,7 @@ class Decoder(nn.Module):
 
             std = weight.shape[1] ** -0.5
             if "lm_head" in name:
-                std = 0.02
+                std = 0.02  # as GPT-2; a tied head is initialised as the embedding
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 # Two branches per layer are added up: keep the variance of their sum at one.
                 std *= (2 * len(self.layers)) ** -0.5
@@ -237,11 +238,11 @@ class Decoder(nn.Module):
 
     @torch.inference_mode(False)  # a table made while generating is used in training, too
     def rope_cos_sin(self, length, device):
-        """cos and sin of the angles t · theta^(−2i/D), each float32 (length, D/2).
+        """cos and sin of the angles t · theta^(−2i/D), each float32 (at least length, D/2).
 
-        t: position, i: pair of channels (RoFormer, arXiv 2104.09864, eq. 15)."""
+        t: position, i: pair of the channels i and i + D/2 (RoFormer, arXiv 2104.09864, eq. 15)."""
         # Grow in powers of two, so that decoding does not build a new table at each step.
-        length = 1 << (length - 1).bit_length() if length > 1 else 1
+        length = 1 << (length - 1).bit_length()
         if (device, length) not in self.rope_cache:
             D = self.config.head_dim
             inv_freq = self.config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
@@ -252,7 +253,8 @@ class Decoder(nn.Module):
 
     def forward(self, x, layout=PLAIN, cache=None):
         """Input embeddings x (B, T, C) -> hidden states (B, T, C) after the last norm, or (n, C)
-        at the layout's loss_positions. cache: a KVCache to which the new keys are appended."""
+        at the layout's loss_positions. cache: a KVCache; the new keys and values are written behind
+        its lengths, and the caller then adds T to them."""
         T = x.shape[1]
         if torch.is_autocast_enabled(x.device.type):
             x = x.float()  # the residual stream stays float32; only matrix products use bf16
@@ -294,14 +296,14 @@ class KVCache:
         return self.k[i], self.v[i], self.lengths
 
 
-def select(x, positions):
+def select_positions(x, positions):
     """x (B, T, C) at flat positions b·T + t -> (n, C); all of x if positions is None."""
     if positions is None:
         return x
     return x.flatten(0, 1).index_select(0, positions)
 
 
-# ------------------------------------------------------------------------------------ the whole
+# ------------------------------------------------------------------------------------ whole model
 class Projector(nn.Sequential):
     """From the ViT's width to the decoder's: Linear, GELU, Linear (LLaVA-1.5's "MLP")."""
 
@@ -335,12 +337,12 @@ class XLlava(nn.Module):
         return self
 
     def encode_images(self, pixels):
-        """Images uint8 (P, 3, S, S) -> image features (P, N, C) for the decoder."""
+        """Images uint8 (I, 3, S, S) -> image features (I, N, C) for the decoder."""
         hidden = self.vision(pixels, self.config.vision_feature_layer)
         return self.projector(hidden[:, 1:])  # without the class token
 
     def embed_inputs(self, ids, pixels=None):
-        """Token ids (B, T) with N <image> ids per image, and the images uint8 (P, 3, S, S) in
+        """Token ids (B, T) with N <image> ids per image, and the images uint8 (I, 3, S, S) in
         reading order -> input embeddings (B, T, C). ValueError if their numbers differ."""
         x = self.decoder.embed_tokens(ids)
 
@@ -348,9 +350,9 @@ class XLlava(nn.Module):
         if pixels is not None and len(pixels):
             features = self.encode_images(pixels)
             image_mask = ids == self.config.image_token_id
-            P, N = features.shape[:2]
-            if (count := int(image_mask.sum())) != P * N:
-                raise ValueError(f"{count} <image> tokens for {P} images of {N} patches")
+            I, N = features.shape[:2]
+            if (count := int(image_mask.sum())) != I * N:
+                raise ValueError(f"{count} <image> tokens for {I} images of {N} patches")
             return x.masked_scatter(image_mask[..., None], features.to(x.dtype))
 
         if self.training and (self.always_encode or self.projector[0].weight.requires_grad):
@@ -362,7 +364,7 @@ class XLlava(nn.Module):
         return x
 
     def forward(self, ids, pixels=None, layout=PLAIN, cache=None):
-        """ids (B, T), pixels uint8 (P, 3, S, S) or None -> hidden states (B, T, C), or (n, C) at
+        """ids (B, T), pixels uint8 (I, 3, S, S) or None -> hidden states (B, T, C), or (n, C) at
         the layout's loss_positions."""
         return self.decoder(self.embed_inputs(ids, pixels), layout, cache)
 
@@ -375,9 +377,8 @@ class XLlava(nn.Module):
         of targets in the *global* batch. targets (B, T): the id that follows, or IGNORE_INDEX."""
         hidden = self(ids, pixels, layout).view(-1, self.config.text.hidden_size)
 
-        # hidden has rows for all positions, or for the loss_positions only: so must targets.
         targets = targets.flatten()
-        if layout.loss_positions is not None:
+        if layout.loss_positions is not None:  # hidden has rows for these positions only
             targets = targets[layout.loss_positions]
 
         # Head and loss in one: the logits of all tokens are never in memory at once.
@@ -398,7 +399,7 @@ PRESETS = {
             num_attention_heads=4,
         ),
         text=DecoderConfig(
-            vocab_size=2000,
+            vocab_size=2000,  # init_model sets it to the tokenizer's
             hidden_size=128,
             intermediate_size=384,
             num_hidden_layers=4,

@@ -1,9 +1,9 @@
 """Tokenizer: train a BPE, extend it with a new language, and measure the result.
 
-Pipeline: **tokenizer** → vision → model → data → generate → train. The first step of X-LLaVA.
-To an English tokenizer a Korean syllable is three UTF-8 bytes, so three tokens. Train pieces on
-Korean text and append them to the English model: Korean takes a third of the tokens, and English
-keeps its ids.
+Reading order: **tokenizer** → vision → model → data → train → generate. The first
+step of X-LLaVA. To an English tokenizer a Korean syllable is three UTF-8 bytes, so up to three
+tokens. Train pieces on Korean text and append them to the English model: Korean takes a third of
+the tokens, and English keeps its ids.
 
     python tokenizer.py train ko.txt --vocab-size 8000 -o ko.model     # text -> a .model file
     python tokenizer.py merge llama2.model ko.model -o both.model      # then <image> and <pad>
@@ -20,7 +20,7 @@ without spaces a "word" is the text between two signs, so a piece may span sever
 Encoding: of all neighbours that form a piece, merge those with the best score, the leftmost first.
 
 The textbook's version of both comes first: it is the definition. vocabulary/fast_bpe.py has the
-fast versions, and the tests hold these to the definition and to the `sentencepiece` package.
+fast versions, and the tests compare these with the definition and with the `sentencepiece` package.
 """
 
 import argparse
@@ -116,7 +116,7 @@ class Tokenizer(SentencePieceModel):
     def __init__(self, pieces: Iterable[Piece], fields: Iterable[tuple] = ()):
         super().__init__(pieces, fields)
 
-        # Text becomes pieces of these types only. User-defined ones are never split.
+        # Merges run through pieces of these types. User-defined ones are never split.
         textual = [piece for piece in self.pieces if piece.type in (NORMAL, USER_DEFINED, UNUSED)]
         self.scores = {piece.text: piece.score for piece in textual}
         self.user_defined = [piece.text for piece in textual if piece.type == USER_DEFINED]
@@ -140,7 +140,7 @@ class Tokenizer(SentencePieceModel):
     def encode_reference(self, text: str) -> list[int]:
         """What the package computes in `encode`, from scratch. ValueError unless has_reference."""
         if not self.has_reference:
-            raise ValueError("encode_reference wants a BPE with the identity normaliser")
+            raise ValueError("encode_reference needs a BPE with the identity normaliser")
         if self.remove_extra_whitespaces:
             text = re.sub(" +", " ", text.strip(" "))
         if not text:
@@ -235,7 +235,7 @@ def train(
 # ----------------------------------------------------------------------------- merging vocabularies
 
 
-def unreachable(tokenizer: Tokenizer) -> list[str]:
+def find_unreachable(tokenizer: Tokenizer) -> list[str]:
     """The pieces that no text can produce: those that their own characters alone don't encode to.
 
     A BPE only produces a piece that a chain of merges leads to, and other merges may break the
@@ -312,7 +312,7 @@ def select_pieces(
 def scores_below(tokenizer: Tokenizer) -> Iterator[float]:
     """Falling scores for new pieces, below all base pieces but runs of spaces.
 
-    Llama-2 has those at -1e9, so that "   cat" is "▁▁", "▁cat". New words must rank above them.
+    Llama-2 has those at -1e9, so that "  cat" is "▁▁", "▁cat". New words must rank above them.
     """
     merged = [s for text, s in tokenizer.scores.items() if len(text) > 1 and text.strip(SPACE)]
     score = np.float32(min(merged, default=0.0))
@@ -370,7 +370,7 @@ def run_merge(args: argparse.Namespace) -> None:
     merged.save(args.out)
     n_control = merged.vocab_size - base.vocab_size - n_new
     counts = f"{base.vocab_size:,} + {n_new:,} new + {n_control} control"
-    lost = unreachable(merged)
+    lost = find_unreachable(merged)
     names = " ".join(lost)
     print(f"{args.out}: {merged.vocab_size:,} pieces = {counts}; {len(lost)} unreachable {names}")
 
@@ -387,7 +387,7 @@ def run(args: argparse.Namespace) -> None:
         run_merge(args)
     elif args.command == "report":
         models = {path: Tokenizer.load(path) for path in args.models}
-        print_report(models, dict(args.text), unreachable)
+        print_report(models, dict(args.text), find_unreachable)
     elif args.command == "show":
         for path in args.models:
             print(f"{path[-28:]:28} {show(Tokenizer.load(path), args.text)}")

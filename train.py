@@ -1,6 +1,6 @@
 """Trains one stage of the model: on a laptop, or on N processes under torchrun, unchanged.
 
-Pipeline: tokenizer → vision → model → checkpoint → data → generate → **train**.
+Reading order: tokenizer → vision → model → data → **train** → generate.
 Each stage reads a model folder and writes another:
 
     stage     trains                    on               loss                    mirrors
@@ -16,7 +16,7 @@ Each stage reads a model folder and writes another:
     python train.py instruct --model out/align  --data instruct.json   -o out/instruct
     python train.py instruct --help                     # all flags, with the values of the stage
     python train.py instruct … --estimate 8 --gpu H100  # memory and hours; nothing is trained
-    torchrun --nproc_per_node=2 train.py instruct …     # the same losses; --fsdp shards the model
+    torchrun --nproc-per-node 2 train.py instruct …     # the same losses; --fsdp shards the model
 
 Each step is a line of OUT/log.jsonl. Ctrl-C and SIGTERM finish the step and save; --resume goes on
 from the last checkpoint, to the same weights as without the interruption (bit for bit on a CPU).
@@ -25,12 +25,12 @@ Weights, gradients and optimizer are float32. --precision bf16 rounds matrix pro
 keeps 8 bits of precision, so adding an update of 2e-5 to a weight would be rounded away.
 """
 
-import argparse
 import atexit
 import math
 import os
 import re
 import sys
+from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +72,7 @@ def flag(text, default=MISSING):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stage trains. Each field is a flag; the values are LLaVA-1.5's and X-LLaVA's."""
+    """How a stage trains. Each field is a flag."""
 
     trainable: tuple = flag("submodules of the model that train")
     lr: float = flag("peak learning rate of AdamW")
@@ -88,6 +88,7 @@ class Recipe:
 
 
 RECIPES = {
+    # As CLIP (arXiv 2103.00020), with a smaller batch.
     "vision": Recipe(
         trainable=("vision", "projector", "decoder.embed_tokens"),
         lr=1e-3,
@@ -96,6 +97,7 @@ RECIPES = {
         weight_decay=0.1,
         beta2=0.98,
     ),
+    # X-LLaVA's pretraining (2403.11399), LLaVA-1.5's two stages (2310.03744).
     "text": Recipe(trainable=("decoder",), lr=1e-4, batch_size=256, beta2=0.95),
     "align": Recipe(trainable=("projector",), lr=1e-3, batch_size=256),
     "instruct": Recipe(trainable=("projector", "decoder"), lr=2e-5, batch_size=128),
@@ -127,11 +129,11 @@ def train_loop(args, process, wrapped, optimizers, batches, log):
         micro_batches = next(loader)
         log.batch_ready(micro_batches)
 
-        # Learning rate.
+        # The learning rate of this step: a warm-up, then a cosine.
         multiplier = lr_multiplier(step, batches.steps, args.warmup_ratio)
         lr = set_learning_rate(optimizers, multiplier)
 
-        # Forward and backward.
+        # Forward and backward on all micro-batches.
         stats, losses = accumulate_gradients(wrapped, micro_batches, process, stop_signals)
 
         # Clip. The gradient of frozen embeddings must not count in the norm.
@@ -148,12 +150,11 @@ def train_loop(args, process, wrapped, optimizers, batches, log):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-        # Log.
         log.write_step(step + 1, stats, lr, grad_norm, is_finite)
         if not is_finite:
             log.report_skip(step + 1, stats, micro_batches, losses)
 
-        # Save: every now and then, and when asked to stop. The last step saves the model itself.
+        # Save every --save-every steps, and when asked to stop. The last step saves the model.
         is_last = step + 1 == batches.steps
         is_due = args.save_every and (step + 1) % args.save_every == 0
         if not is_last and (is_due or stats.stop_requests):
@@ -187,20 +188,23 @@ def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
         num_targets=sum(torch.stack(num_targets).tolist()),
         num_tokens=sum(batch["num_tokens"] for batch in micro_batches),
         padded_tokens=sum(batch["ids"].numel() for batch in micro_batches),
-        num_images=sum(
-            len(batch.get("pixels", ())) for batch in micro_batches if batch["num_tokens"]
-        ),
+        num_images=count_images(micro_batches),
         attention_pairs=sum(batch["attention_pairs"] for batch in micro_batches),
         stop_requests=stop_signals.count,
     )
     stats = StepStats(*all_reduce(stats, process))
 
-    # Rule 1: the loss is the sum over all micro-batches and ranks, divided by the number of targets
-    # in all of them, not a mean of means. So far the gradients are those of sums; DDP and FSDP2
-    # have averaged them over the ranks, and world_size undoes that.
+    # The mean over targets, not a mean of means: the loss sum of all micro-batches and ranks,
+    # divided by the number of targets in all of them. So far the gradients are those of sums. DDP
+    # and FSDP2 have divided them by world_size, which this undoes.
     grads = [weight.grad for weight in wrapped.parameters() if weight.grad is not None]
     torch._foreach_mul_(grads, process.world_size / max(stats.num_targets, 1))
     return stats, losses
+
+
+def count_images(micro_batches):
+    """A micro-batch that pad_micro_batches repeated has 0 tokens: its images don't count again."""
+    return sum(len(batch.get("pixels", ())) for batch in micro_batches if batch["num_tokens"])
 
 
 # ------------------------------------------------------------------------------------ the run
@@ -271,7 +275,7 @@ def check_args(args, world_size):
         )
 
     if args.fsdp and not args.estimate and "RANK" not in os.environ:
-        raise ValueError("--fsdp needs torchrun: torchrun --nproc_per_node=N train.py …")
+        raise ValueError("--fsdp needs torchrun: torchrun --nproc-per-node N train.py …")
 
     out = Path(args.out)
     has_run = (out / "checkpoints").exists() or (out / "config.json").exists()
@@ -280,10 +284,7 @@ def check_args(args, world_size):
             f"{out}: there is a run already; --resume goes on with it, or give another -o"
         )
 
-    try:
-        kernels.set_kernels(args.kernels)
-    except RuntimeError as error:
-        raise ValueError(error) from None
+    kernels.set_kernels(args.kernels)
 
 
 def build_model(args):
@@ -354,7 +355,7 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("preset", tuple(PRESETS), None, "instead: random weights of this shape"),
     ("tokenizer", str, None, "a SentencePiece .model (default: the model folder's)"),
     ("steps", int, None, "instead of --epochs"),
-    ("freeze_embeddings", int, 0, "the first N token embeddings stay as they are, to the bit"),
+    ("freeze_embeddings", int, 0, "keep the first N embeddings, the base language's, bit for bit"),
     ("lora_rank", int, 0, "train adapters of this rank for the decoder's frozen matrices"),
     ("micro_batch_size", int, 0, "samples a process computes at once; 0: all of its share"),
     ("pack", int, 0, "instead: samples end to end, N tokens at once, without padding"),
@@ -365,7 +366,7 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("precision", PRECISIONS, "auto", "of matrix products; auto: bf16 where it is fast"),
     ("device", DEVICES, "auto", "auto: a CUDA GPU, else the CPU"),
     ("bad_samples", ("error", "skip"), "error", "stop at an unusable sample, or leave it out"),
-    ("max_skips", int, 10, "so many steps in a row without a finite loss end the run"),
+    ("max_skips", int, 10, "end the run after N steps in a row without a finite loss"),
     ("save_every", int, 200, "steps between checkpoints; 0: none"),
     ("keep_checkpoints", int, 2, "the newest N stay"),
     ("resume", bool, False, "go on with the run in -o, if there is one"),
@@ -384,7 +385,7 @@ def add_flag(parser, name, kind, default, text):
     """kind: a type, a tuple of choices, bool for --flag/--no-flag, or tuple for several words."""
     options = {"type": kind, "metavar": "N" if kind in (int, float) else name.upper()}
     if kind is bool:
-        options = {"action": argparse.BooleanOptionalAction}
+        options = {"action": BooleanOptionalAction}
     elif kind is tuple:
         options = {"nargs": "+", "metavar": "MODULE"}
     elif isinstance(kind, tuple):
@@ -397,8 +398,7 @@ def add_flag(parser, name, kind, default, text):
 
 def parse_args():
     """The flags of the stage that is given; the recipe's values are defaults."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     data_help = "files of the stage's kind, see data.py; FILE:0.7 FILE:0.3 mixes by weight"
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for stage, recipe in RECIPES.items():

@@ -1,8 +1,8 @@
 """The vision encoder: from an image file to one feature vector per patch.
 
-Pipeline: kernels → tokenizer → **vision** → model. The ViT is CLIP's (Radford et al. 2021,
-arXiv 2103.00020), with the same parts: CLIP ViT-L/14-336 loads into it, and what the demo trains
-opens in transformers' CLIPVisionModel.
+Reading order: tokenizer → **vision** → model → data → train → generate.
+The ViT is CLIP's (Radford et al. 2021, arXiv 2103.00020), with the same parts: CLIP ViT-L/14-336
+loads into it, and what the demo trains opens in transformers' CLIPVisionModel.
 
     image (3, S, S) ─ cut into S/P × S/P patches ─ linear layer ─ + class token, + positions
         ─ pre_norm ─ L × [ x + attention(norm1(x)) ; x + mlp(norm2(x)) ] ─ hidden states
@@ -12,8 +12,8 @@ How the demo trains it from random weights: training/objectives.py.
 
     python vision.py IMAGE [IMAGE …] --size 336 -o preprocessed.png     # what the model receives
 
-Dimensions: B images, S image size, P patch size, N patches per image, C width, H heads,
-D head dim.
+Dimensions: B images, S image size, P patch size, N patches per image, T = 1 + N tokens with the
+class token, C width, H heads, D head dim, L layers.
 """
 
 import sys
@@ -57,7 +57,7 @@ def load_image(path):
     # Whatever is wrong with the file becomes one line with its name.
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd EXIF and large images: checked below
+            warnings.simplefilter("ignore")  # odd EXIF is harmless; check_size refuses large images
             with Image.open(path, formats=FORMATS) as image:
                 check_size(image)
                 return to_rgb(image)
@@ -176,12 +176,11 @@ class VisionConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
-        # Patches must fill the image, and heads the width.
-        for size, unit in (("image_size", "patch_size"), ("hidden_size", "num_attention_heads")):
-            whole, part = getattr(self, size), getattr(self, unit)
-            if whole % part:
-                raise ValueError(f"{size} {whole} is not a multiple of {unit} {part}")
-
+        S, P, C, H = self.image_size, self.patch_size, self.hidden_size, self.num_attention_heads
+        if S % P:
+            raise ValueError(f"image_size {S} is not a multiple of patch_size {P}")
+        if C % H:
+            raise ValueError(f"hidden_size {C} is not a multiple of num_attention_heads {H}")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(
                 f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}"
@@ -236,7 +235,7 @@ class VisionBlock(nn.Module):
 class ViT(nn.Module):
     """CLIP's vision encoder (transformers: CLIPVisionTransformer).
 
-    LLaVA never calls `post_norm`; it is there because the published weights have it."""
+    LLaVA never calls `final_norm`; it is there because the published weights have it."""
 
     def __init__(self, config):
         super().__init__()
@@ -247,7 +246,7 @@ class ViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(config.num_patches + 1, C))
         self.pre_norm = nn.LayerNorm(C, config.layer_norm_eps)
         self.layers = nn.ModuleList(VisionBlock(config) for _ in range(config.num_hidden_layers))
-        self.post_norm = nn.LayerNorm(C, config.layer_norm_eps)
+        self.final_norm = nn.LayerNorm(C, config.layer_norm_eps)
 
     def init_weights(self):
         """Random weights by fan-in. Residual branches start smaller, by depth (GPT-2, §2.3)."""
@@ -275,8 +274,8 @@ class ViT(nn.Module):
         class_token = self.class_embed.expand(len(x), 1, -1).to(x.dtype)
         x = torch.cat([class_token, x], dim=1) + self.pos_embed.to(x.dtype)  # (B, 1 + N, C)
 
-        # transformers' hidden_states has L + 1 entries, so layer −1 runs all L blocks.
         x = self.pre_norm(x)
+        # −1 % (L + 1) = L: all blocks. −2: all but the last. 0: none.
         for block in self.layers[: layer % (len(self.layers) + 1)]:
             x = block(x)
         return x
@@ -296,7 +295,7 @@ class ViT(nn.Module):
 def main():
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--size", type=int, default=336, help="pixels a side (default: 336)")
+    parser.add_argument("--size", type=int, default=336, help="pixels per side (default: 336)")
     parser.add_argument(
         "--image-aspect-ratio",
         choices=["pad", "square"],

@@ -17,6 +17,7 @@ from annotation.filters import width
 from annotation.prompts import generation_request
 from evaluation.client import estimate_tokens, has_prices, make_body, price
 from vocabulary.files import write_atomically
+from vocabulary.records import read_records
 
 
 def dry_run(items, args):
@@ -61,7 +62,7 @@ def dry_run(items, args):
 def print_stats(args):
     """Prints counts, lengths, first words and the share rejected of a set; with --sheet writes a
     page of random samples."""
-    records = data.read_records(args.file)
+    records = read_records(args.file)
     num_images = len({str(record.get("image")) for record in records})
     sources = count_names(record.get("source") for record in records)
     print(f"{args.file}: {len(records):,} records, {num_images:,} images; made by {sources}")

@@ -21,13 +21,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import data
 from evaluation.batching import Batcher, add_model_arguments, add_question_arguments
 from evaluation.metrics import score_answer, write_results
 from evaluation.questions import Question, question_name, read_questions
 from evaluation.scores import FAMILIES, accuracy_rows, metric_rows, most_frequent_answers
 from evaluation.tables import print_results
 from generate import answer_batch, load_for_inference
+from vocabulary.records import read_complete_lines
 
 # The fields of a Question that an answer file holds
 FIELDS = "split id image turn language kind skill metric question truth full blind".split()
@@ -74,7 +74,7 @@ class AnswerFile:
 
     def __init__(self, path, header):
         self.path = Path(path)
-        lines = data.read_complete_lines(self.path)
+        lines = read_complete_lines(self.path)
         if lines and json.loads(lines[0]) != header:
             old = self.path.with_suffix(".old.jsonl")
             os.replace(self.path, old)

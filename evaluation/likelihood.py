@@ -21,6 +21,7 @@ from evaluation.scores import count_languages, metric_rows
 from evaluation.tables import print_results
 from generate import load_for_inference
 from model import IGNORE_INDEX
+from vocabulary.records import decode_line
 
 LIKELIHOOD = (
     ("nll", "tokens", "bytes"),  # nll: negative log-likelihood
@@ -117,7 +118,7 @@ def measure_text(model, tokenizer, path, args):
     max_length = model.config.text.max_position_embeddings
     documents = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
-        text = data.decode_line(line, path, number)
+        text = decode_line(line, path, number)
         if text:
             # A long one becomes several; each begins with the last token of the one before.
             ids = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]

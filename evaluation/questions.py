@@ -16,6 +16,7 @@ from pathlib import Path
 import data
 from generate import question_parts
 from vocabulary.files import read_json
+from vocabulary.records import read_records
 from vocabulary.scripts import guess_language
 
 XGQA_LANGUAGES = "en|ko|zh|de|pt|ru|id|bn"
@@ -74,7 +75,7 @@ def read_file(path, images=None, annotations=None):
             return read_gqa(path, content, folder)
 
         questions = []
-        for number, record in enumerate(data.read_records(path)):
+        for number, record in enumerate(read_records(path)):
             if {"text", "label", "image"} <= record.keys():
                 questions.append(read_pope(path, number, record, folder))
             else:

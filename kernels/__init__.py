@@ -55,14 +55,14 @@ _choice = "auto"
 def set_kernels(choice):
     """Chooses the implementation for the whole process (`--kernels`): "auto" (Triton for tensors
     on a GPU, else the definitions), "triton" (on a CPU only in the interpreter) or "torch" (always
-    the definitions). Raises ValueError for another word, RuntimeError where Triton cannot run."""
+    the definitions). ValueError for another word, and where Triton cannot run."""
     global _choice
     if choice not in ("auto", "triton", "torch"):
         raise ValueError(f"kernels must be auto, triton or torch, not {choice!r}")
     if choice == "triton" and not HAVE_TRITON:
-        raise RuntimeError("kernels 'triton': run `pip install triton`, or choose 'torch'")
+        raise ValueError("kernels 'triton': run `pip install triton`, or choose 'torch'")
     if choice == "triton" and not (INTERPRET or torch.cuda.is_available()):
-        raise RuntimeError(
+        raise ValueError(
             "kernels 'triton' needs a GPU; to interpret it on a CPU, set TRITON_INTERPRET=1"
         )
     _choice = choice

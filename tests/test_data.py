@@ -13,6 +13,7 @@ import checkpoint
 import data
 from model import IGNORE_INDEX, Layout, XLlava
 from training import sampler
+from vocabulary.records import read_complete_lines, read_records, scan_records
 
 ROOT = Path(__file__).parent.parent
 
@@ -146,21 +147,21 @@ def test_json_and_json_lines_are_read_alike_and_broken_ones_are_named(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(records), encoding="utf-8")
     lines = "\n".join(map(json.dumps, records)) + "\n"
     (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
-    assert data.read_records(tmp_path / "a.json") == records
-    assert data.read_records(tmp_path / "a.jsonl") == records
+    assert read_records(tmp_path / "a.json") == records
+    assert read_records(tmp_path / "a.jsonl") == records
 
     (tmp_path / "broken.json").write_text('[{"id": 1}, ', encoding="utf-8")
     with pytest.raises(ValueError, match="broken.json: not JSON"):
-        data.read_records(tmp_path / "broken.json")
+        read_records(tmp_path / "broken.json")
 
 
 def test_lines_end_where_json_lines_end_and_a_torn_one_is_taken_out(tmp_path):
     file, rows = tmp_path / "rows.jsonl", [{"answer": "한\u2028\x85줄"}, {"answer": "나"}]
     complete = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     file.write_bytes(complete + '{"answer": "다'.encode()[:-1])  # torn within a character
-    assert [json.loads(line) for line in data.read_complete_lines(file)] == rows
+    assert [json.loads(line) for line in read_complete_lines(file)] == rows
     assert file.read_bytes() == complete
-    assert data.read_complete_lines(tmp_path / "none.jsonl") == []
+    assert read_complete_lines(tmp_path / "none.jsonl") == []
 
 
 RECORDS = [
@@ -181,9 +182,9 @@ RECORDS = [
 def test_records_are_found_by_place_whatever_the_layout_and_read_right(tmp_path, text):
     (tmp_path / "file").write_text(text, encoding="utf-8")
     raw = (tmp_path / "file").read_bytes()
-    places = [(start, end) for start, end, _ in data.scan_records(tmp_path / "file")]
+    places = [(start, end) for start, end, _ in scan_records(tmp_path / "file")]
     assert [json.loads(raw[start:end]) for start, end in places] == RECORDS
-    assert data.read_records(tmp_path / "file") == RECORDS
+    assert read_records(tmp_path / "file") == RECORDS
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_records_are_found_by_place_whatever_the_layout_and_read_right(tmp_path,
 def test_a_broken_file_is_named_with_the_place(tmp_path, text, where):
     (tmp_path / "broken").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=where):
-        list(data.scan_records(tmp_path / "broken"))
+        list(scan_records(tmp_path / "broken"))
 
 
 def test_samples_do_not_grow_with_what_the_records_say(tokenizer, config, tmp_path):

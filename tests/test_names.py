@@ -19,7 +19,7 @@ VISION = {
     "layers.0.norm2.bias": "encoder.layers.0.layer_norm2.bias",
     "layers.0.fc1.weight": "encoder.layers.0.mlp.fc1.weight",
     "layers.0.fc2.bias": "encoder.layers.0.mlp.fc2.bias",
-    "post_norm.weight": "post_layernorm.weight",
+    "final_norm.weight": "post_layernorm.weight",
 }
 DECODER = {
     "embed_tokens.weight": "embed_tokens.weight",
@@ -30,8 +30,8 @@ DECODER = {
     "layers.0.mlp.gate_proj.weight": "layers.0.mlp.gate_proj.weight",
     "layers.0.mlp.up_proj.weight": "layers.0.mlp.up_proj.weight",
     "layers.0.mlp.down_proj.weight": "layers.0.mlp.down_proj.weight",
-    "layers.0.input_norm.weight": "layers.0.input_layernorm.weight",
-    "layers.0.post_norm.weight": "layers.0.post_attention_layernorm.weight",
+    "layers.0.attn_norm.weight": "layers.0.input_layernorm.weight",
+    "layers.0.mlp_norm.weight": "layers.0.post_attention_layernorm.weight",
     "norm.weight": "norm.weight",
 }
 # How each kind of file begins the names of: vision encoder, projector (twice), decoder, head.

@@ -60,11 +60,11 @@ def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest(config):
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert by_muon | by_adamw == trained and not by_muon & by_adamw
     # The projector takes the output of the first of two layers: the second does not train.
-    assert not any(name.startswith(("vision.layers.1", "vision.post_norm")) for name in trained)
+    assert not any(name.startswith(("vision.layers.1", "vision.final_norm")) for name in trained)
     assert "decoder.layers.0.attn.q_proj.weight" in by_muon
     assert "vision.layers.0.fc1.weight" in by_muon
     outside = {"decoder.embed_tokens.weight", "decoder.lm_head.weight", "projector.0.weight"}
-    assert outside | {"decoder.layers.0.input_norm.weight", "vision.layers.0.fc1.bias"} <= by_adamw
+    assert outside | {"decoder.layers.0.attn_norm.weight", "vision.layers.0.fc1.bias"} <= by_adamw
 
     # Each keeps its own full rate; the schedule scales both.
     assert set_learning_rate([adamw, muon], 0.5) == recipe.lr / 2

@@ -16,10 +16,10 @@ def test_a_long_document_continues_in_the_next_sample_and_every_token_is_a_targe
     for i in range(len(dataset)):
         ids, loss_mask, *_ = dataset.sample(i)
         targets += [token for token, is_target in zip(ids, loss_mask) if is_target]
-        assert len(ids) == dataset.lengths[i]
+        assert len(ids) == dataset.sort_keys[i]
     encode, eos = tokenizer.sp_processor.encode, [tokenizer.eos_id]
     assert targets == encode(line.strip()) + eos + encode("red") + eos
-    assert dataset.lengths.max() <= 16
+    assert dataset.sort_keys.max() <= 16
 
 
 def test_a_text_that_is_not_utf8_is_named_with_its_line(tokenizer, tmp_path):

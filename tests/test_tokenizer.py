@@ -193,7 +193,7 @@ def test_any_language_opens_with_the_same_calls(english, language):
     lines = SENTENCES[language] * 5
     alphabet = len(set("".join(lines).replace(" ", ""))) + 1
     merged = T.merge_vocabularies(english, T.train(lines, 259 + alphabet + 8))
-    assert T.unreachable(merged) == [] and merged.vocab_size > english.vocab_size
+    assert T.find_unreachable(merged) == [] and merged.vocab_size > english.vocab_size
     for line in lines:
         ids = merged.encode(line)
         assert merged.decode(ids) == line and len(ids) < len(english.encode(line)) / 2
@@ -271,7 +271,7 @@ def test_unreachable_pieces_are_exactly_those_that_no_text_produces(seed):
         scores = [-rng.randrange(3) for _ in texts]
     characters = [("a", -90.0), ("b", -91.0), ("c", -92.0)]
     tokenizer = model([*characters, *zip(sorted(texts), map(float, scores))])
-    assert set(T.unreachable(tokenizer)) == texts - produced(tokenizer, "abc", 7)
+    assert set(T.find_unreachable(tokenizer)) == texts - produced(tokenizer, "abc", 7)
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -287,7 +287,7 @@ def test_a_merge_leaves_out_or_repairs_exactly_the_unreachable_pieces(seed):
     repaired = T.merge_vocabularies(base, new, unreachable="repair", **options)
     assert set(kept.ids) == set(base.ids) | set(new)
     assert set(dropped.ids) <= set(kept.ids) <= set(repaired.ids)
-    assert T.unreachable(dropped) == T.unreachable(repaired) == []
+    assert T.find_unreachable(dropped) == T.find_unreachable(repaired) == []
     for tokenizer in (dropped, repaired):
         for p in tokenizer.pieces[259:]:
             assert tokenizer.sp_processor.encode("\ue000" + p.text, out_type=str)[-1] == p.text
@@ -296,7 +296,7 @@ def test_a_merge_leaves_out_or_repairs_exactly_the_unreachable_pieces(seed):
     assert sorted(added + lost) == sorted(set(new) - set(base.ids))
     for text in lost:  # even as the very next piece it could not be produced
         appended = T.merge_vocabularies(dropped, [text], unreachable="keep", **options)
-        assert text in T.unreachable(appended)
+        assert text in T.find_unreachable(appended)
 
 
 def test_a_word_without_its_parts_is_unreachable_and_repair_adds_the_parts():
@@ -315,7 +315,7 @@ def test_a_word_without_its_parts_is_unreachable_and_repair_adds_the_parts():
 def test_a_piece_that_holds_a_user_defined_one_is_unreachable():
     base = model([("바", 0.0, USER_DEFINED), ("해", -1.0), ("라", -1.0)])
     kept = T.merge_vocabularies(base, ["해바", "해라"], unreachable="keep", control=())
-    assert T.unreachable(kept) == ["해바"] and "해바" not in produced(kept, "해바라", 4)
+    assert T.find_unreachable(kept) == ["해바"] and "해바" not in produced(kept, "해바라", 4)
     assert T.select_pieces(base, ["해바", "해라"], unreachable="repair") == (["해라"], ["해바"])
 
 
@@ -482,7 +482,7 @@ def count_tokens(tokenizer, lines):
 @real
 def test_the_real_llama_2_file_is_written_back_byte_for_byte(llama):
     assert llama.to_bytes() == (DATA / "tokenizers/llama2/tokenizer.model").read_bytes()
-    assert T.unreachable(llama) == []
+    assert T.find_unreachable(llama) == []
 
 
 @real
@@ -508,7 +508,7 @@ def test_on_real_reviews_the_vocabulary_is_the_packages_own(reviews, review_mode
 def test_expanded_llama_2_needs_at_most_0_4_times_the_tokens_on_reviews_it_has_not_seen(
     llama, llama_ko, reviews
 ):
-    assert T.unreachable(llama_ko) == []
+    assert T.find_unreachable(llama_ko) == []
     unseen = reviews[60_000:70_000]
     assert count_tokens(llama_ko, unseen) <= 0.40 * count_tokens(llama, unseen)
 
@@ -529,8 +529,8 @@ def test_merging_a_unigram_model_as_public_scripts_do_gives_their_number_and_wha
     options = {"foreign_only": False, "same_normalizer": False, "control": ()}
     kept = T.merge_vocabularies(llama, chinese, unreachable="keep", **options)
     dropped = T.merge_vocabularies(llama, chinese, unreachable="drop", **options)
-    lost = T.unreachable(kept)
-    assert kept.vocab_size == 49_953 and T.unreachable(dropped) == []
+    lost = T.find_unreachable(kept)
+    assert kept.vocab_size == 49_953 and T.find_unreachable(dropped) == []
     assert len(lost) == 49_953 - dropped.vocab_size > 300
     for text in lost[:50]:
         assert kept.sp_processor.encode("\ue000" + text, out_type=str)[-1] != text

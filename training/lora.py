@@ -22,7 +22,7 @@ def set_trainable(model, trainable, lora_rank=0):
 
     # The loss does not depend on what comes after the feature layer.
     num_layers = model.config.vision_feature_layer % (len(model.vision.layers) + 1)
-    for unused in (model.vision.post_norm, *model.vision.layers[num_layers:]):
+    for unused in (model.vision.final_norm, *model.vision.layers[num_layers:]):
         unused.requires_grad_(False)
 
     # LoRA instead of the decoder: each linear layer of its blocks gets an adapter.

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data import ImageCache, decode_line, image_files, read_records, read_turns
+from data import ImageCache, image_files, read_turns
+from vocabulary.records import decode_line, read_records
 
 DICTIONARY_LINES = 64  # drawn for each step
 
@@ -53,7 +54,7 @@ class PhraseDataset:
 
         # What the sampler reads: one file, all lengths equal.
         self.images = list(images.values())
-        self.sizes, self.lengths = [len(images)], np.zeros(len(images), int)
+        self.sizes, self.sort_keys = [len(images)], np.zeros(len(images), int)
         # How many images have a record in each language.
         self.languages = [Counter()]
         for image in self.images:

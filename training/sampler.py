@@ -27,11 +27,11 @@ class LengthGroupedSampler:
     With weights, each file (of `sizes` samples) gives its share of an epoch and continues in the
     next one: no sample of a file comes again before all others have come."""
 
-    def __init__(self, lengths, batch_size, seed, sizes=None, weights=None):
-        self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
-        self.sizes, self.quotas, self.length = sizes, None, len(lengths)
+    def __init__(self, sort_keys, batch_size, seed, sizes=None, weights=None):
+        self.sort_keys, self.batch_size, self.seed = np.asarray(sort_keys), batch_size, seed
+        self.sizes, self.quotas, self.length = sizes, None, len(sort_keys)
         if weights:
-            self.quotas = [max(1, round(len(lengths) * w / sum(weights))) for w in weights]
+            self.quotas = [max(1, round(len(sort_keys) * w / sum(weights))) for w in weights]
             self.length = sum(self.quotas)
         self.per_epoch = -(-self.length // batch_size)
 
@@ -56,7 +56,7 @@ class LengthGroupedSampler:
         order, window = np.array(order), 64 * self.batch_size
         for start in range(0, len(order), window):
             near = order[start : start + window]
-            order[start : start + window] = near[np.argsort(self.lengths[near], kind="stable")]
+            order[start : start + window] = near[np.argsort(self.sort_keys[near], kind="stable")]
 
         numbers = list(range(self.per_epoch))
         rng.shuffle(numbers)
@@ -94,11 +94,11 @@ class MicroBatchDataset(Dataset):
     weights: list | None = None  # the files' shares
 
     def __post_init__(self):
-        lengths, sizes = self.dataset.lengths, self.dataset.sizes
+        sort_keys, sizes = self.dataset.sort_keys, self.dataset.sizes
         if self.token_budget:
-            lengths = np.zeros(len(lengths))  # packed samples need no padding
+            sort_keys = np.zeros(len(sort_keys))  # packed samples need no padding
         self.sampler = LengthGroupedSampler(
-            lengths, self.batch_size, self.seed, sizes, self.weights
+            sort_keys, self.batch_size, self.seed, sizes, self.weights
         )
         if self.steps is None:
             self.steps = self.sampler.per_epoch

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from checkpoint import write_atomically
-from data import Sample, decode_line
+from data import Sample
+from vocabulary.records import decode_line
 
 
 class TextDataset:
@@ -25,7 +26,7 @@ class TextDataset:
         spans = [cut_documents(ids, tokenizer.bos_id, max_length) for ids in self.ids]
         self.sizes = [len(of_file) for of_file in spans]
         self.spans = np.concatenate(spans)
-        self.lengths = self.spans[:, 1] - self.spans[:, 0]
+        self.sort_keys = self.spans[:, 1] - self.spans[:, 0]
 
     def __len__(self):
         return len(self.spans)

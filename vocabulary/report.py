@@ -52,7 +52,7 @@ def print_report(models: dict, texts: dict[str, str], unreachable: Callable) -> 
     """Print what each model spends on each text file, and whether the texts use the new pieces.
 
     models: name -> Tokenizer; new pieces are those that the first one lacks. texts: label -> path.
-    unreachable: `tokenizer.unreachable`.
+    unreachable: `tokenizer.find_unreachable`.
     """
     head = ("tokens", "/character", "/word", "/byte", "bytes", "unknown")
     print("{:12} {:28} {:>9} {:>10} {:>7} {:>7} {:>7} {:>8}".format("text", "model", *head))

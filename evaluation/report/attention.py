@@ -32,7 +32,7 @@ def attention_over_patches(model, tokenizer, prompt, answer, path):
     rope = (*model.decoder.rope_cos_sin(ids.shape[1], model.device), None)
     total = 0
     for block in model.decoder.layers:
-        weights = attention_weights(block.attn, block.input_norm(x), rope)  # (H, T, T)
+        weights = attention_weights(block.attn, block.attn_norm(x), rope)  # (H, T, T)
         # The first answer token is predicted at the last token of the prompt.
         total = total + weights[:, len(prompt) - 1 :, is_patch].mean((0, 1))
         x = block(x, rope)

@@ -80,7 +80,7 @@ def check_size(image):
 
 
 def to_rgb(image):
-    """The first frame as RGB: rotated as EXIF says, 16-bit grey scaled to 8 bits, and transparent
+    """The first frame as RGB: rotated as EXIF says, deep grey scaled to 8 bits, and transparent
     parts on CLIP's mean colour."""
     # An animation's first frame. Cameras store the rotation in EXIF only.
     image.seek(0)
@@ -88,11 +88,7 @@ def to_rgb(image):
     ImageOps.exif_transpose(image, in_place=True)
 
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # convert("RGB") would clip at 255. Some files hold 8-bit values in 16 bits.
-        grey = np.asarray(image)
-        if grey.max() > 255:
-            grey = grey // 257  # 0 … 65,535 -> 0 … 255
-        image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+        image = Image.fromarray(to_8_bits(np.asarray(image)))  # convert("RGB") would clip at 255
 
     # Transparent pixels have a colour of their own, which nobody meant to show.
     if "A" in image.getbands() or "transparency" in image.info:
@@ -101,6 +97,18 @@ def to_rgb(image):
         background.paste(image, mask=image.getchannel("A"))
         return background
     return image.convert("RGB")
+
+
+def to_8_bits(grey):
+    """Grey values in any type -> uint8. Files keep 8, 10, 12 or 16 bits in 16, or floats 0 … 1: the
+    largest value tells which."""
+    grey = np.nan_to_num(grey)
+    largest = grey.max()
+    if grey.dtype.kind == "f" and largest <= 1:
+        return (np.clip(grey, 0, 1) * 255).round().astype(np.uint8)
+    bits = next((bits for bits in (8, 10, 12) if largest < 2**bits), 16)
+    grey = grey.astype(np.int64) * 255 // (2**bits - 1)
+    return np.clip(grey, 0, 255).astype(np.uint8)
 
 
 def preprocess(image, size, image_aspect_ratio="pad"):

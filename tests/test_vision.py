@@ -57,6 +57,20 @@ def test_normalise_is_clips_formula():
     assert normalise(mean).abs().max() < 1 / 255 / 0.26130258
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_grey_of_any_depth_is_as_bright_as_its_8_bit_original(tmp_path, bits):
+    original = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    deep = Image.fromarray((original * (2**bits - 1) // 255).astype(np.uint16))
+    grey = np.asarray(load_image(save(deep, tmp_path / "deep.png")))[..., 0].astype(int)
+    assert abs(grey - original).max() <= 1, "two roundings down"
+
+
+def test_float_grey_from_0_to_1_is_scaled_and_nan_is_black():
+    grey = np.array([[0.0, 0.5, 1.0, np.nan]], np.float32)
+    assert vision.to_8_bits(grey).tolist() == [[0, 128, 255, 0]]
+    assert vision.to_8_bits(np.array([[0.0, 100.4, 255.0]], np.float32)).tolist() == [[0, 100, 255]]
+
+
 def test_every_mode_of_image_becomes_rgb(tmp_path):
     red = Image.new("RGB", (8, 8), (255, 0, 0))
     for mode in ("L", "P", "1", "CMYK", "RGBA", "LA"):

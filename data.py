@@ -20,7 +20,6 @@ Dimensions: B samples, T tokens, I images, S image size, R records, U tokens of 
 
 import random
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from array import array
 from collections import Counter
 from pathlib import Path
@@ -32,6 +31,7 @@ import torch
 import vision
 from checkpoint import load_config, load_tokenizer
 from model import IGNORE_INDEX, Layout
+from vocabulary.command import Parser, run_command
 from vocabulary.records import read_record, scan_records
 
 # Marks the place of an image in a record's question. In a question typed by a user it is text.
@@ -425,7 +425,7 @@ def show(path, tokenizer, config, max_length, count=3):
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("command", choices=["check", "show"])
     parser.add_argument("files", nargs="+", metavar="FILE", help="conversations, LLaVA JSON")
     parser.add_argument("--model", required=True, help="model folder: its tokenizer and image size")
@@ -438,7 +438,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"data.py: {error}")
+    run_command(main, "data.py")

@@ -15,7 +15,6 @@ Dimensions: B prompts, T tokens of the longest prompt, C width, V vocabulary, I 
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +27,7 @@ from checkpoint import load_model, load_tokenizer
 from model import KVCache
 from tokenizer import StreamDecoder
 from training.device import pick_device, pick_precision
+from vocabulary.command import run_command
 from vocabulary.records import read_complete_lines
 
 
@@ -295,9 +295,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"generate.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main, "generate.py")

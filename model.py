@@ -17,7 +17,6 @@ V vocabulary, L layers, I images, N patches per image, S image size, R records, 
 longest record, n positions with a loss.
 """
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,6 +34,7 @@ from kernels import (
 )
 from kernels import rope as apply_rope
 from vision import VisionConfig, ViT
+from vocabulary.command import Parser, run_command
 
 IGNORE_INDEX = -100  # a target with this value adds nothing to the loss
 
@@ -433,7 +433,7 @@ def parameter_counts(config):
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("preset", nargs="?", choices=PRESETS, help="show this one with its fields")
     args = parser.parse_args()
 
@@ -447,4 +447,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "model.py")

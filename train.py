@@ -25,12 +25,10 @@ Weights, gradients and optimizer are float32. --precision bf16 rounds matrix pro
 keeps 8 bits of precision, so adding an update of 2e-5 to a weight would be rounded away.
 """
 
-import atexit
 import math
 import os
 import re
-import sys
-from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import BooleanOptionalAction
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -58,10 +56,11 @@ from training.lora import FrozenEmbeddings, export_model, set_trainable
 from training.objectives import build_objective
 from training.optimizers import lr_multiplier, make_optimizers, set_learning_rate
 from training.phrases import PhraseDataset
-from training.resume import StopSignals, load_checkpoint, save_checkpoint
+from training.resume import StopSignals, is_finished, load_checkpoint, save_checkpoint
 from training.run_log import RunLog
 from training.sampler import MicroBatchDataset, make_loader
 from training.texts import TextDataset
+from vocabulary.command import Parser, at_least, run_command
 
 
 # ------------------------------------------------------------------------------------ recipes
@@ -232,6 +231,8 @@ def train(args):
         weights=args.weights,
     )
     batches.steps = args.steps or math.ceil(args.epochs * batches.sampler.per_epoch)
+    if not batches.steps:
+        raise ValueError(f"--epochs {args.epochs}: not a single step")
     args.steps = batches.steps  # for the settings that a checkpoint keeps
 
     # The model with its loss, distributed over the ranks; its optimizers; an earlier run.
@@ -244,6 +245,7 @@ def train(args):
     # Train, then write the model folder.
     log = RunLog(args, process, objective, dataset, batches)
     if train_loop(args, process, wrapped, optimizers, batches, log):
+        log.require_targets()
         export_model(model, tokenizer, Path(args.out))
         log.print_summary()
 
@@ -354,11 +356,11 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("model", str, None, "the model folder to start from"),
     ("preset", tuple(PRESETS), None, "instead: random weights of this shape"),
     ("tokenizer", str, None, "a SentencePiece .model (default: the model folder's)"),
-    ("steps", int, None, "instead of --epochs"),
-    ("freeze_embeddings", int, 0, "keep the first N embeddings, the base language's, bit for bit"),
-    ("lora_rank", int, 0, "train adapters of this rank for the decoder's frozen matrices"),
-    ("micro_batch_size", int, 0, "samples a process computes at once; 0: all of its share"),
-    ("pack", int, 0, "instead: samples end to end, N tokens at once, without padding"),
+    ("steps", at_least(1), None, "instead of --epochs"),
+    ("freeze_embeddings", at_least(0), 0, "keep the first N embeddings (the base language's)"),
+    ("lora_rank", at_least(0), 0, "train adapters of this rank for the decoder's frozen matrices"),
+    ("micro_batch_size", at_least(0), 0, "samples a process computes at once; 0: all of its share"),
+    ("pack", at_least(0), 0, "instead: samples end to end, N tokens at once, without padding"),
     ("fsdp", bool, False, "FSDP2: shard weights, gradients and optimizer over the processes"),
     ("activation_checkpointing", bool, False, "recompute blocks backward: less memory, +1/3 work"),
     ("compile", bool, False, "torch.compile the blocks"),
@@ -366,24 +368,25 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("precision", PRECISIONS, "auto", "of matrix products; auto: bf16 where it is fast"),
     ("device", DEVICES, "auto", "auto: a CUDA GPU, else the CPU"),
     ("bad_samples", ("error", "skip"), "error", "stop at an unusable sample, or leave it out"),
-    ("max_skips", int, 10, "end the run after N steps in a row without a finite loss"),
-    ("save_every", int, 200, "steps between checkpoints; 0: none"),
-    ("keep_checkpoints", int, 2, "the newest N stay"),
+    ("max_skips", at_least(1), 10, "end the run after N steps in a row without a finite loss"),
+    ("save_every", at_least(0), 200, "steps between checkpoints; 0: none"),
+    ("keep_checkpoints", at_least(1), 2, "the newest N stay"),
     ("resume", bool, False, "go on with the run in -o, if there is one"),
-    ("workers", int, 4 if torch.cuda.is_available() else 0, "processes that prepare batches"),
+    ("workers", at_least(0), 4 * torch.cuda.is_available(), "processes that prepare batches"),
     ("dictionary", str, None, "vision: lines of words that mean the same, cat = 고양이 = 猫"),
     ("token_cache", Path, None, "text: folder of tokenized files (default: OUT/tokens)"),
-    ("estimate", int, None, "do not train: print memory, steps and hours on N processes"),
+    ("estimate", at_least(1), None, "do not train: print memory, steps and hours on N processes"),
     ("gpu", tuple(GPUS), "H100", "for --estimate"),
-    ("mfu", float, 0.4, "for --estimate: share of the GPU's peak that is reached"),
-    ("seed", int, 0, "of random weights and of the order of samples"),
+    ("mfu", at_least(0.01, float), 0.4, "for --estimate: share of the GPU's peak that is reached"),
+    ("seed", at_least(0), 0, "of random weights and of the order of samples"),
 )
 # fmt: on
 
 
 def add_flag(parser, name, kind, default, text):
     """kind: a type, a tuple of choices, bool for --flag/--no-flag, or tuple for several words."""
-    options = {"type": kind, "metavar": "N" if kind in (int, float) else name.upper()}
+    kind = {int: at_least(1), float: at_least(0, float)}.get(kind, kind)  # fields of Recipe
+    options = {"type": kind, "metavar": name.upper() if kind in (str, Path) else "N"}
     if kind is bool:
         options = {"action": BooleanOptionalAction}
     elif kind is tuple:
@@ -398,7 +401,7 @@ def add_flag(parser, name, kind, default, text):
 
 def parse_args():
     """The flags of the stage that is given; the recipe's values are defaults."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="train.py", description=__doc__)
     data_help = "files of the stage's kind, see data.py; FILE:0.7 FILE:0.3 mixes by weight"
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for stage, recipe in RECIPES.items():
@@ -416,8 +419,6 @@ def parse_args():
         parser.error("give one of --model and --preset")
     if args.preset and not args.tokenizer:
         parser.error("--preset needs --tokenizer")
-    if args.keep_checkpoints < 1:
-        parser.error("--keep-checkpoints: at least 1")
     if args.dictionary and args.stage != "vision":
         parser.error("--dictionary: for the vision stage")
     if args.estimate and args.stage == "vision":
@@ -428,22 +429,11 @@ def parse_args():
 def main():
     args = parse_args()
     args.data, args.weights = split_weights(args.data)
-    if args.resume and (Path(args.out) / "config.json").exists():
+    if args.resume and is_finished(args):
         return print_rank0(f"{args.out}: finished before, nothing to do")
     train(args)
     close_distributed()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"train.py: {error}")
-    except KeyboardInterrupt:  # during training the first one finishes the step and saves
-        sys.exit("train.py: interrupted before the first step")
-    if "RANK" in os.environ:
-        # A thread of gloo that wakes while the interpreter ends would abort a finished process.
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    run_command(main, "train.py")

@@ -16,9 +16,7 @@ Dimensions: B images, S image size, P patch size, N patches per image, T = 1 + N
 class token, C width, H heads, D head dim, L layers.
 """
 
-import sys
 import warnings
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kernels import attention
+from vocabulary.command import Parser, run_command
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -301,7 +300,7 @@ class ViT(nn.Module):
 
 # ------------------------------------------------------------------------------------ command line
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--size", type=int, default=336, help="pixels per side (default: 336)")
     parser.add_argument(
@@ -323,7 +322,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"vision.py: {error}")
+    run_command(main, "vision.py")

@@ -22,6 +22,7 @@ from annotation.filters import LANGUAGES
 from annotation.prompts import KINDS
 from annotation.stats import print_stats
 from evaluation.client import add_client_arguments, at_least
+from vocabulary.command import run_command
 
 
 def choose_names(flag, given, table):
@@ -84,9 +85,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, OSError) as error:
-        sys.exit(f"annotation: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main, "annotation")

@@ -4,13 +4,13 @@ import argparse
 import json
 import math
 import re
-import sys
 from dataclasses import asdict
 
 import checkpoint
 from checkpoint.build import WRITTEN_DTYPES, build, plan_build
 from checkpoint.names import tensor_specs
 from checkpoint.safetensors import DTYPE_NAMES, load_weights, num_bytes, plan_shards
+from vocabulary.command import run_command
 
 
 def print_tensors(specs):
@@ -93,7 +93,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"checkpoint: {error}")
+    run_command(main, "checkpoint")

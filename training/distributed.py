@@ -1,5 +1,6 @@
 """Several processes: joining torchrun's, DDP and FSDP2, sums over all ranks."""
 
+import atexit
 import os
 import sys
 from typing import NamedTuple
@@ -39,10 +40,17 @@ def init_distributed(device_name="auto", precision="auto"):
 
 
 def close_distributed():
-    """Leaves the process group, after all ranks are done."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    """Leaves the process group and ends the process, after all ranks are done."""
+    if not dist.is_initialized():
+        return
+    dist.barrier()
+    dist.destroy_process_group()
+
+    # A thread of gloo that wakes while the interpreter ends would abort a finished process.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def is_rank0():

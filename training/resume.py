@@ -31,9 +31,34 @@ SETTINGS = (
 
 
 def run_settings(args):
-    """The settings of a run, as they come back from JSON."""
+    """The settings of a run, as they come back from JSON. `./out/x/` is the path `out/x`."""
     settings = {name: getattr(args, name) for name in SETTINGS} | {"packed": bool(args.pack)}
+    settings["data"] = [os.path.normpath(path) for path in args.data]
+    settings["model"] = args.model and os.path.normpath(args.model)
     return json.loads(json.dumps(settings))
+
+
+def require_same_settings(where, saved, args):
+    """ValueError that names the settings in which this run differs from the one that is saved."""
+    settings = run_settings(args)
+    if args.steps is None:  # it follows from --epochs and the data
+        settings["steps"] = saved.get("steps")
+    changed = [f"{k}: {saved.get(k)} → {v}" for k, v in settings.items() if saved.get(k) != v]
+    if changed:
+        raise ValueError(
+            f"{where} has other settings ({'; '.join(changed)}); give the same ones, or another -o"
+        )
+
+
+def is_finished(args):
+    """Whether the run in args.out is complete. ValueError if it was made with other settings."""
+    if not (Path(args.out) / "config.json").exists():
+        return False
+    runs = Path(args.out) / "runs.jsonl"
+    if runs.exists():
+        last = runs.read_text(encoding="utf-8").splitlines()[-1]
+        require_same_settings(f"{args.out}: the finished run", json.loads(last)["settings"], args)
+    return True
 
 
 def training_state(wrapped, optimizers):
@@ -99,7 +124,7 @@ def load_checkpoint(args, wrapped, optimizers):
     damaged. All ranks must call it."""
     import torch.distributed.checkpoint as dcp
 
-    folder, settings, step = Path(args.out) / "checkpoints", run_settings(args), 0
+    folder, step = Path(args.out) / "checkpoints", 0
     found = sorted(folder.glob(FINISHED), reverse=True)
     if found:
         create_optimizer_state(optimizers)
@@ -108,23 +133,19 @@ def load_checkpoint(args, wrapped, optimizers):
     for path in found:
         try:
             saved = json.loads((path / "settings.json").read_text(encoding="utf-8"))
-            changed = [
-                f"{k}: {saved.get(k)} → {v}" for k, v in settings.items() if saved.get(k) != v
-            ]
-            if not changed:
-                state = training_state(wrapped, optimizers)
-                with no_warnings():
-                    dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+        except (OSError, ValueError) as error:
+            print_rank0(f"{path}: damaged, passed over ({type(error).__name__})")
+            continue
+        require_same_settings(f"{folder}: the checkpoint", saved, args)
+        try:
+            state = training_state(wrapped, optimizers)
+            with no_warnings():
+                dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
         # A torn file fails in many ways inside pickle and zip.
         except (Exception, dcp.api.CheckpointException) as error:
             print_rank0(f"{path}: damaged, passed over ({type(error).__name__})")
             continue
 
-        if changed:
-            raise ValueError(
-                f"{folder}: the checkpoint has other settings ({'; '.join(changed)}); give the "
-                "same ones, or another -o"
-            )
         step = int(path.name.removeprefix("step-"))
         break
 

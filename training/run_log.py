@@ -38,6 +38,7 @@ class RunLog:
         self.num_skips = 0  # steps without an update
         self.skips_in_a_row = 0
         self.loss = math.nan  # of the last step
+        self.num_targets = 0  # of all steps since the start
 
         if is_rank0():
             self.report_bad_samples(getattr(dataset, "bad", ()))
@@ -73,6 +74,7 @@ class RunLog:
         self.loss = stats.loss_sum / max(stats.num_targets, 1) if is_finite else math.nan
         self.skips_in_a_row = 0 if is_finite else self.skips_in_a_row + 1
         self.num_skips += not is_finite
+        self.num_targets += stats.num_targets
 
         # Model FLOPs utilisation: the share of the GPUs' peak that is useful work.
         mfu = None
@@ -152,6 +154,11 @@ class RunLog:
             f"asked to stop; saved after step {step:,} of {self.batches.steps:,}. The same command "
             "with --resume goes on from here"
         )
+
+    def require_targets(self):
+        """ValueError if no step of this run had a target: then nothing was trained."""
+        if self.num_targets == 0 and self.batches.start < self.batches.steps:
+            raise ValueError("no sample could be used: nothing was trained, no model is written")
 
     def print_summary(self):
         """The last line of a finished run. All ranks must call it."""

@@ -6,6 +6,7 @@
     scripts.py              the writing system of a character; cutting words by it
     files.py                reading lines, writing a file whole or not at all
     records.py              LLaVA records, JSON Lines and text, read record by record
+    command.py              number flags, short errors, output on any terminal
     report.py               tokens per character, word and byte; `show`
     bench.py                time and memory of training, beside the libraries
 

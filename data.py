@@ -31,7 +31,7 @@ import torch
 import vision
 from checkpoint import load_config, load_tokenizer
 from model import IGNORE_INDEX, Layout
-from vocabulary.command import Parser, run_command
+from vocabulary.command import Parser, run_main
 from vocabulary.records import read_record, scan_records
 
 # Marks the place of an image in a record's question. In a question typed by a user it is text.
@@ -438,4 +438,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main, "data.py")
+    run_main(main, "data.py")

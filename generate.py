@@ -27,7 +27,7 @@ from checkpoint import load_model, load_tokenizer
 from model import KVCache
 from tokenizer import StreamDecoder
 from training.device import pick_device, pick_precision
-from vocabulary.command import run_command
+from vocabulary.command import run_main
 from vocabulary.records import read_complete_lines
 
 
@@ -295,4 +295,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main, "generate.py")
+    run_main(main, "generate.py")

@@ -34,7 +34,7 @@ from kernels import (
 )
 from kernels import rope as apply_rope
 from vision import VisionConfig, ViT
-from vocabulary.command import Parser, run_command
+from vocabulary.command import Parser, run_main
 
 IGNORE_INDEX = -100  # a target with this value adds nothing to the loss
 
@@ -447,4 +447,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main, "model.py")
+    run_main(main, "model.py")

@@ -34,7 +34,7 @@ import numpy as np
 import sentencepiece
 
 from vocabulary.bench import bench
-from vocabulary.command import run_command
+from vocabulary.command import run_main
 from vocabulary.fast_bpe import bpe, build_symbol_array, count_words, learn_merges
 from vocabulary.files import read_lines
 from vocabulary.report import labelled_path, print_report, show
@@ -446,4 +446,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "tokenizer.py")
+    run_main(main, "tokenizer.py")

@@ -60,7 +60,7 @@ from training.resume import StopSignals, is_finished, load_checkpoint, save_chec
 from training.run_log import RunLog
 from training.sampler import MicroBatchDataset, make_loader
 from training.texts import TextDataset
-from vocabulary.command import Parser, at_least, run_command
+from vocabulary.command import Parser, at_least, run_main
 
 
 # ------------------------------------------------------------------------------------ recipes
@@ -436,4 +436,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main, "train.py")
+    run_main(main, "train.py")

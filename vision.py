@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kernels import attention
-from vocabulary.command import Parser, run_command
+from vocabulary.command import Parser, run_main
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -322,4 +322,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_command(main, "vision.py")
+    run_main(main, "vision.py")

@@ -22,7 +22,7 @@ from annotation.filters import LANGUAGES
 from annotation.prompts import KINDS
 from annotation.stats import print_stats
 from evaluation.client import add_client_arguments, at_least
-from vocabulary.command import run_command
+from vocabulary.command import run_main
 
 
 def choose_names(flag, given, table):
@@ -85,4 +85,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    run_command(main, "annotation")
+    run_main(main, "annotation")

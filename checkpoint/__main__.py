@@ -10,7 +10,7 @@ import checkpoint
 from checkpoint.build import WRITTEN_DTYPES, build, plan_build
 from checkpoint.names import tensor_specs
 from checkpoint.safetensors import DTYPE_NAMES, load_weights, num_bytes, plan_shards
-from vocabulary.command import run_command
+from vocabulary.command import run_main
 
 
 def print_tensors(specs):
@@ -93,4 +93,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run_command(main, "checkpoint")
+    run_main(main, "checkpoint")

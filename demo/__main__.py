@@ -7,18 +7,18 @@ about its images in every language of demo/words.
     python -m demo --dry-run                     # only print the commands
 
 The third line leaves a stage out, on the same world, to see what the stage is for. Each step is a
-command that is printed before it runs; type it yourself to change something. The same line goes
-on where a run was stopped.
+command that is printed before it runs. The same line goes on where a run was stopped.
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
 from importlib.util import find_spec
 from pathlib import Path
 
 from demo.recipe import OPTIONAL, TEXTS, example, make_steps
 from demo.steps import Run, move_aside, run_command, short_path, shown
 from demo.words import LANGUAGES, parse_shares
+from vocabulary.command import run_main
 
 # The embeddings are not among them: a word that no image was named with so stays close to its
 # translation.
@@ -26,47 +26,33 @@ TRAINABLE = ("projector", "decoder.layers")
 
 
 def parse_args(words=None):
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = ArgumentParser(
+        "python -m demo", description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
-    add, yes_no = parser.add_argument, argparse.BooleanOptionalAction
-
-    def several(name, default, about, choices=None):
-        """An option with one value or more."""
-        shown_default = f" (default: {' '.join(default)})" if default else ""
-        options = {"nargs": "+", "metavar": "NAME", "default": default, "choices": choices}
-        add(name, help=about + shown_default, **options)
-
+    add, some = parser.add_argument, {"nargs": "+", "metavar": "NAME"}
     add("--out", type=Path, default=Path("out/demo"), help="folder of the run (default: out/demo)")
     add("--data", type=Path, help="folder of the world, used as it is if there (default: OUT/data)")
     add("--seed", type=int, default=0, help="of the world and of training (default: 0)")
     add("--processes", type=int, default=1, help="processes that train together (default: 1)")
-    several("--without", [], f"steps to leave out, of {' '.join(OPTIONAL)}", OPTIONAL)
-    several("--vocabulary", LANGUAGES, "languages of the tokenizer", LANGUAGES)
-    several("--texts", TEXTS, "what stage text reads", TEXTS)
-    add("--dictionary", action=yes_no, default=True, help="stage vision reads the dictionary, too")
-    several("--trainable", TRAINABLE, "what the three stages of instruct train")
-    several("--share", [], "share of a language in the training data: ko=0.1 for a tenth")
+    about = f"steps to leave out, of {' '.join(OPTIONAL)}"
+    add("--without", **some, choices=OPTIONAL, default=[], help=about)
+    about = f"languages of the tokenizer (default: {' '.join(LANGUAGES)})"
+    add("--vocabulary", **some, choices=LANGUAGES, default=LANGUAGES, help=about)
+    about = f"what stage text reads (default: {' '.join(TEXTS)})"
+    add("--texts", **some, choices=TEXTS, default=TEXTS, help=about)
+    about = "stage vision reads the dictionary, too"
+    add("--dictionary", action=BooleanOptionalAction, default=True, help=about)
+    about = f"what the three stages of instruct train (default: {' '.join(TRAINABLE)})"
+    add("--trainable", **some, default=TRAINABLE, help=about)
+    add("--share", **some, default=[], help="of a language in training: ko=0.1 for a tenth")
     add("--fresh", action="store_true", help="move OUT aside and begin anew")
     add("--dry-run", action="store_true", help="print the commands and run none")
 
     # One folder is one path, however it was typed: commands are compared by their words.
     args = parser.parse_args(words)
     args.is_own_world = args.data is None
-    args.out = short_path(args.out)
-    args.data = short_path(args.data or args.out / "data")
+    args.out, args.data = short_path(args.out), short_path(args.data or args.out / "data")
     return args
-
-
-def check_packages():
-    """Raises ValueError if a package that the steps need is not installed."""
-    for name in ("torch", "numpy", "sentencepiece", "PIL", "tqdm"):
-        if find_spec(name) is None:
-            advice = f"{sys.executable} -m pip install -r requirements.txt"
-            raise ValueError(f"the package {name} is missing: {advice}")
 
 
 def main(words=None, runner=run_command):
@@ -75,10 +61,12 @@ def main(words=None, runner=run_command):
     try:
         parse_shares(args.share)
         if args.dry_run:
-            for step in make_steps(args):
-                print(shown(step.command))
+            print("\n".join(shown(step.command) for step in make_steps(args)))
             return
-        check_packages()
+        for name in ("torch", "numpy", "sentencepiece", "PIL", "tqdm"):
+            if find_spec(name) is None:
+                advice = f"{sys.executable} -m pip install -r requirements.txt"
+                raise ValueError(f"the package {name} is missing: {advice}")
         if args.fresh:
             move_aside(args.out)
         run = Run(args.out)
@@ -97,4 +85,4 @@ def main(words=None, runner=run_command):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, "demo")

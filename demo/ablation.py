@@ -5,40 +5,40 @@
     python -m demo.ablation --jobs 2                              # two runs at a time
 
 Each run is the demo with one thing changed, on the same images and questions, at equal steps. A
-finished run is not run again. The result is out/ablation/report.html.
+finished run is not run again. The result is report.html.
 """
 
-import argparse
 import os
 import subprocess
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
-from demo.recipe import world_step
+from demo.recipe import report_step, world_step
 from demo.steps import Run, Step, shown
 from demo.words import BASE, LANGUAGES
+from vocabulary.command import run_main
 
 MINUTES = (12, 27)  # that one run takes on one core
 
-# Without vocabulary expansion (V) the base tokenizer spells other languages in bytes. Without
-# bilingual pretraining (P) all text is in the base language.
+# V, vocabulary expansion: without it the tokenizer spells other languages in bytes. P, bilingual
+# pretraining: without it all text is in the base language.
 NO_V = ["--vocabulary", BASE]
 NO_P = ["--texts", BASE, "--no-dictionary"]
 PAPER = {"full": [], "no-V": NO_V, "no-P": NO_P, "no-V-P": NO_V + NO_P}
 PAIRS = {f"{BASE}-{language}": [BASE, language] for language in LANGUAGES[1:]}
 # {variant: flags of `python -m demo`}, and {variant: shares} of those with a world of their own:
 # of two languages, or with a tenth of another language.
-VARIANTS = PAPER | {
-    name: ["--vocabulary", *pair, "--texts", *pair, "parallel"] for name, pair in PAIRS.items()
-}
-SHARES = {name: [f"{n}=0" for n in LANGUAGES if n not in pair] for name, pair in PAIRS.items()}
-VARIANTS[f"low-{LANGUAGES[1]}"] = []
-SHARES[f"low-{LANGUAGES[1]}"] = [f"{LANGUAGES[1]}=0.1"]
+VARIANTS, SHARES, LOW = dict(PAPER), {}, f"low-{LANGUAGES[1]}"
+for name, pair in PAIRS.items():
+    VARIANTS[name] = ["--vocabulary", *pair, "--texts", *pair, "parallel"]
+    SHARES[name] = [f"{language}=0" for language in LANGUAGES if language not in pair]
+VARIANTS[LOW], SHARES[LOW] = [], [f"{LANGUAGES[1]}=0.1"]
 
 
 def world_of(out, variant):
-    """The folder of a variant's world."""
     return out / (f"data.{variant}" if variant in SHARES else "data")
 
 
@@ -51,24 +51,22 @@ def make_worlds(out, variants):
 def make_runs(out, variants, seeds):
     """{folder of a run: its command}."""
     runs = {}
-    for seed in map(str, seeds):
-        for name in variants:
-            folder, world = out / f"{name}.{seed}", world_of(out, name)
-            command = ["-m", "demo", "--out", str(folder), "--data", str(world), "--seed", seed]
-            runs[folder] = [*command, *VARIANTS[name], "--without", "report"]
+    for seed, name in product(map(str, seeds), variants):
+        folder, world = out / f"{name}.{seed}", world_of(out, name)
+        command = ["-m", "demo", "--out", str(folder), "--data", str(world), "--seed", seed]
+        runs[folder] = [*command, *VARIANTS[name], "--without", "report"]
     return runs
 
 
 def make_comparisons(out, variants, seeds):
     """Steps that compare the variants that were run, and the report."""
-    comparisons = {"paper": list(PAPER)} | {name: ["full", name] for name in SHARES}
-    steps = []
-    for name, members in comparisons.items():
+    steps, groups = [], {"paper": list(PAPER)} | {name: ["full", name] for name in SHARES}
+    for name, members in groups.items():
         members = [member for member in members if member in variants]
         if len(members) < 2:
             continue
 
-        # Each variant with the results of its seeds; two languages are compared in these alone.
+        # A world of two languages is compared in these alone.
         command, reads, result = ["-m", "evaluation", "compare"], [], out / f"{name}.json"
         for member in members:
             paths = [out / f"{member}.{seed}" / "eval.json" for seed in seeds]
@@ -79,21 +77,19 @@ def make_comparisons(out, variants, seeds):
         command += ["-o", str(result)]
         steps.append(Step(f"compare {name}", command, reads, result, again=True))
 
-    results, command = [step.writes for step in steps], ["-m", "evaluation", "report", str(out)]
-    return [*steps, Step("report", command, results, out / "report.html", again=True)]
+    return [*steps, report_step(out, [step.writes for step in steps])]
 
 
 def run_one(command, log, jobs):
-    """Runs a command. Beside others, its output goes to a file. Raises ValueError if it fails."""
-    command = [sys.executable, *command]
+    """Runs a command; beside others, its output goes to a file."""
     if jobs == 1:
-        status = subprocess.run(command).returncode
+        status = subprocess.run([sys.executable, *command]).returncode
     else:
-        print(f"{shown(command[1:])} > {log}", flush=True)
+        print(f"{shown(command)} > {log}", flush=True)
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
         with open(log, "w", encoding="utf-8") as file:
             more = {"env": threads | os.environ, "stdout": file, "stderr": file}
-            status = subprocess.run(command, **more).returncode
+            status = subprocess.run([sys.executable, *command], **more).returncode
     if status:
         raise ValueError(f"{log.stem} ended early, with exit status {status}: run it again")
 
@@ -113,16 +109,12 @@ def run_all(runs, jobs, runner=run_one):
 
 
 def main(words=None):
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = ArgumentParser(
+        "python -m demo.ablation", description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
-    add, names = parser.add_argument, list(VARIANTS)
-    variants = {"choices": names, "default": names, "help": f"(default: {' '.join(names)})"}
+    add, all_names = parser.add_argument, f"(default: {' '.join(VARIANTS)})"
     add("--out", type=Path, default=Path("out/ablation"), help="folder (default: out/ablation)")
-    add("--variants", nargs="+", metavar="VARIANT", **variants)
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help=all_names)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training (default: 0 1 2)")
     add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     add("--dry-run", action="store_true", help="print the commands, run none")
@@ -132,9 +124,8 @@ def main(words=None):
     runs = make_runs(args.out, args.variants, args.seeds)
     comparisons = make_comparisons(args.out, args.variants, args.seeds)
     if args.dry_run:
-        commands = [step.command for step in worlds] + list(runs.values())
-        for command in commands + [step.command for step in comparisons]:
-            print(shown(command))
+        before, after = ([step.command for step in steps] for steps in (worlds, comparisons))
+        print("\n".join(map(shown, [*before, *runs.values(), *after])))
         return
 
     # Hours, before anything begins.
@@ -152,4 +143,4 @@ def main(words=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, "demo.ablation")

@@ -1,7 +1,6 @@
 """The silhouettes of the kinds, in one image: assets/atlas.png.
 
-One tile a kind, in the order of `world.KINDS`, four in a row. A tile holds the shade and the
-alpha of an emoji; `drawing` colours it.
+One tile a kind, in the order of `world.KINDS`. It holds the shade and the alpha of an emoji.
 """
 
 import math
@@ -18,16 +17,14 @@ FONT_SIZE = 109  # the one size that the bitmaps of Noto Color Emoji have
 
 
 def tile_box(number):
-    """(left, top, right, bottom) of a tile in pixels."""
     left, top = number % COLUMNS * TILE, number // COLUMNS * TILE
     return left, top, left + TILE, top + TILE
 
 
 def make_atlas(font_path, path=ATLAS):
-    """Renders each kind's emoji from Noto Color Emoji and writes all of them into one PNG."""
+    """Renders each kind's emoji from Noto Color Emoji into one PNG."""
     font = ImageFont.truetype(str(font_path), FONT_SIZE)
-    rows = math.ceil(len(KINDS) / COLUMNS)
-    atlas = Image.new("LA", (COLUMNS * TILE, rows * TILE))
+    atlas = Image.new("LA", (COLUMNS * TILE, math.ceil(len(KINDS) / COLUMNS) * TILE))
     for number, kind in enumerate(KINDS.values()):
         tile = _render_tile(kind, font)
         left, top, _, _ = tile_box(number)
@@ -37,7 +34,6 @@ def make_atlas(font_path, path=ATLAS):
 
 
 def _render_tile(kind, font):
-    """The shade and the alpha of an emoji."""
     glyph = Image.new("RGBA", (160, 160))
     ImageDraw.Draw(glyph).text((8, 8), kind.emoji, font=font, embedded_color=True)
     if kind.centre_only:
@@ -63,23 +59,20 @@ def _render_tile(kind, font):
 
 
 def read_atlas():
-    """{kind: tile}. Raises ValueError, with its name, if a kind has no tile or an empty one."""
+    """{kind: tile}. Raises ValueError if a kind has no tile or an empty one."""
     with Image.open(ATLAS) as image:
         atlas = image.convert("LA")
     tiles = {name: atlas.crop(tile_box(number)) for number, name in enumerate(KINDS)}
     for name, tile in tiles.items():
         if not tile.getchannel("A").getbbox():
-            advice = "remake it with python -m demo.write --atlas FONT"
-            raise ValueError(f"assets/{ATLAS.name} has no tile for the kind {name}: {advice}")
+            problem = f"assets/{ATLAS.name} has no tile for the kind {name}"
+            raise ValueError(f"{problem}: remake it with python -m demo.write --atlas FONT")
     return tiles
 
 
 @cache
 def sprites(size):
-    """{kind: (shade, alpha)} at twice the size of drawing, or at the atlas's own if that is less.
-
-    A margin of an eighth on every side leaves room to turn it.
-    """
+    """{kind: (shade, alpha)} at up to twice the size of drawing, in a margin to turn it in."""
     side = round(1.25 * min(TILE, 2 * SIZES[size]))
     found = {}
     for name, tile in read_atlas().items():

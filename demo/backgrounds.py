@@ -1,7 +1,7 @@
 """The backgrounds of the demo world: one function each.
 
-A function takes a random generator, the y of the ground and the x of the sun or moon. It returns
-an image of S × S pixels, twice the final size: halving it smooths the edges.
+It takes a random generator, the y of the ground and the x of the sun or moon, and returns an image
+of S × S pixels, twice the final size: halving it smooths the edges.
 """
 
 from PIL import Image, ImageDraw
@@ -18,21 +18,15 @@ def draw_background(name, rng):
 
 
 def _vary(rng, colour, by=10):
-    """A colour close to `colour`."""
     return tuple(max(0, min(255, value + rng.randint(-by, by))) for value in colour)
 
 
-def _gradient(stops):
-    """An image that runs through the colours from top to bottom."""
-    strip = Image.new("RGB", (1, len(stops)))
-    strip.putdata(stops)
-    box = (0, 0.5, 1, len(stops) - 0.5)
-    return strip.resize((S, S), Image.Resampling.BILINEAR, box=box)
-
-
-def _sky(rng, *colours):
-    """A sky that runs through about these colours, and a pen to draw on it."""
-    image = _gradient([_vary(rng, colour) for colour in colours])
+def _sky(rng, *colours, by=(10,) * 5):
+    """A sky that runs through about these colours, from top to bottom, and a pen for it."""
+    strip = Image.new("RGB", (1, len(colours)))
+    strip.putdata([_vary(rng, *pair) for pair in zip(colours, by)])
+    box = (0, 0.5, 1, len(colours) - 0.5)
+    image = strip.resize((S, S), Image.Resampling.BILINEAR, box=box)
     return image, ImageDraw.Draw(image)
 
 
@@ -41,10 +35,9 @@ def _ellipse(pen, x, y, a, b, colour):
     pen.ellipse((x - a, y - b, x + a, y + b), fill=colour)
 
 
-def _hill(pen, rng, colour, top, half_width):
-    """A wide hill somewhere."""
-    x = rng.randint(-S // 4, S + S // 4)
-    pen.ellipse((x - half_width, top, x + half_width, top + 2 * S), fill=colour)
+def _hill(pen, rng, colour, top, half_width, by=10):
+    colour, x = _vary(rng, colour, by), rng.randint(-S // 4, S + S // 4)
+    _ellipse(pen, x, top + S, half_width, S, colour)
 
 
 def _cloud(pen, x, y, r, colour):
@@ -57,7 +50,6 @@ def _cloud(pen, x, y, r, colour):
 
 
 def draw_day(rng, ground, x):
-    """A blue sky with the sun and clouds, hills with flowers."""
     image, pen = _sky(rng, (104, 178, 238), (168, 214, 246), (220, 240, 248))
 
     # the sun in its halo, and clouds
@@ -69,8 +61,8 @@ def draw_day(rng, ground, x):
         _cloud(pen, left, top, rng.randint(16, 30), (240, 247, 252))
 
     # hills, and flowers on them
-    _hill(pen, rng, _vary(rng, (168, 214, 128)), ground - 30, S)
-    _hill(pen, rng, _vary(rng, (142, 200, 104)), ground + 10, 2 * S)
+    _hill(pen, rng, (168, 214, 128), ground - 30, S)
+    _hill(pen, rng, (142, 200, 104), ground + 10, 2 * S)
     for _ in range(rng.randint(8, 16)):
         left, top = rng.randint(0, S), rng.randint(ground + 50, S)
         flower = rng.choice(((255, 255, 240), (255, 226, 150), (246, 196, 214)))
@@ -79,10 +71,7 @@ def draw_day(rng, ground, x):
 
 
 def draw_night(rng, ground, x):
-    """A dark sky with stars and a crescent moon, dark hills."""
-    stops = (((14, 18, 52), 6), ((30, 38, 92), 8), ((62, 66, 128), 8))
-    image = _gradient([_vary(rng, colour, by) for colour, by in stops])
-    pen = ImageDraw.Draw(image)
+    image, pen = _sky(rng, (14, 18, 52), (30, 38, 92), (62, 66, 128), by=(6, 8, 8))
 
     # stars with four rays
     for _ in range(rng.randint(24, 40)):
@@ -100,13 +89,12 @@ def draw_night(rng, ground, x):
     moon_pen.ellipse((r * 0.7, -r * 0.25, r * 2.5, r * 1.6), fill=0)
     image.paste((250, 240, 190), (x - r, y - r), moon)
 
-    _hill(pen, rng, _vary(rng, (26, 34, 66), 5), ground - 10, S)
-    _hill(pen, rng, _vary(rng, (18, 24, 50), 4), ground + 40, 2 * S)
+    _hill(pen, rng, (26, 34, 66), ground - 10, S, by=5)
+    _hill(pen, rng, (18, 24, 50), ground + 40, 2 * S, by=4)
     return image
 
 
 def draw_sunset(rng, ground, x):
-    """A red sky, the sun half below the horizon, its reflection in the sea."""
     low = ((252, 160, 100), (255, 212, 138), (255, 220, 150))
     image, pen = _sky(rng, (92, 62, 138), (206, 98, 130), *low)
 
@@ -128,10 +116,9 @@ def draw_sunset(rng, ground, x):
 
 
 def draw_snow(rng, ground, x):
-    """White hills, and snowflakes everywhere."""
     image, pen = _sky(rng, (166, 188, 214), (204, 219, 234), (226, 235, 243))
-    _hill(pen, rng, _vary(rng, (222, 231, 241), 4), ground - 40, S)
-    _hill(pen, rng, _vary(rng, (236, 242, 248), 4), ground, 2 * S)
+    _hill(pen, rng, (222, 231, 241), ground - 40, S, by=4)
+    _hill(pen, rng, (236, 242, 248), ground, 2 * S, by=4)
     for _ in range(rng.randint(36, 56)):
         left, top, r = rng.randint(0, S), rng.randint(0, S), rng.choice((3, 4, 4, 6))
         _ellipse(pen, left, top, r, r, (253, 254, 255))
@@ -139,9 +126,8 @@ def draw_snow(rng, ground, x):
 
 
 def draw_rain(rng, ground, x):
-    """A grey sky with dark clouds, rain and puddles."""
     image, pen = _sky(rng, (98, 108, 124), (132, 142, 156), (160, 168, 178))
-    _hill(pen, rng, _vary(rng, (108, 124, 120), 6), ground + 10, 2 * S)
+    _hill(pen, rng, (108, 124, 120), ground + 10, 2 * S, by=6)
     for _ in range(3):
         left, top = rng.randint(0, S), rng.randint(ground + 60, S)
         _ellipse(pen, left, top, rng.randint(24, 50), 7, (142, 156, 168))

@@ -1,45 +1,41 @@
-"""Checks the tables of kinds and of words against each other, when `demo.words` reads them.
-
-A missing word stops the run at once, with the file and the key in one line.
-"""
+"""Checks the tables of kinds and words when `demo.words` reads them: a missing word stops the run
+at once, with the file and the key in one line."""
 
 import re
+from collections import Counter
 
 from demo import world
 
-# The keys that these tables of each language must have. Other tables follow the base language's.
+# The keys that these tables need in each language. Other tables follow the base language's.
 KEYS = {
     "kind": world.KINDS,
     "colour": world.COLOURS,
     "size": world.SIZES,
     "place": world.PLACES,
     "direction": world.DIRECTIONS,
-    "background": world.BACKGROUNDS,
-    "setting": world.BACKGROUNDS,
-    "mood": world.BACKGROUNDS,
+    **dict.fromkeys(("background", "setting", "mood"), world.BACKGROUNDS),
     "number": range(3),
 }
 PLACEHOLDERS = {*KEYS, "it", "other", "notes", "word", "name"}
 # Tables without a counterpart in the base language.
 OWN = ("vocab_size", "tokenizer_flags", "script", "agreement", "names", "forms")
-OPTIONAL = ("base", "called", "abbreviate")
+OPTIONAL = ("base", "called")
 
 
 def check_tables(languages):
-    """Raises ValueError with the first problem of world.py or of {language: its words}, in which
+    """Raises ValueError with the first problem of things.json or of {language: its words}, in which
     the base language comes first."""
     for name, colour in world.HELD_OUT.items():
         if colour not in world.COLOURS:
-            raise ValueError(f"world.py: {name}: held_out={colour!r} is none of COLOURS")
+            raise ValueError(f"things.json: {name}: held_out {colour!r} is none of the colours")
     # Cross-lingual questions deny one base-only kind of an image that shows another.
     if len(world.BASE_ONLY) < 2 or len(world.KINDS) - len(world.BASE_ONLY) < 3:
-        raise ValueError("world.py: KINDS needs two or more base_only kinds and three others")
-
+        raise ValueError("things.json: kinds needs two or more of base_only, three others")
     if len(languages) < 2 or sum("base" in words for words in languages.values()) != 1:
-        raise ValueError("words: needs two or more languages, one of them with 'base': True")
+        raise ValueError("words: needs two or more languages, one of them with 'base'")
     for language in languages:
         for problem in find_problems(language, languages):
-            raise ValueError(f"words/{language}.py: {problem}")
+            raise ValueError(f"words/{language}.json: {problem}")
 
 
 def find_problems(language, languages):
@@ -48,12 +44,12 @@ def find_problems(language, languages):
     yield from (f"{name} is missing" for name in OWN if name not in words)
 
     # every key of the world, of the base language, and of the languages
-    texts, models = shared_texts(words), shared_texts(base)
-    own_texts = texts | flatten({name: words[name] for name in ("names", "forms")})
+    texts, models, forms = shared_texts(words), shared_texts(base), form_tables(words)
     keys = KEYS | {"names": languages}
-    keys |= {f"forms.{table}.{name}": KEYS[table] for name, table in form_tables(words).items()}
+    keys |= {f"forms.{table}.{name}": KEYS[table] for name, table in forms.items()}
     required = models.keys() | {f"{table}.{key}" for table in keys for key in keys[table]}
-    yield from (f"{path} is missing" for path in sorted(required - own_texts.keys()))
+    there = texts.keys() | flatten({name: words[name] for name in ("names", "forms")}).keys()
+    yield from (f"{path} is missing" for path in sorted(required - there))
     yield from (f"{path} is in no other table" for path in sorted(texts.keys() - required))
 
     # the base language's placeholders, and no form of agreement that is not in the table
@@ -68,36 +64,35 @@ def find_problems(language, languages):
     # two words alike would give a question two right answers
     tables = {table: words[table] for table in KEYS if table != "number"}
     tables |= {f"yes_no.{name}": words["yes_no"][name] | {"ask": ""} for name in world.YES_NO_TYPES}
-    answers = " ".join(words["answer"].values())
-    for name, table in form_tables(words).items():
-        if f"{{{name}}}" in answers:
+    for name, table in forms.items():
+        if f"{{{name}}}" in " ".join(words["answer"].values()):
             tables[name] = words["forms"][table][name]
     for name, table in tables.items():
-        alike = [word for word in table.values() if list(table.values()).count(word) > 1]
+        alike = [word for word, number in Counter(table.values()).items() if number > 1]
         yield from (f"{name}: {word!r} stands for two things" for word in alike)
 
 
 def flatten(table, path=""):
     """{"ask.colour.2": text} for all texts in nested tables."""
     if isinstance(table, str):
-        return {path: table}
+        return {path[1:]: table}
     texts, pairs = {}, table.items() if isinstance(table, dict) else enumerate(table)
     for key, value in pairs:
-        texts |= flatten(value, f"{path}.{key}" if path else str(key))
+        texts |= flatten(value, f"{path}.{key}")
     return texts
 
 
 def shared_texts(words):
     """The texts that have a counterpart in the base language."""
-    return flatten({name: t for name, t in words.items() if name not in OWN + OPTIONAL})
+    return flatten({name: table for name, table in words.items() if name not in OWN + OPTIONAL})
 
 
 def form_tables(words):
-    """{placeholder: the table of the property that it words} of all further forms."""
+    """{placeholder: the table that it has further forms of}."""
     return {name: table for table, forms in words["forms"].items() for name in forms}
 
 
 def properties(words, template):
-    """The properties that the placeholders of a template word."""
+    """The placeholders of a template; of further forms, their tables."""
     forms = form_tables(words)
     return {forms.get(name, name) for name in re.findall(r"{(\w*)}", template)}

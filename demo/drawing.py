@@ -1,7 +1,4 @@
-"""Draws a scene: its background, then each thing as a coloured silhouette.
-
-Pipeline: world -> words -> **drawing** (with atlas and backgrounds) -> write.
-"""
+"""Draws a scene: its background, then each thing as a coloured silhouette."""
 
 from PIL import Image, ImageFilter
 
@@ -14,7 +11,7 @@ JITTER = {"big": 3, "small": 9}  # pixels that a thing may lie beside the centre
 
 
 def draw_scene(scene, rng):
-    """An RGB image, SIDE × SIDE pixels. `rng` decides all that the scene leaves open."""
+    """An RGB image, SIDE × SIDE pixels. `rng` decides what the scene leaves open."""
     image = draw_background(scene.background, rng)
     for thing in scene.things:
         draw_thing(image, thing, rng)
@@ -22,7 +19,7 @@ def draw_scene(scene, rng):
 
 
 def draw_thing(image, thing, rng):
-    """Pastes one thing onto the image: its sprite scaled, turned and coloured, in a thin halo."""
+    """Pastes a thing's sprite, scaled, turned and coloured, in a thin halo."""
     size = round(SIZES[thing.size] * rng.uniform(0.95, 1.05))
     full = round(size * 1.25)  # with the sprite's margin of an eighth on every side
 
@@ -33,13 +30,9 @@ def draw_thing(image, thing, rng):
     edge = 3 - full // 10
     corner = tuple(max(edge, min(SIDE - full - edge, round(c - full / 2))) for c in centre)
 
-    angle = rng.uniform(-10, 10)
-    shade, alpha = (
-        channel.rotate(angle, Image.Resampling.BILINEAR).resize(
-            (full, full), Image.Resampling.LANCZOS
-        )
-        for channel in sprites(thing.size)[thing.kind]
-    )
+    angle, filters = rng.uniform(-10, 10), Image.Resampling
+    turned = [c.rotate(angle, filters.BILINEAR) for c in sprites(thing.size)[thing.kind]]
+    shade, alpha = (channel.resize((full, full), filters.LANCZOS) for channel in turned)
     halo = alpha.filter(ImageFilter.MaxFilter(3)).filter(ImageFilter.BoxBlur(0.6))
     halo = halo.point([min(255, 2 * a) for a in range(256)])
     halo_colour = (70, 74, 92) if thing.colour in ("white", "yellow") else (255, 255, 255)
@@ -48,7 +41,7 @@ def draw_thing(image, thing, rng):
 
 
 def _colour_in(shade, colour, rng):
-    """An RGB image of a sprite's shade. Dark shades darken the colour, light ones lighten it."""
+    """A sprite's shade in colour: dark shades darken it, light ones lighten it."""
     light = rng.uniform(0.94, 1.06)
     base = [max(0, min(255, value * light + rng.uniform(-7, 7))) for value in COLOURS[colour]]
     if colour in ("white", "black"):

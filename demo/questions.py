@@ -1,7 +1,5 @@
 """Captions, questions with their answers, and conversations about a scene, in any language.
 
-Pipeline: world -> words -> **questions** -> records, text -> write.
-
 A turn is a pair (question, answer). Each question has one right answer, in one wording.
 """
 
@@ -16,8 +14,7 @@ NAMED_BY = ("kind", "kind", "kind", "colour")
 
 def full_caption(scene, language, rng):
     """One phrase a thing, with all its attributes, in random order; then the background."""
-    words = WORDS[language]
-    things = rng.sample(scene.things, len(scene.things))
+    words, things = WORDS[language], rng.sample(scene.things, len(scene.things))
     parts = [fill(language, words["full"], **thing_words(language, thing)) for thing in things]
     return parts + [words["setting"][scene.background]]
 
@@ -30,15 +27,16 @@ def phrases(scene, language, rng, colours):
         for template in words["phrases"]:
             if ("{colour}" in template) == colours:
                 found.append(fill(language, template, **thing_words(language, thing)))
-        if colours:
-            continue
-
-        # Each thing to the left of a cat is a thing "to the left of a cat".
-        for direction in DIRECTIONS:
-            for other in scene.beside(thing, direction):
-                found.append(fill_pair(language, words["pair"], other, direction, thing))
+        if not colours:
+            pairs = beside_pairs(scene, thing)
+            found += [fill_pair(language, words["pair"], *pair) for pair in pairs]
     rng.shuffle(found)
     return found
+
+
+def beside_pairs(scene, thing):
+    """(other, direction, thing) for each thing that lies in a direction from `thing`."""
+    return [(other, side, thing) for side in DIRECTIONS for other in scene.beside(thing, side)]
 
 
 def fill_pair(language, template, thing, direction, other):
@@ -49,66 +47,48 @@ def fill_pair(language, template, thing, direction, other):
 
 
 class Interviewer:
-    """Asks about one scene in one language.
-
-    text_only: there is no image, so every kind may be named in every language.
-    """
+    """Asks about one scene in one language. `text_only`: every kind may be named."""
 
     def __init__(self, scene, language, rng, text_only=False):
-        self.scene = scene
-        self.language = language
-        self.rng = rng
+        self.scene, self.language, self.rng = scene, language, rng
         self.words = WORDS[language]
         every_kind = text_only or language == BASE
         self.kinds = [kind for kind in KINDS if every_kind or kind not in BASE_ONLY]
 
-    def any_thing(self):
-        """One of the scene's things."""
-        return self.rng.choice(self.scene.things)
-
     def fill(self, template, thing, **values):
-        """A template about one thing."""
         return fill(self.language, template, **thing_words(self.language, thing), **values)
 
     def ask(self, skill, thing=None, named_by=None):
-        """A turn about `thing` (None: any), or None where the scene has no such question.
-
-        named_by: how the question names it: "kind", "colour", "pronoun", or None for any.
-        """
-        words, scene = self.words, self.scene
-        thing = thing or self.any_thing()
+        """A turn about a thing, or None where the scene has no such question. It names the thing
+        by its "kind", "colour" or "pronoun". What is not given is drawn."""
+        words, scene, rng = self.words, self.scene, self.rng
+        thing = thing or self.rng.choice(self.scene.things)
         if skill == "yes_no":
-            question_type = self.rng.choice(YES_NO_TYPES)
-            return self.ask_yes_no(question_type, self.rng.random() < 0.5, thing)
+            return self.ask_yes_no(rng.choice(YES_NO_TYPES), rng.random() < 0.5, thing)
 
         # A relation is asked only where one thing is alone on a side of `thing`.
         answer, subject, values = words["answer"].get(skill), thing, {}
         if skill == "relation":
-            sides = [(direction, scene.beside(thing, direction)) for direction in DIRECTIONS]
-            sides = [(direction, others[0]) for direction, others in sides if len(others) == 1]
+            sides = [(side, scene.beside(thing, side)) for side in DIRECTIONS]
+            sides = [(side, others[0]) for side, others in sides if len(others) == 1]
             if not sides:
                 return None
-            direction, subject = self.rng.choice(sides)
-            answer, values = words["answer"]["at"], {"direction": words["direction"][direction]}
+            side, subject = rng.choice(sides)
+            answer, values["direction"] = words["answer"]["at"], words["direction"][side]
 
         # A question about the colour cannot name the thing by it.
         if named_by is None:
-            named_by = "kind" if skill == "colour" else self.rng.choice(NAMED_BY)
-        values |= {
-            "it": self.fill(words["it"][named_by], thing),
-            "number": words["number"][len(scene.things) - 1],
-            "background": words["background"][scene.background],
-            "mood": words["mood"][scene.background],
-        }
-        question = self.fill(self.rng.choice(words["ask"][skill]), thing, **values)
+            named_by = "kind" if skill == "colour" else rng.choice(NAMED_BY)
+        values |= {name: words[name][scene.background] for name in ("background", "mood")}
+        values["number"] = words["number"][len(scene.things) - 1]
+        values["it"] = self.fill(words["it"][named_by], thing)
+        question = self.fill(rng.choice(words["ask"][skill]), thing, **values)
         return question, self.fill(answer, subject, **values)
 
     def ask_yes_no(self, question_type, yes, thing=None, pairs=None):
-        """A turn whose answer is yes or no. A "no" changes one attribute of a thing that is there.
-
-        pairs: (kind, colour) pairs to deny instead. Without them no held-out pair is denied.
-        """
-        thing = thing or self.any_thing()
+        """A turn whose answer is yes or no. A "no" changes one attribute of a thing that is there,
+        to no held-out pair, or denies one of the given (kind, colour) pairs."""
+        thing = thing or self.rng.choice(self.scene.things)
         if not yes and question_type == "pair" and pairs:
             kind, colour = self.rng.choice(pairs)
             thing = replace(thing, kind=kind, colour=colour)
@@ -138,33 +118,30 @@ class Interviewer:
         # Another colour or kind: in half of the cases one that another thing has.
         true = {(other.kind, other.colour) for other in things} | set(HELD_OUT.items())
         if question_type == "colour" or rng.random() < 0.5:
-            colours = [c for c in COLOURS if (thing.kind, c) not in true]
-            near = [c for c in colours if c in {other.colour for other in things}]
-            return replace(thing, colour=self.choose_near(near, colours))
-        kinds = [k for k in self.kinds if (k, thing.colour) not in true]
-        near = [k for k in kinds if k in shown]
-        return replace(thing, kind=self.choose_near(near, kinds))
-
-    def choose_near(self, near, every):
-        """One of `near` half of the time, if there are any; else one of `every`."""
-        return self.rng.choice(near if near and self.rng.random() < 0.5 else every)
+            name, near = "colour", {other.colour for other in things}
+            choices = [c for c in COLOURS if (thing.kind, c) not in true]
+        else:
+            name, near = "kind", shown
+            choices = [k for k in self.kinds if (k, thing.colour) not in true]
+        near = [choice for choice in choices if choice in near]
+        if near and rng.random() < 0.5:
+            choices = near
+        return replace(thing, **{name: rng.choice(choices)})
 
     def converse(self, num_turns, thing=None, named_by="pronoun"):
-        """A conversation. A question brings one thing up, and more questions call it "it"; then
-        comes another thing, or the scene as a whole. With `thing`, all is about that one."""
-        rng = self.rng
+        """A conversation about one thing after another, "it" after its first question, then about
+        the scene as a whole. With `thing`, all is about that one."""
+        rng, turns = self.rng, []
         rest = [thing] if thing else rng.sample(self.scene.things, len(self.scene.things))
         whole_scene = ["count", "background", "mood", "yes_no"]
-        turns = []
         while len(turns) < num_turns and (rest or whole_scene):
             if not rest:
                 turns.append(self.ask(whole_scene.pop(rng.randrange(len(whole_scene)))))
                 continue
 
             # One thing is brought up; a given one is never asked for by its place.
-            one = rest.pop()
-            openings = ("what", "where", "colour") if thing else ("what", "where", "colour", "at")
-            first = rng.choice(openings)
+            one, openings = rest.pop(), ("what", "where", "colour", "at")
+            first = rng.choice(openings[:3] if thing else openings)
             turns.append(self.ask(first, one, "kind" if first in ("where", "colour") else None))
 
             # not again what the first question or its answer gives away
@@ -175,54 +152,44 @@ class Interviewer:
             turns += [turn for turn in more if turn][:limit]
         return turns[:num_turns]
 
-    def instruct_1(self):
-        """The plainest questions: one attribute of a thing, given another. A single thing needs
-        no lookup, so scenes of one thing are left out."""
+    def lookups(self):
+        """{file: turns}: one attribute of a thing, given another; then also by place and
+        direction, with the first yes and no. A single thing needs no lookup: no turns."""
         if len(self.scene.things) < 2:
-            return []
-        turns = [self.ask(skill, self.any_thing()) for skill in ("what", "colour") * 3]
-        by_kind = ("where", "where", "size")
-        return turns + [self.ask(skill, self.any_thing(), "kind") for skill in by_kind]
-
-    def instruct_2(self):
-        """More lookups, also by place and direction, and the first questions of yes or no."""
-        if len(self.scene.things) < 2:
-            return []
+            return {}
+        first = [self.ask(skill) for skill in ("what", "colour") * 3]
+        first += [self.ask(skill, named_by="kind") for skill in ("where", "where", "size")]
         skills = ("what", "colour", "where", "size", "at", "relation")
-        turns = [self.ask(skill, self.any_thing()) for skill in skills]
-        yes_no = [self.ask_yes_no("colour", yes, self.any_thing()) for yes in (True, False)]
-        return [turn for turn in turns if turn] + yes_no
+        second = [self.ask(skill) for skill in skills]
+        second += [self.ask_yes_no("colour", yes) for yes in (True, False)]
+        return {"instruct-1": first, "instruct-2": [turn for turn in second if turn]}
 
     def instruct(self, index):
         """{kind: turns} about the image of this number: X-LLaVA's four kinds, and yes/no."""
         rng, ask = self.rng, self.ask
-        things = rng.sample(self.scene.things, len(self.scene.things)) * 4
-        first, second = things[0], things[1]
         # Things take turns as subjects, in random order.
-        skills = ("what", "colour", "count", "size")
-        turns = {
-            "object": [ask(skill, thing) for skill, thing in zip(skills, things)],
+        things = rng.sample(self.scene.things, len(self.scene.things)) * 4
+        first, second = things[:2]
+        asked = {
+            "object": zip(("what", "colour", "count", "size"), things),
             "location": [
-                ask("where", first, "kind"),
-                ask("at", second),
-                ask("where", second),
-                ask("relation", first),
-                ask("relation", second),
+                *(("where", first, "kind"), ("at", second), ("where", second)),
+                *(("relation", first), ("relation", second)),
             ],
-            "atmosphere": [ask("background"), ask("mood")],
-            "conversation": self.converse(rng.randint(4, 6)),
+            "atmosphere": [("background",), ("mood",)],
         }
+        turns = {kind: [ask(*question) for question in asked[kind]] for kind in asked}
+        turns["conversation"] = self.converse(rng.randint(4, 6))
 
         # A single thing is asked about twice: no question twice.
-        for kind in ("object", "location", "atmosphere"):
+        for kind in asked:
             turns[kind] = list(dict.fromkeys(filter(None, turns[kind])))[:4]
             rng.shuffle(turns[kind])
 
-        # Four of the five types of yes/no. The bits of a counter decide which types and answers,
-        # so that every type has as many yes as no.
+        # Four of the five types of yes/no. The bits of a counter give each as many yes as no.
         bits = index + 11 * LANGUAGES.index(self.language)
         left_out = YES_NO_TYPES[bits // 32 % 5]
-        asked = [(name, bits >> n & 1) for n, name in enumerate(YES_NO_TYPES) if name != left_out]
-        rng.shuffle(asked)
-        turns["yes_no"] = [self.ask_yes_no(*pair, thing) for pair, thing in zip(asked, things)]
+        pairs = [(name, bits >> n & 1) for n, name in enumerate(YES_NO_TYPES) if name != left_out]
+        rng.shuffle(pairs)
+        turns["yes_no"] = [self.ask_yes_no(*pair, thing) for pair, thing in zip(pairs, things)]
         return turns

@@ -5,10 +5,9 @@ times, from few kinds of question to all: a decoder learns to look one attribute
 sooner when little else is asked (docs/experiments.md).
 """
 
-import json
-
 from demo.steps import Step
 from demo.words import BASE, LANGUAGES, WORDS, parse_shares
+from vocabulary.files import read_json
 
 TEXTS = (*LANGUAGES, "parallel")
 STAGES = {
@@ -34,10 +33,8 @@ def make_steps(args):
     steps, world = [], args.data / "world.json"
     if args.is_own_world or not world.exists():
         steps.append(world_step("world", args.data, args.seed, args.share))
-    elif args.share:
-        arguments = json.loads(world.read_text(encoding="utf-8"))["arguments"]
-        if arguments.get("shares") != parse_shares(args.share):
-            raise ValueError(f"{args.data} was not written with --share {' '.join(args.share)}")
+    elif args.share and read_json(world)["arguments"].get("shares") != parse_shares(args.share):
+        raise ValueError(f"{args.data} was not written with --share {' '.join(args.share)}")
 
     # The first stage starts from new weights, each other one from the stage before it.
     steps += tokenizer_steps(args)
@@ -52,21 +49,22 @@ def make_steps(args):
 
     # Measuring is quick, so it is made again where something has changed.
     splits, result = [args.data / f"{name}.json" for name in TEST_SPLITS], args.out / "eval.json"
-    command = ["-m", "evaluation", "answer", *start, "--data", *map(str, splits)]
-    command += ["-o", str(result)]
+    command = ["-m", "evaluation", "answer", *start, "--data", *map(str, splits), "-o", str(result)]
     steps.append(Step("evaluate", command, model_files + splits, result, 16, again=True))
     if "report" not in args.without:
-        command = ["-m", "evaluation", "report", str(args.out)]
-        steps.append(Step("report", command, [result], args.out / "report.html", 5, again=True))
+        steps.append(report_step(args.out, [result]))
     return steps
 
 
 def world_step(name, folder, seed=0, share=()):
-    """Draws a world into a folder."""
     command = ["-m", "demo.write", "-o", str(folder), "--images", "6000", "--seed", str(seed)]
-    if share:
-        command += ["--share", *share]
+    command += ["--share", *share] if share else []
     return Step(name, command, [], folder / "world.json", 20)
+
+
+def report_step(out, results):
+    command = ["-m", "evaluation", "report", str(out)]
+    return Step("report", command, results, out / "report.html", 5, again=True)
 
 
 def tokenizer_steps(args):
@@ -87,10 +85,8 @@ def tokenizer_steps(args):
 
 
 def stage_step(name, args, start, model_files):
-    """One stage of training."""
-    stage, more = name.split("-")[0], []
-    file = {"vision": "phrases", "align": "captions"}.get(name, name)
-    files = [args.data / f"{file}.json"]
+    stage, file = name.split("-")[0], {"vision": "phrases", "align": "captions"}.get(name, name)
+    files, more = [args.data / f"{file}.json"], []
     if stage == "text":
         files = [args.data / f"text/{text}.txt" for text in args.texts]
     command = ["train.py", stage, *start, "--data", *map(str, files)]
@@ -112,8 +108,8 @@ def stage_step(name, args, start, model_files):
 
 def example(args):
     """(command, right answer): a question on an unseen image, not in the base language."""
-    text = (args.data / "unseen_images.json").read_text(encoding="utf-8")
-    record = next(record for record in json.loads(text) if record["language"] != BASE)
+    records = read_json(args.data / "unseen_images.json")
+    record = next(record for record in records if record["language"] != BASE)
     question, answer = (turn["value"] for turn in record["conversations"][:2])
     model, image = args.out / "instruct", args.data / record["image"]
     command = ["generate.py", "--model", str(model), "--image", str(image)]

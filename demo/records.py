@@ -1,7 +1,4 @@
-"""The LLaVA records of an image: what to train on, and questions to test with.
-
-Pipeline: world -> words -> questions -> **records** -> write.
-"""
+"""The LLaVA records of an image: what to train on, and questions to test with."""
 
 from collections import Counter
 from dataclasses import replace
@@ -12,8 +9,8 @@ from demo.words import BASE, LANGUAGES, WORDS, training_languages
 from demo.world import BASE_ONLY, COLOURS, HELD_OUT, SKILLS, YES_NO_TYPES, random_for
 
 TRAINING_FILES = ("captions", "phrases", "instruct-1", "instruct-2", "instruct")
-# Every third training image is there in black and white, too: a ViT that learns kinds without
-# colours recognises them in every colour (docs/experiments.md).
+# Every third training image is there in black and white, too: so a ViT recognises a kind in every
+# colour (docs/experiments.md).
 GREY_EVERY = 3
 # Test splits, and the name that seeds each.
 SPLITS = {
@@ -37,9 +34,8 @@ def make_record(name, language, kind, turns, image=None, **extra):
         marker = "<image>\n" if image and not messages else ""
         messages.append({"from": "human", "value": marker + question})
         messages.append({"from": "gpt", "value": answer})
-    path = {"image": image} if image else {}
-    rest = {"language": language, "kind": kind, **extra, "conversations": messages}
-    return {"id": name, **path, **rest}
+    record = {"id": name} | ({"image": image} if image else {})
+    return record | {"language": language, "kind": kind, **extra, "conversations": messages}
 
 
 def image_path(split, index):
@@ -52,9 +48,9 @@ def train_records(scene, seed, index):
     made = {name: [] for name in TRAINING_FILES}
     languages = training_languages(scene)
     for language in languages:
-        for file, kind, number, turns, folder in _samples(scene, seed, index, language):
-            name = f"train-{index:05}-{language}-{number}"
-            image = image_path(folder, index)
+        for file, kind, name, turns in _samples(scene, seed, index, language):
+            image = image_path("grey" if name == "grey" else "train", index)
+            name = f"train-{index:05}-{language}-{name}"
             made[file].append(make_record(name, language, kind, turns, image))
 
     # `instruct` repeats one caption, so that what `align` taught is not forgotten.
@@ -64,45 +60,41 @@ def train_records(scene, seed, index):
 
 
 def _samples(scene, seed, index, language):
-    """Yields (file, kind, end of the id, turns, folder of the image) in one language."""
+    """Yields (file, kind, end of the id, turns) of one training image in one language."""
     words, rng = WORDS[language], random_for(seed, "said", index, language)
-    join = words["comma"].join
+    join, requests = words["comma"].join, words["list"]
     request = rng.choice(words["describe"])
-    caption = join(full_caption(scene, language, rng))
-    yield "captions", "caption", "caption", [(request, caption)], "train"
+    yield "captions", "caption", "caption", [(request, join(full_caption(scene, language, rng)))]
 
     # phrases with colours and without; the grey image has the latter alone
     plain = join(phrases(scene, language, rng, colours=False))
     coloured = join(phrases(scene, language, rng, colours=True))
-    requests = words["list"]
-    yield "phrases", "phrases", "phrases", [(rng.choice(requests), plain)], "train"
-    yield "phrases", "colours", "colours", [(rng.choice(requests), coloured)], "train"
+    yield "phrases", "phrases", "phrases", [(rng.choice(requests), plain)]
+    yield "phrases", "colours", "colours", [(rng.choice(requests), coloured)]
     if index % GREY_EVERY == 0:
-        yield "phrases", "phrases", "grey", [(rng.choice(requests), plain)], "grey"
+        yield "phrases", "phrases", "grey", [(rng.choice(requests), plain)]
 
     interviewer = Interviewer(scene, language, rng)
-    courses = {"instruct-1": interviewer.instruct_1(), "instruct-2": interviewer.instruct_2()}
-    for name, turns in courses.items():
+    for name, turns in interviewer.lookups().items():
         for n, turn in enumerate(dict.fromkeys(turns)):
-            yield name, name, f"{name}-{n}", [turn], "train"
+            yield name, name, f"{name}-{n}", [turn]
 
     # Each question is a record by itself, conversations aside: the model could copy an answer
     # that an earlier turn gives away.
     for kind, turns in interviewer.instruct(index).items():
         samples = [turns] if kind == "conversation" else [[turn] for turn in turns]
         for n, sample in enumerate(samples):
-            yield "instruct", kind, f"{kind}-{n}", sample, "train"
+            yield "instruct", kind, f"{kind}-{n}", sample
 
 
 def language_rotation():
-    """The languages that take turns in test questions about images without base-only kinds.
+    """The languages that take turns about test images without base-only kinds.
 
-    Every sixth image (BASE_ONLY_EVERY) is asked about in the base language alone. To make up for
-    it, of L languages the base takes 6 - L turns here where each other language takes 6.
+    Every sixth image is asked about in the base language alone. To make up for it, of L languages
+    the base takes 6 - L turns here where each other one takes 6.
     """
     base_turns = max(0, BASE_ONLY_EVERY - len(LANGUAGES))
-    divisor = gcd(BASE_ONLY_EVERY, base_turns)
-    rotation = []
+    divisor, rotation = gcd(BASE_ONLY_EVERY, base_turns), []
     for n in range(BASE_ONLY_EVERY // divisor):
         rotation += LANGUAGES[1:]
         if n < base_turns // divisor:
@@ -111,15 +103,13 @@ def language_rotation():
 
 
 def split_records(split, scenes, seed):
-    """A question of each skill, and a conversation, about each scene of a test split.
-
-    The languages take turns. `cross_lingual` asks in all languages but the base, and only what
-    needs the name of the kind.
-    """
+    """A question of each skill, and a conversation, about each scene of a test split, in turn in
+    each language; `cross_lingual`: in all but the base, and only what needs the kind's name."""
     made, yes_counts, rotation = [], Counter(), language_rotation()
+    skills = (*SKILLS, "conversation")
     for index, scene in enumerate(scenes):
         rng = random_for(seed, "asked", SPLITS[split], index)
-        for number, skill in enumerate((*SKILLS, "conversation")):
+        for number, skill in enumerate(skills):
             position = index - index // BASE_ONLY_EVERY + number
             languages = [BASE] if scene.base_only else [rotation[position % len(rotation)]]
             if split == "cross_lingual":
@@ -149,26 +139,25 @@ def _split_turns(split, interviewer, skill, index, yes_counts):
         question_type = types[(index // BASE_ONLY_EVERY + index) % len(types)]
         # Yes and no alternate in each language and type.
         key = interviewer.language, question_type
-        yes = yes_counts[key] % 2 == 0
         yes_counts[key] += 1
-        return [_split_yes_no(split, interviewer, question_type, yes, subject)]
+        return [_split_yes_no(split, interviewer, question_type, yes_counts[key] % 2, subject)]
 
-    if skill == "relation":  # between any two things, but it must name the subject
-        by_kind = "kind" if subject else None
-        name = interviewer.words["kind"][subject.kind] if subject else ""
-        order = interviewer.rng.sample(things, len(things))
-        turns = [interviewer.ask(skill, thing, by_kind) for thing in order]
-        return [turn for turn in turns if turn and name in " ".join(turn)][:1]
-    return [interviewer.ask(skill, subject, by_kind)]
+    if skill != "relation":
+        return [interviewer.ask(skill, subject, by_kind)]
+
+    # between any two things, but it must name the subject
+    by_kind = "kind" if subject else None
+    name = interviewer.words["kind"][subject.kind] if subject else ""
+    order = interviewer.rng.sample(things, len(things))
+    turns = [interviewer.ask(skill, thing, by_kind) for thing in order]
+    return [turn for turn in turns if turn and name in " ".join(turn)][:1]
 
 
 def _split_yes_no(split, interviewer, question_type, yes, subject):
-    """A turn of yes or no. What a split is about, held-out pairs or base-only kinds, is also what
-    its questions deny."""
-    things, pairs = interviewer.scene.things, None
-    denied = None if yes else (split, question_type)
+    """A turn of yes or no. A split about held-out pairs or base-only kinds denies these, too."""
+    denied, pairs = None if yes else (split, question_type), None
     if denied == ("unseen_combinations", "pair"):
-        shown = {(thing.kind, thing.colour) for thing in things}
+        shown = {(thing.kind, thing.colour) for thing in interviewer.scene.things}
         pairs = [p for p in HELD_OUT.items() if p not in shown and p[0] in interviewer.kinds]
         seen = {name for pair in shown for name in pair}
         pairs = [pair for pair in pairs if seen & set(pair)] or pairs

@@ -1,12 +1,11 @@
 """Runs the steps of a recipe, each a command, and skips those whose result is there.
 
-A result counts only if the same command made it from files with the same contents: steps.json in
-the run's folder notes both. A result that was made otherwise is refused by name. Changed code is
-named, too, but nothing is trained again unasked.
+A result counts only if the same command made it from the same files: steps.json in the run's
+folder notes both. Otherwise it is refused by name. Changed code is named, but nothing is trained
+again unasked.
 """
 
 import hashlib
-import json
 import os
 import shlex
 import signal
@@ -17,13 +16,14 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from vocabulary.files import read_json, write_atomically, write_json
+
 ROOT = Path(__file__).parent.parent
-CODE = ("", "vocabulary", "kernels", "checkpoint", "training", "evaluation", "demo", "demo/words")
+PACKAGES = ("vocabulary", "kernels", "checkpoint", "training", "evaluation", "demo")
+CODE = ("*.py", *(f"{name}/**/*.py" for name in PACKAGES), "demo/**/*.json")
 
 
 class Step(NamedTuple):
-    """One command of a recipe."""
-
     name: str  # its first word is its row in timing.json
     command: list  # what comes after `python`
     reads: list  # files whose contents decide the result
@@ -66,8 +66,7 @@ def digests(paths):
 
 def code_digests():
     """{path: digest} of the code that steps may run."""
-    paths = [path for folder in CODE for path in sorted((ROOT / folder).glob("*.py"))]
-    return digests(short_path(path) for path in paths)
+    return digests(short_path(path) for pattern in CODE for path in sorted(ROOT.glob(pattern)))
 
 
 def difference(old, new):
@@ -82,10 +81,9 @@ class Run:
     """A folder, and the record of what made its contents."""
 
     def __init__(self, out):
-        self.out = out
-        self.record = {"steps": {}, "code": code_digests()}
+        self.out, self.record = out, {"steps": {}, "code": code_digests()}
         if (out / "steps.json").exists():
-            self.record = json.loads((out / "steps.json").read_text(encoding="utf-8"))
+            self.record = read_json(out / "steps.json")
         self.steps = self.record["steps"]
 
     def is_done(self, step, check_inputs=True):
@@ -100,26 +98,23 @@ class Run:
             problem = "is not in steps.json, so it is not known what made it"
         elif made["command"] != step.command:
             problem = difference(made["command"], step.command)
-        elif check_inputs:
-            other = digests(step.reads).items() ^ made["inputs"].items()
-            if other:
-                problem = f"was made from another {min(other)[0]}"
+        elif check_inputs and (other := digests(step.reads).items() ^ made["inputs"].items()):
+            problem = f"was made from another {min(other)[0]}"
         if problem and not step.again:
             advice = f"choose another folder with --out, or move {self.out} aside with --fresh"
             raise ValueError(f"{result} {problem}: {advice}")
         return not problem and made["complete"] and step.writes.exists()
 
     def run(self, steps, runner=run_command):
-        """Runs the steps that are not done. Raises ValueError where one fails or is refused."""
-        # Refuse before anything runs. What follows an open step has not got its inputs yet.
+        """Runs the steps that are not done. Raises ValueError if one fails or is refused."""
+        # Refuse before anything runs. After an open step the inputs are not there yet.
         left = []
         for step in steps:
             if not self.is_done(step, check_inputs=not left):
                 left.append(step)
-        done = [step for step in steps if step not in left]
-
+        done = ", ".join(step.name for step in steps if step not in left)
         if done:
-            print(f"{self.out}: done before: {', '.join(step.name for step in done)}")
+            print(f"{self.out}: done before: {done}")
             changed = {path for path, _ in code_digests().items() ^ self.record["code"].items()}
             if changed:
                 print(f"It is kept, though code has changed since: {', '.join(sorted(changed))}")
@@ -139,21 +134,20 @@ class Run:
             if path.as_posix() not in inputs:
                 raise ValueError(f"{step.name}: {path} is missing")
 
-        # A stage resumes, so the seconds before an interruption count. Other steps begin anew.
+        # A stage resumes: the seconds before an interruption count.
         before = self.steps.get(step.name, {"complete": True})
         resumes = step.trains and not before["complete"] and step.writes.parent.exists()
-        made = {"command": step.command, "inputs": inputs, "complete": False}
-        made["seconds"] = before["seconds"] if resumes else 0
+        seconds = before["seconds"] if resumes else 0
+        made = {"command": step.command, "inputs": inputs, "complete": False, "seconds": seconds}
 
-        # Note it before it begins, so that half a result is never taken for another one's.
+        # Note it first: half a result is never taken for another one's.
         self.steps[step.name] = made
         self.write()
-
         bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
         print(f"\n{bold}{shown(step.command)}{plain}", flush=True)
         start = time.time()
         status = runner(step.command)
-        made["seconds"] = round(made["seconds"] + time.time() - start, 1)
+        made["seconds"] = round(seconds + time.time() - start, 1)
         made["complete"] = status == 0 and step.writes.exists()
         self.write()
         if not made["complete"]:
@@ -169,18 +163,11 @@ class Run:
 
     def write(self):
         """Writes commands.txt and timing.json, which the report shows, and the record."""
-        texts = {
-            "commands.txt": "\n".join(shown(made["command"]) for made in self.steps.values()),
-            "timing.json": json.dumps(self.timing(), indent=1),
-            "steps.json": json.dumps(self.record, indent=1),
-        }
-
-        # Beside it first: a crash leaves the last record whole.
         self.out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            partial = self.out / f"{name}.tmp"
-            partial.write_text(text + "\n", encoding="utf-8")
-            os.replace(partial, self.out / name)
+        commands = "".join(shown(made["command"]) + "\n" for made in self.steps.values())
+        write_atomically(self.out / "commands.txt", lambda file: file.write(commands.encode()))
+        write_json(self.out / "timing.json", self.timing(), 1)
+        write_json(self.out / "steps.json", self.record, 1)
 
 
 def move_aside(folder):

@@ -1,23 +1,16 @@
 """Text without images: descriptions, questions on them, translations and a dictionary.
 
-Pipeline: world -> words -> questions -> **text** -> write.
-
 Here every kind is named in every language, the base-only ones too.
 """
 
-from demo.questions import Interviewer, fill_pair, full_caption
+from demo.questions import Interviewer, beside_pairs, fill_pair, full_caption
 from demo.records import make_record
 from demo.words import BASE, LANGUAGES, WORDS, fill, thing_words
-from demo.world import DIRECTIONS, SKILLS, random_for, random_scene
+from demo.world import SKILLS, random_for, random_scene
 
 # The tables of the dictionary, and what a translation asks for, some of it more often.
 TABLES = ("kind", "colour", "size", "background", "direction")
 GLOSSARY = ("kind", "kind", *TABLES, "place", "phrase", "phrase")
-
-
-def join_sentences(language, *parts):
-    """One text of several sentences."""
-    return WORDS[language]["gap"].join(parts)
 
 
 def sentence(language, number, thing):
@@ -27,8 +20,8 @@ def sentence(language, number, thing):
 
 
 def description(scene, language, rng, plain=False):
-    """A scene in words: as sentences, or unless `plain` also as a shuffled caption or as notes."""
-    words = WORDS[language]
+    """A scene as sentences, or unless `plain` also as a shuffled caption or as notes."""
+    words, parts = WORDS[language], []
     style = 0 if plain else rng.random()
     things = rng.sample(scene.things, len(scene.things))
     background = words["background"][scene.background]
@@ -38,7 +31,7 @@ def description(scene, language, rng, plain=False):
         place = rng.choice((0, len(parts)))
         template = rng.choice(words["background_says"])
         parts.insert(place, fill(language, template, background=background))
-        return join_sentences(language, *parts)
+        return words["gap"].join(parts)
 
     # the phrases of a caption
     if style < 0.75:
@@ -47,20 +40,20 @@ def description(scene, language, rng, plain=False):
         return words["comma"].join(parts) + words["stop"]
 
     # notes: a place and what is there
-    parts = []
     for thing in things:
         names = thing_words(language, thing)
         notes = rng.sample((names["kind"], names["colour"], names["size"]), 3)
         names["notes"] = words["comma"].join(notes)
         parts.append(fill(language, words["note"], **names))
-    return join_sentences(language, *parts, background + words["stop"])
+    return words["gap"].join([*parts, background + words["stop"]])
 
 
-def questions_on(scene, language, rng, num_turns):
-    """Turns about a scene that was described in words."""
+def questions_on(text, scene, language, rng, num_turns):
+    """Turns about a scene that `text` described, which comes before the first question."""
     interviewer = Interviewer(scene, language, rng, text_only=True)
     turns = [interviewer.ask(skill) for skill in rng.sample(list(SKILLS), num_turns + 1)]
-    return [turn for turn in turns if turn][:num_turns]
+    (question, answer), *rest = [turn for turn in turns if turn][:num_turns]
+    return [(text + question, answer), *rest]
 
 
 def glossary(rng):
@@ -72,19 +65,18 @@ def glossary(rng):
 
     # a phrase about a thing, or a place alone
     things = random_scene(rng).things
-    if table == "place":
-        thing, templates = things[0], {code: words["location"] for code, words in WORDS.items()}
-    else:
+    thing, n = things[0], None
+    if table != "place":
         thing, n = rng.choice(things), rng.randrange(len(WORDS[BASE]["phrases"]) + 1)
-        templates = {code: [*words["phrases"], words["full"]][n] for code, words in WORDS.items()}
-    return {code: fill(code, text, **thing_words(code, thing)) for code, text in templates.items()}
+    found = {}
+    for code, words in WORDS.items():
+        text = words["location"] if n is None else [*words["phrases"], words["full"]][n]
+        found[code] = fill(code, text, **thing_words(code, thing))
+    return found
 
 
 def dictionary(shares):
-    """Lines of words that mean the same, "cat = 고양이 = 猫".
-
-    A language with a share of the training data has the same share of these words.
-    """
+    """Lines of words that mean the same, "cat = 고양이 = 猫", of a language only its share."""
     lines = []
     for table in TABLES:
         for key in WORDS[BASE][table]:
@@ -93,8 +85,8 @@ def dictionary(shares):
                 for language, words in WORDS.items()
                 if random_for("share", language, key).random() < shares.get(language, 1)
             ]
-            lines.append(names)
-    return [" = ".join(names) for names in lines if len(names) > 1]
+            lines += [" = ".join(names)] if len(names) > 1 else []
+    return lines
 
 
 def translation(rng):
@@ -109,14 +101,7 @@ def translation(rng):
 
 
 def dialogue(turns):
-    """Turns as one line of text."""
     return " ".join(f"USER: {question} ASSISTANT: {answer}" for question, answer in turns)
-
-
-def put_before(text, turns):
-    """Turns whose first question comes after a text."""
-    (question, answer), *rest = turns
-    return [(text + question, answer), *rest]
 
 
 def document(kind, rng):
@@ -129,24 +114,18 @@ def document(kind, rng):
     words, text = WORDS[kind], description(scene, kind, rng, plain=True)
     if rng.random() < 0.3:
         more = [fill(kind, words["mood_says"], mood=words["mood"][scene.background])]
-        pairs = [
-            (thing, direction, other)
-            for other in scene.things
-            for direction in DIRECTIONS
-            for thing in scene.beside(other, direction)
-        ]
+        pairs = [pair for thing in scene.things for pair in beside_pairs(scene, thing)]
         for pair in rng.sample(pairs, min(2, len(pairs))):
             more.append(fill_pair(kind, words["pair_says"], *pair))
-        return join_sentences(kind, text, *rng.sample(more, len(more)))
+        return words["gap"].join([text, *rng.sample(more, len(more))])
 
     # or a description with questions on it
     text = description(scene, kind, rng) + words["gap"]
-    return dialogue(put_before(text, questions_on(scene, kind, rng, rng.randint(2, 5))))
+    return dialogue(questions_on(text, scene, kind, rng, rng.randint(2, 5)))
 
 
 def _parallel_document(scene, rng):
-    """The same sentences, a line of a dictionary, translations, or a description in one language
-    with questions in another."""
+    """The same sentences, words, translations, or questions in another language on a text."""
     style = rng.random()
     languages = rng.sample(LANGUAGES, rng.choice((2, min(3, len(LANGUAGES)))))
     if style < 0.35:
@@ -155,7 +134,7 @@ def _parallel_document(scene, rng):
         lines = []
         for code in languages:
             parts = [sentence(code, n, thing) for n, thing in zip(numbers, things)]
-            lines.append(join_sentences(code, *parts))
+            lines.append(WORDS[code]["gap"].join(parts))
         return rng.choice((" = ", " / ", " ")).join(lines)
 
     if style < 0.55:
@@ -164,23 +143,22 @@ def _parallel_document(scene, rng):
     if style < 0.75:
         return dialogue([translation(rng)[1] for _ in range(rng.randint(1, 3))])
     text = description(scene, languages[0], rng) + " "
-    turns = questions_on(scene, languages[1], rng, rng.randint(2, 4))
-    return dialogue(put_before(text, turns))
+    return dialogue(questions_on(text, scene, languages[1], rng, rng.randint(2, 4)))
 
 
 def text_record(index, seed):
-    """A record without an image: questions on a description, which may be in another language, or
-    (every fourth) a translation."""
+    """A record without an image: questions on a text, maybe in another language, or (every fourth)
+    a translation."""
     rng = random_for(seed, "text record", index)
     block, place = divmod(index, 4)
     if place == 3:
         language, turn = translation(rng)
-        turns = [turn]
-    else:
-        language = LANGUAGES[(block + place) % len(LANGUAGES)]
-        scene = random_scene(rng, base_only=rng.random() < 0.5)
-        told_in = rng.choice((language, *LANGUAGES))
-        turns = questions_on(scene, language, rng, rng.randint(4, 6))
-        gap = WORDS[language]["gap"] if told_in == language else " "
-        turns = put_before(description(scene, told_in, rng) + gap, turns)
+        return make_record(f"text-{index:05}", language, "text", [turn])
+
+    language = LANGUAGES[(block + place) % len(LANGUAGES)]
+    scene = random_scene(rng, base_only=rng.random() < 0.5)
+    told_in = rng.choice((language, *LANGUAGES))
+    turns = questions_on("", scene, language, rng, rng.randint(4, 6))
+    gap = WORDS[language]["gap"] if told_in == language else " "
+    turns[0] = (description(scene, told_in, rng) + gap + turns[0][0], turns[0][1])
     return make_record(f"text-{index:05}", language, "text", turns)

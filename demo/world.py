@@ -1,7 +1,5 @@
 """What the demo world is made of, and random scenes of it.
 
-Pipeline: **world** -> words -> drawing, questions, text -> records -> write.
-
 A scene shows 1 to 3 things of different kinds and colours in front of a background. So "the cat"
 and "the red thing" each name one thing. Two gaps are left in the training data on purpose, to
 measure how a model generalises:
@@ -10,53 +8,28 @@ measure how a model generalises:
     cross-lingual         images of a base-only kind are described in the base language alone;
                           other languages name that kind in text without images
 
-To add a kind, add a row to KINDS and its words to each file of demo/words, then remake the atlas
-from an emoji font: python -m demo.write --atlas NotoColorEmoji.ttf
+To add a kind, add it at the end of things.json and its words to each file of demo/words, then
+remake the atlas from an emoji font: python -m demo.write --atlas NotoColorEmoji.ttf
 """
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
+
+from vocabulary.files import read_json
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of thing."""
-
-    name: str  # its key in the tables of words
     emoji: str  # gives the silhouette in assets/atlas.png
     held_out: str  # the colour that it never has in training
     base_only: bool = False  # training images of it are described in the base language alone
     centre_only: bool = False  # of the emoji, only the part connected to its centre is drawn
 
 
-# In the order of the atlas: add at the end.
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("fish", "🐟", held_out="purple"),
-        Kind("cat", "🐈", held_out="blue"),
-        Kind("duck", "🦆", held_out="red"),
-        Kind("butterfly", "🦋", held_out="black"),
-        Kind("car", "🚗", held_out="green"),
-        Kind("sailboat", "⛵", held_out="yellow"),
-        Kind("tree", "🌳", held_out="orange"),
-        Kind("apple", "🍎", held_out="white"),
-        Kind("house", "🏠", held_out="black"),
-        Kind("key", "🔑", held_out="blue"),
-        Kind("umbrella", "☂", held_out="orange", base_only=True),
-        Kind("rocket", "🚀", held_out="green", base_only=True, centre_only=True),
-    )
-}
-COLOURS = {
-    "red": (222, 38, 42),
-    "orange": (250, 134, 16),
-    "yellow": (252, 222, 40),
-    "green": (38, 164, 62),
-    "blue": (36, 92, 224),
-    "purple": (142, 50, 184),
-    "white": (246, 246, 246),
-    "black": (40, 40, 46),
-}
+DATA = read_json(Path(__file__).with_name("things.json"))
+KINDS = {name: Kind(**values) for name, values in DATA["kinds"].items()}
+COLOURS = DATA["colours"]  # red, green, blue
 SIZES = {"big": 56, "small": 40}  # pixels of the longer side, ± 5%
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 PLACES = tuple(f"{row} {column}" for row in ROWS for column in COLUMNS)
@@ -77,8 +50,6 @@ BASE_ONLY = tuple(name for name, kind in KINDS.items() if kind.base_only)
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a scene."""
-
     kind: str
     colour: str
     size: str
@@ -95,10 +66,9 @@ class Scene:
     def beside(self, thing, direction):
         """The things strictly in `direction` of `thing`, by column or by row."""
         sign = 1 if direction in ("right", "below") else -1
-        row, column = divmod(thing.place, 3)
-        if direction in ("left", "right"):
-            return [other for other in self.things if (other.place % 3 - column) * sign > 0]
-        return [other for other in self.things if (other.place // 3 - row) * sign > 0]
+        axis = 1 if direction in ("left", "right") else 0
+        place = divmod(thing.place, 3)[axis]
+        return [t for t in self.things if (divmod(t.place, 3)[axis] - place) * sign > 0]
 
     @property
     def base_only(self):
@@ -117,10 +87,9 @@ def random_for(*names):
 
 
 def random_scene(rng, base_only=None, held_out=False):
-    """A scene of 1 to 3 things.
+    """A scene of 1 to 3 things. With `held_out` the first has its held-out colour, else none has.
 
     base_only: True shows one such kind, False none, None one in a quarter of the scenes.
-    held_out: the first thing has its held-out colour; otherwise no thing has.
     """
     if base_only is None:
         base_only = rng.random() < 0.25
@@ -143,7 +112,6 @@ def random_scene(rng, base_only=None, held_out=False):
             continue
         places = rng.sample(range(9), number)
         things = [
-            Thing(kind, colour, rng.choice(list(SIZES)), place)
-            for (kind, colour), place in zip(pairs, places)
+            Thing(*pair, rng.choice(list(SIZES)), place) for pair, place in zip(pairs, places)
         ]
         return Scene(tuple(things), rng.choice(BACKGROUNDS))

@@ -368,7 +368,7 @@ def test_changed_code_is_named_and_trains_nothing(out, monkeypatch, capsys):
 def test_the_code_that_is_watched_is_that_of_the_steps(monkeypatch):
     monkeypatch.chdir(ROOT)
     watched = steps.code_digests()
-    assert {"train.py", "model.py", "demo/world.py", "demo/words/ko.py"} <= watched.keys()
+    assert {"train.py", "model.py", "demo/world.py", "demo/words/ko.json"} <= watched.keys()
     assert not any(path.startswith(("tests", ".venv")) for path in watched)
 
 

@@ -3,13 +3,11 @@ is a row or a file, which reaches every file of the world."""
 
 import json
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from pprint import pformat
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -37,7 +35,7 @@ def test_words_take_the_form_their_neighbour_asks_for():
 def edited_words(folder, name, old, new):
     """The languages of a copy of demo/words in which one text of one file is another."""
     shutil.copytree(WORDS_FOLDER, folder, ignore=shutil.ignore_patterns("__*"))
-    path = folder / f"{name}.py"
+    path = folder / f"{name}.json"
     source = path.read_text(encoding="utf-8")
     assert source.count(old) >= 1, old
     path.write_text(source.replace(old, new, 1), encoding="utf-8")
@@ -47,39 +45,44 @@ def edited_words(folder, name, old, new):
 @pytest.mark.parametrize(
     ("name", "old", "new", "problem"),
     [
-        ("ko", '"rocket": "로켓",', "", "words/ko.py: kind.rocket is missing"),
-        ("en", '"rocket": "rocket",', "", "words/en.py: kind.rocket is missing"),
-        ("zh", '"key": "把",', "", "words/zh.py: forms.kind.measure.key is missing"),
-        ("ko", '"그림에 무엇이 있나요?",', "", "words/ko.py: describe.3 is missing"),
-        ("zh", '"zh": "中文"', "", "words/zh.py: names.zh is missing"),
-        ("zh", '"vocab_size": 416,', "", "words/zh.py: vocab_size is missing"),
-        ("ko", '"stop": ".",', '"stop": ".", "end": "!",', "words/ko.py: end is in no other table"),
-        ("en", '"duck": "duck"', '"duck": "cat"', "words/en.py: kind: 'cat' stands for two"),
+        ("ko", '"key": "열쇠",', "", "words/ko.json: kind.key is missing"),
+        ("en", '"key": "key",', "", "words/en.json: kind.key is missing"),
+        ("zh", '"key": "把",', "", "words/zh.json: forms.kind.measure.key is missing"),
+        ("ko", '"그림에 무엇이 있나요?",', "", "words/ko.json: describe.3 is missing"),
+        ("zh", ', "zh": "中文"', "", "words/zh.json: names.zh is missing"),
+        ("zh", '"vocab_size": 416,', "", "words/zh.json: vocab_size is missing"),
+        (
+            "ko",
+            '"stop": ".",',
+            '"stop": ".", "end": "!",',
+            "words/ko.json: end is in no other table",
+        ),
+        ("en", '"duck": "duck"', '"duck": "cat"', "words/en.json: kind: 'cat' stands for two"),
         (
             "ko",
             '"big": "커요"',
             '"big": "작아요"',
-            "words/ko.py: size_end: '작아요' stands for two",
+            "words/ko.json: size_end: '작아요' stands for two",
         ),
         (
             "ko",
             '"no": "아니요"',
             '"no": "네"',
-            "words/ko.py: yes_no.pair: '네' stands for two things",
+            "words/ko.json: yes_no.pair: '네' stands for two things",
         ),
-        ("ko", "{it}은/는 무슨", "{its}은/는 무슨", "words/ko.py: ask.colour.0: {it} is missing"),
-        ("ko", "{it}은/는 무슨", "{it", "words/ko.py: ask.colour.0: {it} is missing"),
+        ("ko", "{it}은/는 무슨", "{its}은/는 무슨", "words/ko.json: ask.colour.0: {it} is missing"),
+        ("ko", "{it}은/는 무슨", "{it", "words/ko.json: ask.colour.0: {it} is missing"),
         (
             "zh",
             "“{word}”用",
             "{kind}“{word}”用",
-            "words/zh.py: translate.0: {kind} is not known here",
+            "words/zh.json: translate.0: {kind} is not known here",
         ),
-        ("en", '"{mood}"', '"{moods}"', "words/en.py: answer.mood: {moods} is not known here"),
-        ("ko", '"은/는": (', '"은는": (', "words/ko.py: agreement.은/는 is missing, which "),
-        ("ko", '"커요"', '"커요', "words/ko.py: gives no WORDS: "),
-        ("ko", "WORDS = ", "WORD = ", "words/ko.py: gives no WORDS: "),
-        ("en", '"base": True,', "", "words: needs two or more languages, one of them with 'base'"),
+        ("en", '"{mood}"', '"{moods}"', "words/en.json: answer.mood: {moods} is not known here"),
+        ("ko", '"은/는": [', '"은는": [', "words/ko.json: agreement.은/는 is missing, which "),
+        ("ko", '"커요"', '"커요', "words/ko.json: Expecting ',' delimiter: line 75 column 48 "),
+        ("ko", "{", "", "words/ko.json: Extra data: line 2 column 10 "),
+        ("en", '"base": true,', "", "words: needs two or more languages, one of them with 'base'"),
     ],
 )
 def test_what_is_wrong_in_a_file_of_words_is_named_in_one_line(tmp_path, name, old, new, problem):
@@ -90,11 +93,13 @@ def test_what_is_wrong_in_a_file_of_words_is_named_in_one_line(tmp_path, name, o
 
 def test_what_is_wrong_in_the_table_of_kinds_is_named(monkeypatch):
     monkeypatch.setitem(world.HELD_OUT, "cat", "pink")
-    with pytest.raises(ValueError, match="world.py: cat: held_out='pink' is none of COLOURS"):
+    with pytest.raises(
+        ValueError, match="things.json: cat: held_out 'pink' is none of the colours"
+    ):
         check.check_tables(WORDS)
     monkeypatch.undo()
     monkeypatch.setattr(world, "BASE_ONLY", ("rocket",))
-    with pytest.raises(ValueError, match="world.py: KINDS needs two or more base_only kinds"):
+    with pytest.raises(ValueError, match="things.json: kinds needs two or more of base_only"):
         check.check_tables(WORDS)
 
 
@@ -122,9 +127,10 @@ def test_every_language_gets_its_share_of_questions(monkeypatch, number):
 
 
 def copy_of_demo(folder):
-    """A copy of demo/ and its atlas, to edit as a reader would."""
+    """A copy of demo/, what it imports and its atlas, to edit as a reader would."""
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "demo", folder / "demo", ignore=ignored)
+    for package in ("demo", "vocabulary"):
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
     (folder / "assets").mkdir()
     shutil.copy(ROOT / "assets" / "atlas.png", folder / "assets" / "atlas.png")
     return folder
@@ -150,21 +156,21 @@ def load(folder, name):
 
 
 def add_bicycle(folder):
-    """Adds a 13th kind: a row of the table, and its words."""
-    row = '        Kind("bicycle", "🚲", held_out="red"),\n'
-    last = 'Kind("rocket", "🚀", held_out="green", base_only=True, centre_only=True),\n'
-    replace_in(folder / "demo" / "world.py", last, last + row)
+    """Adds a 13th kind: an entry of things.json, and its words."""
+    last = '"held_out": "green", "base_only": true, "centre_only": true}'
+    row = ',\n    "bicycle": {"emoji": "🚲", "held_out": "red"}'
+    replace_in(folder / "demo" / "things.json", last, last + row)
     for language, rocket, bicycle in (
         ("en", "rocket", "bicycle"),
         ("ko", "로켓", "자전거"),
         ("zh", "火箭", "自行车"),
     ):
-        path = folder / "demo" / "words" / f"{language}.py"
-        replace_in(path, f'"rocket": "{rocket}",', f'"rocket": "{rocket}", "bicycle": "{bicycle}",')
-    replace_in(path, '"rocket": "枚",', '"rocket": "枚", "bicycle": "辆",')
+        path = folder / "demo" / "words" / f"{language}.json"
+        replace_in(path, f'"rocket": "{rocket}"', f'"rocket": "{rocket}", "bicycle": "{bicycle}"')
+    replace_in(path, '"rocket": "枚"', '"rocket": "枚", "bicycle": "辆"')
 
 
-def test_a_thirteenth_kind_is_a_row_and_its_words_and_reaches_every_split(tmp_path):
+def test_a_thirteenth_kind_is_an_entry_and_its_words_and_reaches_every_split(tmp_path):
     folder = copy_of_demo(tmp_path)
     add_bicycle(folder)
 
@@ -206,7 +212,7 @@ def test_a_thirteenth_kind_is_a_row_and_its_words_and_reaches_every_split(tmp_pa
 @pytest.mark.parametrize(("number", "rows"), [(12, 3), (13, 4), (16, 4), (17, 5)])
 def test_the_atlas_has_a_tile_for_every_kind(monkeypatch, tmp_path, number, rows):
     letters = "ABCDEFGHKLMNOPQRS"[:number]
-    kinds = {letter: world.Kind(letter, letter, held_out="red") for letter in letters}
+    kinds = {letter: world.Kind(letter, held_out="red") for letter in letters}
     font = ImageFont.load_default(100)
     monkeypatch.setattr(atlas, "KINDS", kinds)
     monkeypatch.setattr(atlas, "ATLAS", tmp_path / "atlas.png")
@@ -219,7 +225,7 @@ def test_the_atlas_has_a_tile_for_every_kind(monkeypatch, tmp_path, number, rows
     assert len({tile.tobytes() for tile in tiles.values()}) == number
 
     # a kind more than the atlas has tiles
-    more = kinds | {"bicycle": world.Kind("bicycle", "Z", held_out="red")}
+    more = kinds | {"bicycle": world.Kind("Z", held_out="red")}
     monkeypatch.setattr(atlas, "KINDS", more)
     with pytest.raises(ValueError, match="atlas.png has no tile for the kind bicycle: remake it"):
         atlas.read_atlas()
@@ -228,7 +234,7 @@ def test_the_atlas_has_a_tile_for_every_kind(monkeypatch, tmp_path, number, rows
 def fourth_language(script):
     """A language that is English with a letter of its own before every text."""
     words = dict(WORDS[BASE], agreement={}, script=script, vocab_size=300)
-    del words["base"], words["abbreviate"]
+    del words["base"]
 
     def translate(table):
         """The same table with other texts."""
@@ -242,14 +248,13 @@ def fourth_language(script):
     words = {key: value if key in own else translate(value) for key, value in words.items()}
     words["names"] = {"en": "İngilizce", "ko": "Korece", "zh": "Çince", "tr": "Türkçe"}
     words["called"] = {"en": "Turkish", "ko": "터키어", "zh": "土耳其语"}
-    return f"WORDS = {pformat(words)}\n"
+    return json.dumps(words)
 
 
 def test_a_fourth_language_is_a_file_and_is_asked_in_every_split(tmp_path):
     folder = copy_of_demo(tmp_path)
-    path = folder / "demo" / "words" / "tr.py"
+    path = folder / "demo" / "words" / "tr.json"
     path.write_text(fourth_language(""), encoding="utf-8")
-    assert runpy.run_path(str(path))["WORDS"]["names"]["tr"] == "Türkçe"
     done = write(folder)
     assert done.returncode == 0, done.stderr
 
@@ -278,11 +283,11 @@ def test_a_fourth_language_is_a_file_and_is_asked_in_every_split(tmp_path):
 
 def test_a_share_needs_a_script_by_which_lines_can_be_found(tmp_path):
     folder = copy_of_demo(tmp_path)
-    path = folder / "demo" / "words" / "tr.py"
+    path = folder / "demo" / "words" / "tr.json"
     path.write_text(fourth_language(""), encoding="utf-8")
     refused = write(folder, "--share", "tr=0.5")
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
-    assert "words/tr.py has no script" in refused.stderr
+    assert "words/tr.json has no script" in refused.stderr
 
     path.write_text(fourth_language("ş"), encoding="utf-8")
     done = write(folder, "--share", "tr=0", "ko=0")
@@ -292,7 +297,7 @@ def test_a_share_needs_a_script_by_which_lines_can_be_found(tmp_path):
 
 def test_a_world_of_two_languages_is_one_file_less(tmp_path):
     folder = copy_of_demo(tmp_path)
-    (folder / "demo" / "words" / "zh.py").unlink()
+    (folder / "demo" / "words" / "zh.json").unlink()
     done = write(folder)
     assert done.returncode == 0, done.stderr
     count = Counter(record["language"] for record in load(folder, "validation"))
@@ -302,9 +307,9 @@ def test_a_world_of_two_languages_is_one_file_less(tmp_path):
 
 def test_a_missing_word_stops_every_command_in_one_line(tmp_path):
     folder = copy_of_demo(tmp_path)
-    replace_in(folder / "demo" / "words" / "ko.py", '"rocket": "로켓",', "")
+    replace_in(folder / "demo" / "words" / "ko.json", '"key": "열쇠",', "")
     for module in ("demo", "demo.write", "demo.ablation"):
         command = [sys.executable, "-m", module, "--help"]
         answer = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert answer.returncode == 1
-        assert answer.stderr == "demo/words/ko.py: kind.rocket is missing\n"
+        assert answer.stderr == "demo/words/ko.json: kind.key is missing\n"

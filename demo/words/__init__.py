@@ -1,15 +1,11 @@
-"""The words of the demo world: one data file a language.
+"""The words of the demo world: one JSON file a language. README.md explains the tables.
 
-    en.py   English, the base language; explains each table
-    ko.py   Korean
-    zh.py   Chinese
-
-Each further file is a further language: nothing else has to change. All files are read, and
-checked against each other, when this package is imported.
+A further file is a further language: nothing else has to change. All files are read, and checked
+against each other, when this package is imported.
 """
 
+import json
 import re
-import runpy
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -19,16 +15,13 @@ from demo.world import PLACES
 
 
 def read_languages(folder):
-    """{language: its words} of all files in a folder, the base language first.
-
-    Raises ValueError, in one line, for a file that cannot be read or lacks something.
-    """
+    """{language: its words} of all files in a folder, the base language first."""
     found = {}
-    for path in sorted(folder.glob("[a-z]*.py")):
+    for path in sorted(folder.glob("*.json")):
         try:
-            found[path.stem] = runpy.run_path(str(path))["WORDS"]
-        except (SyntaxError, NameError, TypeError, KeyError) as error:
-            raise ValueError(f"words/{path.name}: gives no WORDS: {error}") from None
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # with line and column
+            raise ValueError(f"words/{path.name}: {error}") from None
 
     # A language may say itself what it is called in the others.
     for language, words in found.items():
@@ -54,13 +47,7 @@ def training_languages(scene):
 
 def thing_words(language, thing):
     """{placeholder: word} for templates about one thing."""
-    words = WORDS[language]
-    keys = {
-        "kind": thing.kind,
-        "colour": thing.colour,
-        "size": thing.size,
-        "place": PLACES[thing.place],
-    }
+    words, keys = WORDS[language], vars(thing) | {"place": PLACES[thing.place]}
     values = {table: words[table][key] for table, key in keys.items()}
     for table, forms in words["forms"].items():
         values |= {name: form[keys[table]] for name, form in forms.items()}
@@ -79,7 +66,6 @@ def fill(language, template, **values):
     text = template.format_map(values)
 
     def choose(match):
-        """The form that the word beside it asks for."""
         side, pattern, if_match, otherwise = WORDS[language]["agreement"][match[0]]
         if side == "previous":
             neighbour = text[: match.start()].rpartition(" ")[2]
@@ -92,7 +78,7 @@ def fill(language, template, **values):
 
 
 def parse_shares(given):
-    """{"ko": 0.1} from ["ko=0.1"], as --share takes it. Raises ValueError."""
+    """{"ko": 0.1} from ["ko=0.1"], as --share takes it."""
     shares = {}
     for word in given:
         language, _, share = word.partition("=")
@@ -100,6 +86,6 @@ def parse_shares(given):
             choices = " or ".join(LANGUAGES[1:])
             raise ValueError(f"--share {word}: give LANGUAGE=SHARE, {choices}, from 0 to 1")
         if not WORDS[language]["script"]:
-            raise ValueError(f"--share {word}: words/{language}.py has no script to find it by")
+            raise ValueError(f"--share {word}: words/{language}.json has no script to find it by")
         shares[language] = float(share)
     return shares

@@ -1,10 +1,10 @@
 """Measures a trained model and shows the results. Each command has a --help of its own."""
 
-import argparse
-import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from evaluation import answer, compare, judge, likelihood, report, retrieval
+from vocabulary.command import run_main
 
 COMMANDS = {
     "answer": answer,
@@ -17,14 +17,11 @@ COMMANDS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
+    parser = ArgumentParser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
-        about, layout = module.__doc__, argparse.RawDescriptionHelpFormatter
-        first_line = about.partition("\n")[0]
-        command = commands.add_parser(
-            name, help=first_line, description=about, formatter_class=layout
-        )
+        about = {"help": module.__doc__.partition("\n")[0], "description": module.__doc__}
+        command = commands.add_parser(name, **about, formatter_class=RawDescriptionHelpFormatter)
         module.add_arguments(command)
     args = parser.parse_args()
     if args.out:
@@ -33,7 +30,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"evaluation: {error}")
+    run_main(main, "evaluation")

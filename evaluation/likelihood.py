@@ -3,7 +3,7 @@
     python -m evaluation likelihood --model out/demo/instruct --data unseen_images.json
 
 Perplexity is per token; bits per byte also compare models of different vocabularies. Beside it:
-the model without the image (blind), and chance, where all tokens are equally likely.
+the model without the image (blind), and chance: all tokens equally likely.
 """
 
 import math
@@ -11,14 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import data
 from evaluation.batching import Batcher, add_model_arguments, add_question_arguments
-from evaluation.metrics import write_results
 from evaluation.questions import Question, read_questions, reference_answer
 from evaluation.scores import count_languages, metric_rows
-from evaluation.tables import print_results
+from evaluation.tables import show_results
 from generate import load_for_inference
 from model import IGNORE_INDEX
 from vocabulary.records import decode_line
@@ -35,17 +33,14 @@ LIKELIHOOD = (
 @torch.inference_mode()
 def log_likelihoods(model, samples, batcher):
     """log P(answer | prompt, images) of each sample: (prompt ids, image paths, answer ids)."""
-    results = [0.0] * len(samples)
+    results = np.zeros(len(samples))
     lengths = [len(prompt) + len(answer) for prompt, _, answer in samples]
-    batches = batcher.batches(lengths, [paths for _, paths, _ in samples])
-    for indices in tqdm(batches, desc="likelihood", unit="batch", disable=None):
+    for indices in batcher.batches(lengths, [paths for _, paths, _ in samples]):
         log_probs, rows = target_log_probs(model, [samples[i] for i in indices], batcher)
 
         # Sums in float64, which MPS devices lack: on the CPU.
         sums = torch.zeros(len(indices), dtype=torch.float64)
-        sums.index_add_(0, rows.cpu(), log_probs.cpu().double())
-        for i, value in zip(indices, sums.tolist()):
-            results[i] = value
+        results[indices] = sums.index_add_(0, rows.cpu(), log_probs.cpu().double())
     return results
 
 
@@ -56,7 +51,7 @@ def target_log_probs(model, samples, batcher):
         for prompt, _, answer in samples
     ]
     batch = data.collate(sequences, model.config.pad_token_id)
-    ids, targets = batch["ids"].to(batcher.device), batch["targets"].to(batcher.device)
+    ids, targets = (batch[key].to(batcher.device) for key in ("ids", "targets"))
     pixels, image_indices = batcher.load_images([paths for _, paths, _ in samples])
     with batcher.autocast():
         x = model.decoder.embed_tokens(ids)  # (B, T, C)
@@ -73,17 +68,14 @@ def target_log_probs(model, samples, batcher):
 
 
 def likelihood_rows(questions, log_probs, num_tokens, vocab_size):
-    """Rows of perplexity and bits per byte. log_probs: {model: of each reference}. num_tokens: of
-    each reference. Both include </s>; bytes are those of the text."""
+    """Rows of perplexity and bits per byte. log_probs: {model: of each reference}. They and
+    num_tokens include </s>; bytes are those of the text."""
     log_probs["chance"] = [-count * math.log(vocab_size) for count in num_tokens]
-    num_bytes = [len(reference_answer(question).encode()) for question in questions]
-
+    num_bytes = [len(reference_answer(q).encode()) for q in questions]
     rows = []
     for model, values in log_probs.items():
-        scores = [
-            {"nll": -value, "tokens": tokens, "bytes": size}
-            for value, tokens, size in zip(values, num_tokens, num_bytes)
-        ]
+        columns = zip([-value for value in values], num_tokens, num_bytes)
+        scores = [dict(zip(LIKELIHOOD[0], column)) for column in columns]
         rows += metric_rows(model, questions, scores, [LIKELIHOOD])
 
     # With one language, "all" would be the same again.
@@ -91,10 +83,14 @@ def likelihood_rows(questions, log_probs, num_tokens, vocab_size):
     return [row for row in rows if row["language"] != "all" or num_languages[row["split"]] > 1]
 
 
+def make_batcher(model, samples, args):
+    longest = max(len(prompt) + len(answer) for prompt, _, answer in samples)
+    return Batcher(model, args.precision, args.batch_size, longest)
+
+
 def measure(model, questions, samples, args):
-    """The rows of these questions. samples: {model name: samples of log_likelihoods}."""
-    longest = max(len(p) + len(a) for own in samples.values() for p, _, a in own)
-    batcher = Batcher(model, args.precision, args.batch_size, longest)
+    """The rows of questions. samples: {model name: of log_likelihoods}."""
+    batcher = make_batcher(model, sum(samples.values(), []), args)
     log_probs = {name: log_likelihoods(model, own, batcher) for name, own in samples.items()}
     num_tokens = [len(answer) for _, _, answer in samples["full"]]
     return likelihood_rows(questions, log_probs, num_tokens, model.config.text.vocab_size)
@@ -106,54 +102,45 @@ def measure_questions(model, tokenizer, args):
         args.data, tokenizer, model.config, args.images, args.annotations, args.suffix
     )
     samples = {"full": [], "blind": []}
-    for question in questions:
-        answer = [*tokenizer.encode(reference_answer(question)), tokenizer.eos_id]
-        samples["full"].append((question.prompt, question.image_paths, answer))
-        samples["blind"].append((question.blind_prompt, [], answer))
+    for q in questions:
+        answer = [*tokenizer.encode(reference_answer(q)), tokenizer.eos_id]
+        samples["full"].append((q.prompt, q.image_paths, answer))
+        samples["blind"].append((q.blind_prompt, [], answer))
     return measure(model, questions, samples, args)
 
 
 def measure_text(model, tokenizer, path, args):
-    """The rows of a text file. There is no image, so there is no blind row."""
+    """The rows of a text file, without images."""
     max_length = model.config.text.max_position_embeddings
-    documents = []
+    name, questions, samples = Path(path).stem, [], []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         text = decode_line(line, path, number)
-        if text:
-            # A long one becomes several; each begins with the last token of the one before.
-            ids = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
-            starts = range(0, len(ids) - 1, max_length - 1)
-            documents += [ids[start : start + max_length] for start in starts]
-    if not documents:
+        if not text:
+            continue
+        # A long one is cut; each part begins with the last token of the one before.
+        document = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+        for start in range(0, len(document) - 1, max_length - 1):
+            ids = document[start : start + max_length]
+            samples.append((ids[:1], [], ids[1:]))
+            truth = tokenizer.decode(ids)
+            questions.append(Question(name, len(questions), name, "text", "", truth))
+    if not samples:
         raise ValueError(f"{path}: no text")
-
-    name, questions = Path(path).stem, []
-    for i, ids in enumerate(documents):
-        text = tokenizer.decode(ids)
-        questions.append(Question(name, i, language=name, kind="text", question="", truth=text))
-    samples = {"full": [(ids[:1], [], ids[1:]) for ids in documents]}
-    return measure(model, questions, samples, args)
+    return measure(model, questions, {"full": samples}, args)
 
 
 def add_arguments(parser):
     add_model_arguments(parser, needs_data=False)
     add_question_arguments(parser)
-    parser.add_argument(
-        "--text", nargs="+", default=[], help="documents, one a line; a file's name is its language"
-    )
+    about = "documents, one a line; a file's name is its language"
+    parser.add_argument("--text", nargs="+", default=[], help=about)
 
 
 def run(args):
     if not args.data and not args.text:
         raise ValueError("give --data, --text or both")
     model, tokenizer = load_for_inference(args.model, args.device)
-    rows = []
-    if args.data:
-        rows += measure_questions(model, tokenizer, args)
+    rows = measure_questions(model, tokenizer, args) if args.data else []
     for path in args.text:
         rows += measure_text(model, tokenizer, path, args)
-
-    results = {"model": args.model, "likelihood": rows}
-    print_results(results)
-    if args.out:
-        write_results(args.out, results)
+    show_results({"model": args.model, "likelihood": rows}, args.out)

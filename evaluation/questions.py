@@ -1,10 +1,9 @@
 """Questions about images, read from the files in which they are published.
 
-conversations   LLaVA JSON or JSON Lines, the demo's too: each turn is one question, asked
-                after the reference answers of the turns before it
-POPE            JSON Lines of {"question_id", "image", "text", "label": "yes" or "no"}
-GQA, xGQA       {id: {"question", "imageId", "answer", "types"}}; xGQA's answers are English
-VQAv2           {"questions": […]}, and a file of annotations with ten answers each
+LLaVA       JSON or JSON Lines: each turn is one question, after the references before it
+POPE        JSON Lines of {"question_id", "image", "text", "label": "yes" or "no"}
+GQA, xGQA   {id: {"question", "imageId", "answer", "types"}}; xGQA's answers are English
+VQAv2       {"questions": […]}, and a file of annotations with ten answers each
 """
 
 import json
@@ -29,16 +28,16 @@ class Question:
     split: str  # the file's name
     id: str | int  # of the record
     language: str
-    kind: str  # a group of questions in tables; it may have several skills
+    kind: str  # of one skill or more
     question: str
-    truth: str | list  # the reference answer; VQAv2: ten of them
+    truth: str | list  # the reference answer; VQAv2: ten
     skill: str = ""  # default: the kind
-    metric: str = "exact"  # how metrics.score_answer scores it: exact, caption, pope or vqa
+    metric: str = "exact"  # exact, caption, pope or vqa, see metrics.score_answer
     image: str | list | None = None  # as the record has it
-    turn: int = 0  # 0: the first question of the record
+    turn: int = 0  # of the record
 
     full: str | None = None  # the model's answer
-    blind: str | None = None  # its answer without the image
+    blind: str | None = None  # without the image
 
     turns: list = field(default_factory=list)  # for data.encode_chat; the last answer is None
     image_paths: list = field(default_factory=list)
@@ -56,10 +55,9 @@ def question_name(question):
 
 
 def reference_answer(question):
-    """The reference; of ten annotators' answers the most frequent."""
-    if isinstance(question.truth, str):
-        return question.truth
-    return Counter(question.truth).most_common(1)[0][0]
+    """The reference; of ten answers the most frequent."""
+    truth = question.truth
+    return truth if isinstance(truth, str) else Counter(truth).most_common(1)[0][0]
 
 
 def read_file(path, images=None, annotations=None):
@@ -70,14 +68,15 @@ def read_file(path, images=None, annotations=None):
     try:
         # VQAv2 and GQA are one object, POPE and LLaVA are records.
         if isinstance(content.get("questions"), list):
-            return read_vqa(path, content, folder, annotations)
+            found = read_vqa(path, content, annotations)
+            return [public_question(path, folder, *fields) for fields in found]
         if content and all(isinstance(q, dict) and "imageId" in q for q in content.values()):
-            return read_gqa(path, content, folder)
+            return [public_question(path, folder, *fields) for fields in read_gqa(content)]
 
         questions = []
         for number, record in enumerate(read_records(path)):
             if {"text", "label", "image"} <= record.keys():
-                questions.append(read_pope(path, number, record, folder))
+                questions.append(public_question(path, folder, *read_pope(path, number, record)))
             else:
                 questions += read_conversation(path, number, record, folder)
         return questions
@@ -89,35 +88,27 @@ def read_object(path):
     """A file's JSON object; {} if it is anything else."""
     # Large lists of records are not parsed here.
     content = path.read_bytes() if path.is_file() else b""
-    if content.lstrip()[:1] != b"{":
-        return {}
     try:
-        return json.loads(content)
+        return json.loads(content) if content.lstrip()[:1] == b"{" else {}
     except ValueError:
         return {}
 
 
-def public_question(path, folder, image, text, **fields):
-    """A question of a public file: one turn, one image."""
-    return Question(
-        split=path.stem,
-        language=language_of(path, text),
-        question=text,
-        image=image,
-        image_paths=[str(folder / image)],
-        turns=[(question_parts(text, 1), None)],
-        **fields,
-    )
+def public_question(path, folder, image, text, *fields):
+    """A question of one turn and image. fields: id, kind, truth, metric."""
+    number, kind, truth, metric = fields
 
-
-def language_of(path, text):
-    """By the file's or its folder's name (xgqa/ko/…, …_ko.json), else by the script."""
+    # The file's or its folder's name has the language (xgqa/ko/…, …_ko.json), or the script.
     named = re.findall(rf"(?<![a-z])({XGQA_LANGUAGES})(?=[/._-])", "/".join(path.parts[-2:]))
-    return named[-1] if named else guess_language(text)
+    language = named[-1] if named else guess_language(text)
+    question = Question(path.stem, number, language, kind, text, truth, kind, metric, image)
+    question.turns = [(question_parts(text, 1), None)]
+    question.image_paths = [str(folder / image)]
+    return question
 
 
-def read_vqa(path, content, folder, annotations):
-    """VQAv2."""
+def read_vqa(path, content, annotations):
+    """VQAv2: yields the arguments of public_question from image on."""
     if not annotations:
         raise ValueError(f"{path}: VQA questions need --annotations, the file of their answers")
     answers = read_json(annotations)
@@ -125,60 +116,32 @@ def read_vqa(path, content, folder, annotations):
         raise ValueError(f"{annotations}: no annotations in it")
 
     answers = {answer["question_id"]: answer for answer in answers["annotations"]}
-    numbers = [question["question_id"] for question in content["questions"]]
-    missing = [number for number in numbers if number not in answers]
+    missing = sum(question["question_id"] not in answers for question in content["questions"])
     if missing:
-        raise ValueError(
-            f"{annotations}: no annotation for {len(missing):,} of the questions, as {missing[0]}"
-        )
+        raise ValueError(f"{annotations}: no annotation for {missing:,} of the questions")
 
-    return [
-        public_question(
-            path,
-            folder,
-            f"COCO_{content['data_subtype']}_{question['image_id']:012}.jpg",
-            question["question"],
-            id=number,
-            kind=answers[number]["answer_type"],
-            metric="vqa",
-            truth=[answer["answer"] for answer in answers[number]["answers"]],
-        )
-        for number, question in zip(numbers, content["questions"])
-    ]
+    for question in content["questions"]:
+        image = f"COCO_{content['data_subtype']}_{question['image_id']:012}.jpg"
+        answer = answers[question["question_id"]]
+        truth = [one["answer"] for one in answer["answers"]]
+        kind, number = answer["answer_type"], answer["question_id"]
+        yield image, question["question"], number, kind, truth, "vqa"
 
 
-def read_gqa(path, content, folder):
-    """GQA and xGQA."""
-    return [
-        public_question(
-            path,
-            folder,
-            f"{question['imageId']}.jpg",
-            question["question"],
-            id=number,
-            kind=question.get("types", {}).get("structural", "?"),
-            truth=question["answer"],
-        )
-        for number, question in content.items()
-    ]
+def read_gqa(content):
+    """GQA and xGQA: the same."""
+    for number, question in content.items():
+        kind = question.get("types", {}).get("structural", "?")
+        image, truth = f"{question['imageId']}.jpg", question["answer"]
+        yield image, question["question"], number, kind, truth, "exact"
 
 
-def read_pope(path, number, record, folder):
-    """One line of a POPE file."""
-    if record["label"] not in ("yes", "no"):
-        raise ValueError(
-            f"{path}: record {number}: the label is {record['label']!r}, must be yes or no"
-        )
-    return public_question(
-        path,
-        folder,
-        record["image"],
-        record["text"],
-        id=record["question_id"],
-        kind="yes_no",
-        metric="pope",
-        truth=record["label"],
-    )
+def read_pope(path, number, record):
+    """A line of POPE: the same."""
+    label = record["label"]
+    if label not in ("yes", "no"):
+        raise ValueError(f"{path}: record {number}: the label is {label!r}, must be yes or no")
+    return record["image"], record["text"], record["question_id"], "yes_no", label, "pope"
 
 
 def read_conversation(path, number, record, folder):
@@ -191,42 +154,32 @@ def read_conversation(path, number, record, folder):
     except ValueError as error:
         raise ValueError(f"{path}: record {number} (id {record.get('id')!r}): {error}") from None
 
-    kind = record.get("kind", "?")
-    return [
-        Question(
-            split=path.stem,
-            id=record.get("id", number),
-            image=record.get("image"),
-            turn=turn,
-            language=record.get("language", "?"),
-            kind=kind,
-            skill=record.get("skill", kind),
-            metric="caption" if kind == "caption" else "exact",
-            question=parts[-1].strip(),
-            truth=answer,
-            turns=[*turns[:turn], (parts, None)],
-            image_paths=[str(folder / name) for name in names],
-        )
-        for turn, (parts, answer) in enumerate(turns)
-    ]
+    keys = {"id", "image", "language", "kind", "skill"} & record.keys()
+    fields = {"id": number, "language": "?", "kind": "?"} | {key: record[key] for key in keys}
+    fields["metric"] = "caption" if fields["kind"] == "caption" else "exact"
+    fields["image_paths"] = [str(folder / name) for name in names]
+    questions = []
+    for turn, (parts, answer) in enumerate(turns):
+        fields |= {"turn": turn, "question": parts[-1].strip(), "truth": answer}
+        questions.append(Question(path.stem, **fields, turns=[*turns[:turn], (parts, None)]))
+    return questions
 
 
 def read_questions(paths, tokenizer, config, images=None, annotations=None, suffix=""):
     """The questions of all files with their prompts. suffix: a line appended to each question.
     ValueError if an image is missing, a prompt is too long, or two questions have one name."""
-    questions, existing, named = [], set(), {}
+    questions, named = [], {}
     for question in (q for path in paths for q in read_file(path, images, annotations)):
         encode_question(question, tokenizer, config.vision.num_patches, suffix)
 
-        # A question that can't be answered is refused before the model answers any.
+        # What can't be answered is refused before the model answers anything.
         where = f"{question.split}: question {question.id!r}, turn {question.turn}"
         limit = config.text.max_position_embeddings
         if len(question.prompt) >= limit:
             raise ValueError(f"{where}: {len(question.prompt)} tokens, the model reads {limit}")
         for image in question.image_paths:
-            if image not in existing and not Path(image).is_file():
+            if not Path(image).is_file():
                 raise ValueError(f"{where}: {image}: no such image (--images names the folder)")
-            existing.add(image)
 
         # Answers are kept by the question's name.
         content = question.prompt, question.image_paths
@@ -242,8 +195,8 @@ def encode_question(question, tokenizer, num_patches, suffix=""):
     """Sets the prompt, and the blind prompt: the same turns without images."""
     turns = [([parts] if isinstance(parts, str) else parts, a) for parts, a in question.turns]
     if suffix:
-        parts, _ = turns[-1]
-        turns[-1] = [*parts[:-1], parts[-1] + "\n" + suffix], None
+        *parts, last = turns[-1][0]
+        turns[-1] = [*parts, f"{last}\n{suffix}"], None
     blind_turns = [("".join(parts).strip(), answer) for parts, answer in turns]
 
     # Later turns may show further images of the record.

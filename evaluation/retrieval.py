@@ -2,8 +2,8 @@
 
     python -m evaluation retrieve --model out/demo/instruct --data captions.json
 
-Images that have a caption in every language are cut into pools of K. In a pool all candidates are
-ranked by likelihood. R@1, R@5: the right one is among the first 1, 5. MRR: the mean of 1 / rank.
+Images with a caption in every language are cut into pools of K. In a pool all candidates are ranked
+by likelihood. R@1, R@5: the right one is among the first 1, 5. MRR: the mean of 1 / rank.
 """
 
 from collections import Counter, defaultdict
@@ -11,25 +11,22 @@ from collections import Counter, defaultdict
 import numpy as np
 
 import data
-from evaluation.batching import Batcher, add_model_arguments
-from evaluation.likelihood import log_likelihoods
-from evaluation.metrics import bootstrap, write_results
+from evaluation.batching import add_model_arguments
+from evaluation.likelihood import log_likelihoods, make_batcher
+from evaluation.metrics import bootstrap
 from evaluation.questions import read_file
-from evaluation.tables import MEASURES, MODELS, print_results
+from evaluation.tables import MEASURES, MODELS, show_results
 from generate import load_for_inference, question_parts
 
 
 def rank_scores(scores, right):
-    """{"R@1", "R@5", "MRR"} of one query: the candidates' scores (K,), the index of the right one.
-    Ties are broken at random, on average."""
-    above = int((scores > scores[right]).sum())
+    """{"R@1", "R@5", "MRR"} of the right candidate. scores (K,): of all. Ties are broken at random,
+    on average."""
+    first = int((scores > scores[right]).sum()) + 1
     tied = int((scores == scores[right]).sum())
-    ranks = range(above + 1, above + tied + 1)  # those that the right one may have
-    return {
-        "R@1": sum(rank <= 1 for rank in ranks) / tied,
-        "R@5": sum(rank <= 5 for rank in ranks) / tied,
-        "MRR": sum(1 / rank for rank in ranks) / tied,
-    }
+    ranks = range(first, first + tied)  # those that the right one may have
+    gains = [(rank <= 1, rank <= 5, 1 / rank) for rank in ranks]
+    return {name: sum(column) / tied for name, column in zip(MEASURES, zip(*gains))}
 
 
 def retrieve(likelihood, blind):
@@ -37,7 +34,7 @@ def retrieve(likelihood, blind):
 
     likelihood[language] (K, K): log P(caption j | image i). blind[language] (K,): log P(caption j).
     """
-    scores = {}  # direction -> (K, K) of the model and of the blind one: queries, candidates
+    scores = {}  # direction -> (K, K) of the model and without images: queries, candidates
     for language, joint in likelihood.items():
         # The likelihood itself ("raw") prefers short and common captions. So captions are ranked
         # by how much more likely the image makes them. Among images the caption is the same.
@@ -50,8 +47,8 @@ def retrieve(likelihood, blind):
             scores[f"{language} → {other}"] = score_translations(joint, gain), equal
 
     found = {}
-    for direction, matrices in scores.items():
-        for model, matrix in zip(MODELS, (*matrices, np.zeros_like(matrices[0]))):
+    for direction, (full, prior) in scores.items():
+        for model, matrix in zip(MODELS, (full, prior, np.zeros_like(prior))):
             found[direction, model] = [rank_scores(row, i) for i, row in enumerate(matrix)]
     return found
 
@@ -60,34 +57,31 @@ def score_translations(joint, gain):
     """For each caption the scores of the other language's captions, through the pool's images:
     log Σ_i P(image i | caption) · P(other | image i) / P(other).
 
-    joint (images, captions): log P(caption | image). gain (images, others): log of P(other | image)
-    over P(other)."""
+    joint (images, captions): log P(caption | image). gain (images, others): log of the quotient."""
     # P(image | caption): the softmax over the images
-    image_given_caption = np.exp(joint - np.logaddexp.reduce(joint, axis=0))
     with np.errstate(divide="ignore"):
-        weights = np.log(image_given_caption)
+        weights = np.log(np.exp(joint - np.logaddexp.reduce(joint, axis=0)))
     return [np.logaddexp.reduce(weights[:, i, None] + gain, axis=0) for i in range(len(joint))]
 
 
 def read_captions(paths, images=None, seed=0):
-    """({image: {language: caption}}, {language: question}): images with a caption of their own in
-    every language, in random order."""
+    """({image: {language: caption}}, {language: question}): images with captions of their own in
+    all languages, in random order."""
     captions, prompts = defaultdict(dict), defaultdict(Counter)
     for path in paths:
-        for question in read_file(path, images):
-            is_caption = question.turn == 0 and isinstance(question.truth, str)
-            if is_caption and len(question.image_paths) == 1:
-                captions[question.image_paths[0]].setdefault(question.language, question.truth)
-                prompts[question.language][question.question] += 1
+        for q in read_file(path, images):
+            if q.turn == 0 and isinstance(q.truth, str) and len(q.image_paths) == 1:
+                captions[q.image_paths[0]].setdefault(q.language, q.truth)
+                prompts[q.language][q.question] += 1
 
     # No caption occurs twice: it would be right for two images.
-    order = [image for image in sorted(captions) if len(captions[image]) == len(prompts)]
-    np.random.default_rng(seed).shuffle(order)
+    images = [image for image in sorted(captions) if len(captions[image]) == len(prompts)]
+    np.random.default_rng(seed).shuffle(images)
     chosen, used = {}, set()
-    for image in order:
-        if not used & set(captions[image].values()):
+    for image in images:
+        if used.isdisjoint(captions[image].values()):
             chosen[image] = captions[image]
-            used |= set(captions[image].values())
+            used.update(captions[image].values())
     questions = {language: prompts[language].most_common(1)[0][0] for language in sorted(prompts)}
     return chosen, questions
 
@@ -95,22 +89,17 @@ def read_captions(paths, images=None, seed=0):
 def pool_samples(captions, questions, pool_size, tokenizer, num_patches):
     """Samples for log_likelihoods: for each image, in each language, the image with each of its
     pool's captions, then its own caption without an image."""
-    prompts, blind_prompts = {}, {}
-    for language, text in questions.items():
-        turns = [(question_parts(text, 1), None)]
-        prompts[language], _ = data.encode_chat(turns, tokenizer, num_patches)
-        blind_prompts[language], _ = data.encode_chat([(text, None)], tokenizer, num_patches)
-
     images, samples = list(captions), []
     for number, image in enumerate(images):
         first = number // pool_size * pool_size
-        for language in questions:
-            answers = [
-                [*tokenizer.encode(captions[candidate][language]), tokenizer.eos_id]
-                for candidate in images[first : first + pool_size]
-            ]
-            samples += [(prompts[language], [image], answer) for answer in answers]
-            samples.append((blind_prompts[language], [], answers[number - first]))
+        for language, text in questions.items():
+            turns = [(question_parts(text, 1), None)]
+            prompt, _ = data.encode_chat(turns, tokenizer, num_patches)
+            blind_prompt, _ = data.encode_chat([(text, None)], tokenizer, num_patches)
+            texts = [captions[name][language] for name in images[first : first + pool_size]]
+            answers = [[*tokenizer.encode(caption), tokenizer.eos_id] for caption in texts]
+            samples += [(prompt, [image], answer) for answer in answers]
+            samples.append((blind_prompt, [], answers[number - first]))
     return samples
 
 
@@ -131,9 +120,10 @@ def retrieval_rows(found, pool_size):
 
 def add_arguments(parser):
     add_model_arguments(parser)
-    parser.add_argument("--max-images", type=int, default=200, help="at most (default: 200)")
-    parser.add_argument("--pool", type=int, default=20, help="candidates per query (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="which images share a pool")
+    add = parser.add_argument
+    add("--max-images", type=int, default=200, help="at most (default: 200)")
+    add("--pool", type=int, default=20, help="candidates per query (default: 20)")
+    add("--seed", type=int, default=0, help="which images share a pool")
 
 
 def run(args):
@@ -142,17 +132,13 @@ def run(args):
     K, languages = args.pool, list(questions)
     num_pools = min(args.max_images, len(captions)) // K
     if not num_pools:
-        raise ValueError(
-            f"{len(captions)} images have a caption of their own in each language "
-            f"({', '.join(languages)}); a pool takes {K}"
-        )
+        found = f"{len(captions)} images have captions of their own in {', '.join(languages)}"
+        raise ValueError(f"{found}; a pool takes {K}")
     captions = {image: captions[image] for image in list(captions)[: num_pools * K]}
     samples = pool_samples(captions, questions, K, tokenizer, model.config.vision.num_patches)
-    longest = max(len(prompt) + len(answer) for prompt, _, answer in samples)
-    batcher = Batcher(model, args.precision, args.batch_size, longest)
 
     # In the order of pool_samples: (pools, images, languages, captions and one without an image)
-    values = np.array(log_likelihoods(model, samples, batcher))
+    values = log_likelihoods(model, samples, make_batcher(model, samples, args))
     values = values.reshape(num_pools, K, len(languages), K + 1)
     found = defaultdict(list)
     for pool in values:
@@ -162,7 +148,4 @@ def run(args):
             found[key] += scores
 
     print(f"{len(captions)} queries in {num_pools} pools of {K}; in brackets 95% intervals")
-    results = {"model": args.model, "retrieval": retrieval_rows(found, K)}
-    print_results(results)
-    if args.out:
-        write_results(args.out, results)
+    show_results({"model": args.model, "retrieval": retrieval_rows(found, K)}, args.out)

@@ -1,4 +1,4 @@
-"""Scores of many answers: accuracy, F1, chrF and POPE's figures, by split, language and kind."""
+"""Scores of many answers by split, language and kind."""
 
 from collections import Counter, defaultdict
 
@@ -7,7 +7,7 @@ import numpy as np
 from evaluation.metrics import bootstrap, make_row, normalise, ratio, sums_per_image
 from evaluation.questions import reference_answer
 
-# Keys of metrics.score_answer, and statistics of their sums. The last sum counts the questions.
+# Keys of metrics.score_answer, and statistics of their sums. The last sum counts questions.
 FAMILIES = (
     (("f1",), {"character F1": ratio}),
     (("chrf",), {"chrF": ratio}),
@@ -16,7 +16,7 @@ FAMILIES = (
         {
             "POPE precision": lambda sums: sums[..., 0] / sums[..., 1],
             "POPE recall": lambda sums: sums[..., 0] / sums[..., 2],
-            "POPE f1": lambda sums: 2 * sums[..., 0] / (sums[..., 1] + sums[..., 2]),
+            "POPE f1": lambda sums: 2 * sums[..., 0] / sums[..., 1:3].sum(-1),
             "POPE yes_ratio": lambda sums: sums[..., 1] / sums[..., 3],
         },
     ),
@@ -24,29 +24,27 @@ FAMILIES = (
 
 
 def most_frequent_answers(questions):
-    """Chance: for each question the most frequent reference of its split, skill and language."""
+    """Chance: the most frequent reference of each question's split, skill and language."""
     counts, spelling = defaultdict(Counter), {}
-    groups = [(q.split, q.skill, q.language) for q in questions]
-    for group, question in zip(groups, questions):
-        answer = reference_answer(question)
-        counts[group][normalise(answer)] += 1
+    for q in questions:
+        answer = reference_answer(q)
+        counts[q.split, q.skill, q.language][normalise(answer)] += 1
         spelling.setdefault(normalise(answer), answer)
-    return [spelling[counts[group].most_common(1)[0][0]] for group in groups]
+    most_frequent = {group: spelling[max(own, key=own.get)] for group, own in counts.items()}
+    return [most_frequent[q.split, q.skill, q.language] for q in questions]
 
 
 def group_indices(questions):
-    """{(split, language, kind): indices}, "all" languages last. A kind's skill: "object.colour"."""
+    """{(split, language, kind): indices}, "all" languages last. A skill is "object.colour"."""
     # A question counts for its language, kind and skill, and for all of them.
     groups = defaultdict(list)
-    for i, question in enumerate(questions):
-        skill = question.kind
-        if question.skill != question.kind:
-            skill = f"{question.kind}.{question.skill}"
-        for language in dict.fromkeys((question.language, "all")):
-            for kind in dict.fromkeys((question.kind, skill, "all")):
-                groups[question.split, language, kind].append(i)
+    for i, q in enumerate(questions):
+        skill = q.kind if q.skill == q.kind else f"{q.kind}.{q.skill}"
+        for language in dict.fromkeys((q.language, "all")):
+            for kind in dict.fromkeys((q.kind, skill, "all")):
+                groups[q.split, language, kind].append(i)
 
-    splits = list(dict.fromkeys(split for split, _, _ in groups))
+    splits = list(dict.fromkeys(q.split for q in questions))
     order = sorted(groups, key=lambda group: (splits.index(group[0]), group[1] == "all", group[1]))
     return {group: groups[group] for group in order}
 
@@ -56,14 +54,18 @@ def count_languages(questions):
     return Counter(split for split, _ in {(q.split, q.language) for q in questions})
 
 
+def accuracy_row(questions, scores, **labels):
+    interval = bootstrap(sums_per_image(questions, scores))
+    return make_row(interval, len(questions), "accuracy", **labels)
+
+
 def accuracy_rows(model, questions, scores):
     """Rows {"model", "split", "language", "kind", "n", "accuracy", "low", "high"}."""
-    values = np.array([score["accuracy"] for score in scores])
     rows = []
-    for (split, language, kind), indices in group_indices(questions).items():
-        labels = {"model": model, "split": split, "language": language, "kind": kind}
-        interval = bootstrap(sums_per_image([questions[i] for i in indices], values[indices]))
-        rows.append(make_row(interval, len(indices), "accuracy", **labels))
+    for group, indices in group_indices(questions).items():
+        labels = dict(zip(("split", "language", "kind"), group))
+        own = [scores[i]["accuracy"] for i in indices]
+        rows.append(accuracy_row([questions[i] for i in indices], own, model=model, **labels))
     return rows
 
 

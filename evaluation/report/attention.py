@@ -7,9 +7,8 @@ import torch
 from PIL import Image
 
 import data
-import vision
 from evaluation.answer import image_path
-from evaluation.report.gallery import card, image_tag, preprocessed, verdict
+from evaluation.report.gallery import card, div, image_tag, preprocessed, verdict
 from generate import load_for_inference
 from kernels import rope as apply_rope
 
@@ -19,20 +18,19 @@ ORANGE = (255, 80, 0)
 
 @torch.inference_mode()
 def attention_over_patches(model, tokenizer, prompt, answer, path):
-    """How much the answer attends to each patch of the image: float32 (N,), the mean over layers,
-    heads and answer tokens. The rest, up to 1, goes to text."""
+    """How much the answer attends to each patch: float32 (N,), the mean over layers, heads and
+    answer tokens. The rest, up to 1, goes to text."""
     config = model.config
-    size, aspect_ratio = config.vision.image_size, config.image_aspect_ratio
-    pixels = vision.preprocess(vision.load_image(path), size, aspect_ratio)
+    load = data.ImageCache("", config.vision.image_size, config.image_aspect_ratio)
     ids = torch.tensor([prompt + tokenizer.encode(answer)], device=model.device)
     is_patch = ids[0] == config.image_token_id
 
     # The decoder, layer by layer
-    x = model.embed_inputs(ids, pixels[None].to(model.device))
+    x = model.embed_inputs(ids, load(path)[None].to(model.device))
     rope = (*model.decoder.rope_cos_sin(ids.shape[1], model.device), None)
     total = 0
     for block in model.decoder.layers:
-        weights = attention_weights(block.attn, block.attn_norm(x), rope)  # (H, T, T)
+        weights = attention_weights(block.attn, block.attn_norm(x), rope)
         # The first answer token is predicted at the last token of the prompt.
         total = total + weights[:, len(prompt) - 1 :, is_patch].mean((0, 1))
         x = block(x, rope)
@@ -40,19 +38,17 @@ def attention_over_patches(model, tokenizer, prompt, answer, path):
 
 
 def attention_weights(module, x, rope):
-    """A layer's causal attention weights, which kernels never store: x (1, T, C) -> (H, T, T)."""
-    T = x.shape[1]
-    q = module.q_proj(x).view(1, T, -1, module.head_dim)
-    k = module.k_proj(x).view(1, T, -1, module.head_dim)
-    q, k = apply_rope(q, k, *rope)
-    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)  # (1, T, K, D) -> (1, T, H, D)
+    """Causal attention weights, which kernels never store: x (1, T, C) -> (H, T, T)."""
+    shape = 1, x.shape[1], -1, module.head_dim
+    q, k = apply_rope(module.q_proj(x).view(shape), module.k_proj(x).view(shape), *rope)
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
     scores = torch.einsum("thd,shd->hts", q[0].float(), k[0].float()) / module.head_dim**0.5
     future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)
     return scores.masked_fill(future, -torch.inf).softmax(-1)
 
 
 def heat_map(image, weights):
-    """The image in pale grey, orange where the weights of its patches (N,) are large."""
+    """The image in pale grey, orange where the weights (N,) are large."""
     side = round(len(weights) ** 0.5)
     weights = (weights - weights.min()) / max(float(np.ptp(weights)), 1e-9)
     mask = Image.fromarray((255 * weights.reshape(side, side)).astype(np.uint8))
@@ -67,11 +63,10 @@ def heat_map(image, weights):
 def attention_gallery(folder, header, questions, seed, count):
     """Right answers and captions, drawn by seed: each image beside its heat map."""
     model, tokenizer = load_for_inference(folder)
-    rng = random.Random(seed + 1)
     pool = [q for q in questions if q.turn == 0 and q.image and q.skill not in GLOBAL_SKILLS]
     pool = [question for question in pool if verdict(question) != "wrong"]
-    cards = []
-    for question in rng.sample(pool, min(count, len(pool))):
+    cards = ""
+    for question in random.Random(seed + 1).sample(pool, min(count, len(pool))):
         path = image_path(header, question)
         if not path:
             continue
@@ -82,5 +77,5 @@ def attention_gallery(folder, header, questions, seed, count):
         image = preprocessed(path, model.config.image_aspect_ratio)
         tags = image_tag(image) + image_tag(heat_map(image, weights), "attention")
         note = f" · {100 * weights.sum():.0f}% of the attention is on the image"
-        cards.append(card(question, f'<div class="pair">{tags}</div>', note=note))
-    return f'<div class="gallery wide">{"".join(cards)}</div>'
+        cards += card(question, div("pair", tags), note=note)
+    return div("gallery wide", cards)

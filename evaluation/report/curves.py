@@ -54,24 +54,22 @@ def loss_curve(title, rows):
         return BOTTOM - (BOTTOM - TOP) * (min(value, high) - low) / (high - low)
 
     # Axes: a line and a number per tick of the loss, a number per tick of the steps.
-    parts = []
+    svg = ""
     for value in round_ticks(low, high):
         y = y_of(value)
-        parts.append(f'<line x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        svg += f'<line x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        svg += f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
     for step in round_ticks(steps[0], max(steps[-1], steps[0] + 1)):
         place = f'x="{x_of(step):.1f}" y="{HEIGHT - 8}" text-anchor="middle"'
-        parts.append(f"<text {place}>{step:,.0f}</text>")
+        svg += f"<text {place}>{step:,.0f}</text>"
 
     shown = np.unique(np.linspace(0, len(loss) - 1, min(MAX_POINTS, len(loss))).astype(int))
     for style, values in (("", loss), ("mean", mean)):
         points = " ".join(f"{x_of(steps[i]):.1f},{y_of(values[i]):.1f}" for i in shown)
-        parts.append(f'<polyline class="{style}" points="{points}"/>')
+        svg += f'<polyline class="{style}" points="{points}"/>'
 
     seconds = sum(row.get("seconds", 0) for row in rows)
     summary = f"loss {mean[-1]:.3f} at the end · {steps[-1]:,} steps · {seconds:,.0f} s"
-    return (
-        f'<div class="card"><h3>{escape(title)} <span class="soft small">{summary}</span></h3>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss of {escape(title)}">'
-        f"{''.join(parts)}</svg></div>\n"
-    )
+    head = f'<h3>{escape(title)} <span class="soft small">{summary}</span></h3>'
+    box = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss of {escape(title)}"'
+    return f'<div class="card">{head}<svg {box}>{svg}</svg></div>\n'

@@ -13,18 +13,20 @@ from evaluation.metrics import score_answer
 from evaluation.questions import reference_answer
 from evaluation.tables import escape, language_name, plain_name
 
+PLURALS = {"right": "right", "wrong": "wrong", "caption": "captions"}  # of the verdicts
+
 
 def image_tag(image, alt=""):
-    """An <img> that holds the Pillow image itself: the page needs no other file."""
+    """An <img> that holds the Pillow image itself."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=86)
     content = base64.b64encode(file.getvalue()).decode()
     return f'<img src="data:image/jpeg;base64,{content}" alt="{alt}">'
 
 
-def preprocessed(path, image_aspect_ratio, size=336):
-    """The image as the model gets it, larger: each patch is where it is for the model."""
-    pixels = vision.preprocess(vision.load_image(path), size, image_aspect_ratio)
+def preprocessed(path, image_aspect_ratio):
+    """The image as the model gets it, larger."""
+    pixels = vision.preprocess(vision.load_image(path), 336, image_aspect_ratio)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
@@ -35,16 +37,19 @@ def verdict(question):
     return "right" if score_answer(question, question.full)["accuracy"] >= 0.5 else "wrong"
 
 
+def div(style, text):
+    return f'<div class="{style}">{text}</div>'
+
+
 def card(question, image, earlier=(), note=""):
-    """An image (HTML) with a question, the earlier ones of its conversation, and its answers."""
+    """An image (HTML) with a question, the earlier ones of its record, and its answers."""
     tags = [language_name(question.language), *map(plain_name, (question.split, question.skill))]
     if question.turn:
         tags.append(f"turn {question.turn + 1}")
-    lines = [f'<div class="tag">{" · ".join(tags)}{note}</div>']
+    lines = [div("tag", " · ".join(tags) + note)]
     for before in earlier:
-        text = f"{before.question} {reference_answer(before)}"
-        lines.append(f'<div class="tag">{escape(text)}</div>')
-    lines.append(f'<div class="question">{escape(question.question)}</div>')
+        lines.append(div("tag", escape(f"{before.question} {reference_answer(before)}")))
+    lines.append(div("question", escape(question.question)))
 
     # Captions are neither right nor wrong.
     answer, found = escape(question.full or "(nothing)"), verdict(question)
@@ -56,18 +61,15 @@ def card(question, image, earlier=(), note=""):
         lines.append(f'<div><span class="{found}">{mark} {answer}</span></div>')
     if found != "right":
         lines.append(f"<div>reference: {escape(reference_answer(question))}</div>")
+    lines.append(div("tag", "without the image: " + escape(question.blind or "(nothing)")))
 
-    blind = escape(question.blind or "(nothing)")
-    lines.append(f'<div class="tag">without the image: {blind}</div>')
-
-    text = "\n".join(lines)
-    language = escape(question.language)
-    return f'<div class="card" lang="{language}">{image}<div class="text">{text}</div></div>\n'
+    text = image + div("text", "\n".join(lines))
+    return f'<div class="card" lang="{escape(question.language)}">{text}</div>\n'
 
 
 def gallery(header, questions, seed, per_group):
     """For each language `per_group` right answers, wrong answers and captions, drawn by seed."""
-    # All questions that have an image: the page picks none by hand.
+    # The page picks none by hand.
     groups = defaultdict(list)
     for question in questions:
         if question.image:
@@ -75,27 +77,24 @@ def gallery(header, questions, seed, per_group):
 
     rng, parts = random.Random(seed), []
     for language in sorted({language for language, _ in groups}):
-        cards, counts = [], []
-        for group in ("right", "wrong", "caption"):
+        cards, counts = "", []
+        for group, plural in PLURALS.items():
             pool = groups[language, group]
             drawn = rng.sample(pool, min(per_group, len(pool)))
             if drawn:
-                plural = "captions" if group == "caption" else group
                 counts.append(f"{len(drawn)} of {len(pool):,} {plural}")
             for question in drawn:
                 image = shown_image(header, question)
-                cards.append(card(question, image, earlier_turns(question, questions)))
+                cards += card(question, image, earlier_turns(question, questions))
         note = f'<span class="soft small">shown: {", ".join(counts)}</span>'
-        parts.append(f"<h3>{language_name(language)} {note}</h3>")
-        parts.append(f'<div class="gallery">{"".join(cards)}</div>')
+        parts += [f"<h3>{language_name(language)} {note}</h3>", div("gallery", cards)]
     return "".join(parts)
 
 
 def earlier_turns(question, questions):
-    """The questions before this one in its conversation."""
-    key = question.split, question.id
-    turns = [q for q in questions if (q.split, q.id) == key and q.turn < question.turn]
-    return sorted(turns, key=lambda turn: turn.turn)
+    """The questions before this one in its record."""
+    record = [q for q in questions if (q.split, q.id) == (question.split, question.id)]
+    return sorted((q for q in record if q.turn < question.turn), key=lambda q: q.turn)
 
 
 def shown_image(header, question):
@@ -103,4 +102,4 @@ def shown_image(header, question):
     path = image_path(header, question)
     if path:
         return image_tag(preprocessed(path, "pad"))
-    return f'<div class="missing">{escape(question.image)}<br>is not where it was</div>'
+    return div("missing", escape(question.image) + "<br>is not where it was")

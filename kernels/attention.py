@@ -103,9 +103,20 @@ def _query_ranges(key_ranges, Tk):
 
 # The kernels
 
-SIZES = ["Tq", "Tk", "H", "G", "ranges_stride"]  # a new length must not cause a compilation
+SIZES = ["Tq", "Tk", "H", "G"]  # a new length must not cause a compilation
 FULL, CAUSAL, RANGES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # values of MODE
 INF = tl.constexpr(float("inf"))
+
+
+@triton.jit
+def _locate(T, H, BLOCK: tl.constexpr, REVERSED: tl.constexpr):
+    """-> the first token, the sequence and the head of this program's block. Under a causal mask
+    the last queries (REVERSED) and the first keys have the most work, so they start first."""
+    num_blocks, pid = tl.cdiv(T, BLOCK), tl.program_id(0)
+    block = pid % num_blocks
+    if REVERSED:
+        block = num_blocks - 1 - block
+    return block * BLOCK, pid // num_blocks // H, pid // num_blocks % H
 
 
 @triton.jit
@@ -177,9 +188,9 @@ def _is_visible(offs, visible):
 
 @triton.jit
 def _block_bounds(
+    b,
     t,
-    starts,
-    ends,
+    ranges,
     T,
     other_T,
     MODE: tl.constexpr,
@@ -187,8 +198,11 @@ def _block_bounds(
     BLOCK: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """The drawing above for the block t … t + BLOCK: the starts of its masked, plain and masked
-    parts, in whole steps, and the end of the last part."""
+    """-> the visible range of each row of the block t … t + BLOCK, and the bounds of the drawing
+    above: the starts of the masked, plain and masked parts in whole steps, and the last end."""
+    starts, ends = ranges[0] + b * T, ranges[1] + b * T
+    offs = t + tl.arange(0, BLOCK)
+    visible = _visible_range(offs, starts, ends, T, other_T, MODE, OF_KEYS)
     last = tl.minimum(t + BLOCK, T) - 1
     start_first, end_first = _visible_range(t, starts, ends, T, other_T, MODE, OF_KEYS)
     start_last, end_last = _visible_range(last, starts, ends, T, other_T, MODE, OF_KEYS)
@@ -197,37 +211,37 @@ def _block_bounds(
     plain = tl.minimum(tl.cdiv(start_last, STEP) * STEP, tl.cdiv(end_last, STEP) * STEP)
     plain = tl.maximum(plain, begin)
     tail = tl.maximum(end_first // STEP * STEP, plain)
-    return begin, plain, tail, end_last
+    return visible, (begin, plain, tail, end_last)
 
 
 @triton.jit
 def _forward_inner(
     state,
     q,
-    key_values,
+    kv,
     visible,
-    begin,
-    stop,
+    bounds,
     scale_log2,
-    MASKED: tl.constexpr,
+    PART: tl.constexpr,
     TMA: tl.constexpr,
     BLOCK_N: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Adds the keys begin … stop to the state (acc, l, m) of a block of queries."""
+    """Adds one part of the keys to the state (acc, l, m) of a block of queries. Part 1 is plain,
+    the others need a mask."""
     acc, l_i, m_i = state
-    k, v, k_strides, v_strides, b, g, Tk = key_values
-    for n in range(begin, stop, BLOCK_N):
+    k, v, k_strides, v_strides, b, g, Tk = kv
+    for n in range(bounds[PART], bounds[PART + 1], BLOCK_N):
         keys = _load(k, k_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
         s = dot(q, tl.trans(keys))  # (BLOCK_M, BLOCK_N)
-        if MASKED:
+        if PART != 1:
             offs_n = n + tl.arange(0, BLOCK_N)
             s = tl.where(_is_visible(offs_n, visible), s, -INF)
 
         m_new = tl.maximum(m_i, tl.max(s, 1) * scale_log2)
         pivot = m_new
-        if MASKED:  # a query without a visible key so far: −inf − (−inf) would be NaN
+        if PART != 1:  # a query without a visible key so far: −inf − (−inf) would be NaN
             pivot = tl.where(m_new == -INF, 0.0, m_new)
         p = tl.exp2(s * scale_log2 - pivot[:, None])
 
@@ -247,17 +261,12 @@ def _forward_kernel(
     v,
     o,
     lse,
-    starts,
-    ends,
-    q_strides,
-    k_strides,
-    v_strides,
-    o_strides,
+    ranges,
+    strides,
     Tq,
     Tk,
     H,
     G,
-    ranges_stride,
     scale_log2,
     MODE: tl.constexpr,
     TMA: tl.constexpr,
@@ -266,19 +275,13 @@ def _forward_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    num_blocks = tl.cdiv(Tq, BLOCK_M)
-    pid = tl.program_id(0)
-    # Under a causal mask the last queries have the most keys, so they start first.
-    t = (num_blocks - 1 - pid % num_blocks) * BLOCK_M
-    b, h = pid // num_blocks // H, pid // num_blocks % H
-    starts, ends = starts + b * ranges_stride, ends + b * ranges_stride
-
+    q_strides, k_strides, v_strides, o_strides = strides
+    t, b, h = _locate(Tq, H, BLOCK_M, True)
     offs_m = t + tl.arange(0, BLOCK_M)
-    visible = _visible_range(offs_m, starts, ends, Tq, Tk, MODE, False)
-    bounds = _block_bounds(t, starts, ends, Tq, Tk, MODE, False, BLOCK_M, BLOCK_N)
+    visible, bounds = _block_bounds(b, t, ranges, Tq, Tk, MODE, False, BLOCK_M, BLOCK_N)
 
     queries = _load(q, q_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
-    key_values = k, v, k_strides, v_strides, b, h // G, Tk
+    kv = k, v, k_strides, v_strides, b, h // G, Tk
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     l_i = tl.zeros((BLOCK_M,), tl.float32)
     state = acc, l_i, tl.full((BLOCK_M,), -INF, tl.float32)
@@ -286,18 +289,7 @@ def _forward_kernel(
         # Full and causal attention begin at the first key: there is no first masked part.
         if part > 0 or MODE == RANGES:
             state = _forward_inner(
-                state,
-                queries,
-                key_values,
-                visible,
-                bounds[part],
-                bounds[part + 1],
-                scale_log2,
-                part != 1,
-                TMA,
-                BLOCK_N,
-                D,
-                BLOCK_D,
+                state, queries, kv, visible, bounds, scale_log2, part, TMA, BLOCK_N, D, BLOCK_D
             )
 
     acc, l_i, m_i = state
@@ -316,22 +308,21 @@ def _dq_inner(
     do,
     L,
     delta,
-    key_values,
+    kv,
     visible,
-    begin,
-    stop,
+    bounds,
     scale_log2,
-    MASKED: tl.constexpr,
+    PART: tl.constexpr,
     TMA: tl.constexpr,
     BLOCK_N: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    k, v, k_strides, v_strides, b, g, Tk = key_values
-    for n in range(begin, stop, BLOCK_N):
+    k, v, k_strides, v_strides, b, g, Tk = kv
+    for n in range(bounds[PART], bounds[PART + 1], BLOCK_N):
         keys = _load(k, k_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
         p = tl.exp2(dot(q, tl.trans(keys)) * scale_log2 - L[:, None])  # (BLOCK_M, BLOCK_N)
-        if MASKED:
+        if PART != 1:
             p = tl.where(_is_visible(n + tl.arange(0, BLOCK_N), visible), p, 0.0)
 
         values = _load(v, v_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
@@ -350,19 +341,12 @@ def _backward_dq(
     dq,
     lse,
     delta,
-    starts,
-    ends,
-    q_strides,
-    k_strides,
-    v_strides,
-    o_strides,
-    do_strides,
-    dq_strides,
+    ranges,
+    strides,
     Tq,
     Tk,
     H,
     G,
-    ranges_stride,
     scale,
     scale_log2,
     MODE: tl.constexpr,
@@ -372,15 +356,10 @@ def _backward_dq(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    num_blocks = tl.cdiv(Tq, BLOCK_M)
-    pid = tl.program_id(0)
-    t = (num_blocks - 1 - pid % num_blocks) * BLOCK_M
-    b, h = pid // num_blocks // H, pid // num_blocks % H
-    starts, ends = starts + b * ranges_stride, ends + b * ranges_stride
-
+    q_strides, k_strides, v_strides, o_strides, do_strides, dq_strides = strides
+    t, b, h = _locate(Tq, H, BLOCK_M, True)
     offs_m = t + tl.arange(0, BLOCK_M)
-    visible = _visible_range(offs_m, starts, ends, Tq, Tk, MODE, False)
-    bounds = _block_bounds(t, starts, ends, Tq, Tk, MODE, False, BLOCK_M, BLOCK_N)
+    visible, bounds = _block_bounds(b, t, ranges, Tq, Tk, MODE, False, BLOCK_M, BLOCK_N)
 
     queries = _load(q, q_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
     dout = _load(do, do_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
@@ -392,7 +371,7 @@ def _backward_dq(
     tl.store(delta + row, d, mask=offs_m < Tq)
     L = tl.load(lse + row, mask=offs_m < Tq, other=INF)
 
-    key_values = k, v, k_strides, v_strides, b, h // G, Tk
+    kv = k, v, k_strides, v_strides, b, h // G, Tk
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for part in tl.static_range(3):
         if part > 0 or MODE == RANGES:
@@ -402,12 +381,11 @@ def _backward_dq(
                 dout,
                 L,
                 d,
-                key_values,
+                kv,
                 visible,
-                bounds[part],
-                bounds[part + 1],
+                bounds,
                 scale_log2,
-                part != 1,
+                part,
                 TMA,
                 BLOCK_N,
                 D,
@@ -421,25 +399,24 @@ def _dkdv_inner(
     grads,
     keys,
     values,
-    query_values,
+    qdo,
     visible,
-    begin,
-    stop,
+    bounds,
     scale_log2,
-    MASKED: tl.constexpr,
+    PART: tl.constexpr,
     TMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     dk, dv = grads
-    q, do, lse, delta, q_strides, do_strides, b, h, Tq = query_values
-    for t in range(begin, stop, BLOCK_M):
+    q, do, lse, delta, q_strides, do_strides, b, h, Tq = qdo
+    for t in range(bounds[PART], bounds[PART + 1], BLOCK_M):
         offs_m = t + tl.arange(0, BLOCK_M)
         queries = _load(q, q_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
         L = tl.load(lse + offs_m, mask=offs_m < Tq, other=INF)
         p = tl.exp2(dot(keys, tl.trans(queries)) * scale_log2 - L[None, :])  # (BLOCK_N, BLOCK_M)
-        if MASKED:
+        if PART != 1:
             p = tl.where(_is_visible(offs_m, visible), p, 0.0)
 
         dout = _load(do, do_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
@@ -460,18 +437,12 @@ def _backward_dkdv(
     dv,
     lse,
     delta,
-    starts,
-    ends,
-    q_strides,
-    k_strides,
-    v_strides,
-    do_strides,
-    dk_strides,
+    ranges,
+    strides,
     Tq,
     Tk,
     H,
     G,
-    ranges_stride,
     scale,
     scale_log2,
     MODE: tl.constexpr,
@@ -483,21 +454,15 @@ def _backward_dkdv(
 ):
     """dk and dv for each query head. The launcher adds the heads that share keys: a loop over
     them in here would spill registers."""
-    num_blocks = tl.cdiv(Tk, BLOCK_N)
-    pid = tl.program_id(0)
-    t = pid % num_blocks * BLOCK_N  # under a causal mask the first keys have the most queries
-    b, h = pid // num_blocks // H, pid // num_blocks % H
-    starts, ends = starts + b * ranges_stride, ends + b * ranges_stride
-
-    offs_n = t + tl.arange(0, BLOCK_N)
-    visible = _visible_range(offs_n, starts, ends, Tk, Tq, MODE, True)
-    bounds = _block_bounds(t, starts, ends, Tk, Tq, MODE, True, BLOCK_N, BLOCK_M)
+    q_strides, k_strides, v_strides, do_strides, dk_strides = strides
+    t, b, h = _locate(Tk, H, BLOCK_N, False)
+    visible, bounds = _block_bounds(b, t, ranges, Tk, Tq, MODE, True, BLOCK_N, BLOCK_M)
 
     row = (b * H + h).to(tl.int64) * Tq
     lse, delta = lse + row, delta + row
     keys = _load(k, k_strides, b, h // G, t, Tk, TMA, BLOCK_N, D, BLOCK_D)
     values = _load(v, v_strides, b, h // G, t, Tk, TMA, BLOCK_N, D, BLOCK_D)
-    query_values = q, do, lse, delta, q_strides, do_strides, b, h, Tq
+    qdo = q, do, lse, delta, q_strides, do_strides, b, h, Tq
     zeros = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     grads = zeros, zeros
     for part in tl.static_range(3):
@@ -507,12 +472,11 @@ def _backward_dkdv(
                 grads,
                 keys,
                 values,
-                query_values,
+                qdo,
                 visible,
-                bounds[part],
-                bounds[part + 1],
+                bounds,
                 scale_log2,
-                part != 1,
+                part,
                 TMA,
                 BLOCK_M,
                 D,
@@ -528,8 +492,8 @@ def _decode_split(
     k,
     v,
     lengths,
-    partial_o,
-    partial_lse,
+    split_o,
+    split_lse,
     q_strides,
     k_strides,
     v_strides,
@@ -560,52 +524,35 @@ def _decode_split(
     acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
     l_i = tl.zeros((BLOCK_G,), tl.float32)
     state = acc, l_i, tl.full((BLOCK_G,), -INF, tl.float32)
-    key_values = k, v, k_strides, v_strides, b, g, stop
+    kv = k, v, k_strides, v_strides, b, g, stop
     visible = offs_g * 0, offs_g * 0 + stop
     acc, l_i, m_i = _forward_inner(
-        state,
-        queries,
-        key_values,
-        visible,
-        begin,
-        stop,
-        scale_log2,
-        True,
-        False,
-        BLOCK_N,
-        D,
-        BLOCK_D,
+        state, queries, kv, visible, (begin, stop), scale_log2, 0, False, BLOCK_N, D, BLOCK_D
     )
 
     empty = l_i == 0.0
     l_i = tl.where(empty, 1.0, l_i)
     row = (b * K * G + head).to(tl.int64) * num_splits + split
-    tl.store(partial_lse + row, tl.where(empty, -INF, m_i + tl.log2(l_i)), mask=offs_g < G)
-    tl.store(partial_o + row[:, None] * D + offs_d[None, :], acc / l_i[:, None], mask=mask)
+    tl.store(split_lse + row, tl.where(empty, -INF, m_i + tl.log2(l_i)), mask=offs_g < G)
+    tl.store(split_o + row[:, None] * D + offs_d[None, :], acc / l_i[:, None], mask=mask)
 
 
 @triton.jit
 def _decode_combine(
-    partial_o,
-    partial_lse,
-    o,
-    num_splits,
-    SPLITS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    parts, lse, o, num_splits, SPLITS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """Adds the splits of one head, each weighted by exp2 of its log-sum-exp."""
     row = tl.program_id(0).to(tl.int64)
     offs_s, offs_d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
-    L = tl.load(partial_lse + row * num_splits + offs_s, mask=offs_s < num_splits, other=-INF)
+    L = tl.load(lse + row * num_splits + offs_s, mask=offs_s < num_splits, other=-INF)
     top = tl.max(L, 0)
     weight = tl.exp2(L - tl.where(top == -INF, 0.0, top))
     weight /= tl.maximum(tl.sum(weight, 0), 1e-30)
 
     mask = (offs_s < num_splits)[:, None] & (offs_d < D)[None, :]
     offs = (row * num_splits + offs_s)[:, None] * D + offs_d[None, :]
-    parts = tl.load(partial_o + offs, mask=mask, other=0.0)
-    out = tl.sum(parts * weight[:, None], 0)
+    out = tl.load(parts + offs, mask=mask, other=0.0)
+    out = tl.sum(out * weight[:, None], 0)
     tl.store(o + row * D + offs_d, out.to(o.dtype.element_ty), mask=offs_d < D)
 
 
@@ -635,26 +582,24 @@ TMA_IN_INTERPRETER = False  # the tests set it to check that path on a CPU
 
 
 def _tiles(kernel, q, tma):
-    """-> BLOCK_M, BLOCK_N and Triton's options."""
-    generation = 0 if arch() == 0 else 80
+    """-> BLOCK_M, BLOCK_N and the kernel's options, which contain them."""
+    D, generation = q.shape[3], 0 if arch() == 0 else 80
     if tma and generation:
         generation = 90
-    block_m, block_n, num_warps, num_stages = TILES[generation][kernel][
-        64 if q.shape[3] <= 64 else 128
-    ]
+    block_m, block_n, num_warps, num_stages = TILES[generation][kernel][64 if D <= 64 else 128]
     # fp32 takes twice the bytes and no tensor cores: for checks, not for speed.
     if generation and q.dtype == torch.float32:
         block_m, block_n, num_warps, num_stages = 32, 32, 4, 1
-    return block_m, block_n, {"num_warps": num_warps, "num_stages": num_stages}
+    options = {"TMA": tma, "BLOCK_M": block_m, "BLOCK_N": block_n, "D": D, "BLOCK_D": _block_d(D)}
+    return block_m, block_n, options | {"num_warps": num_warps, "num_stages": num_stages}
 
 
 def _can_use_tma(*tensors):
     """Whether each tensor is a matrix (B·T, H·D) with rows at 16-byte steps, as TMA requires."""
     x = tensors[0]
+    available = arch() >= 90 and x.element_size() == 2
     if arch() == 0:
         available = TMA_IN_INTERPRETER
-    else:
-        available = arch() >= 90 and x.element_size() == 2
     return available and x.shape[3] in (64, 128) and all(_is_tma_matrix(x) for x in tensors)
 
 
@@ -675,6 +620,11 @@ def _descriptor(x, block, tma):
     return TensorDescriptor(x, [B * T, H * D], [x.stride(1), 1], [block, D])
 
 
+def _token_strides(*tensors):
+    """The strides of sequences, tokens and heads; channels are contiguous."""
+    return tuple(x.stride()[:3] for x in tensors)
+
+
 def _with_contiguous_channels(*tensors):
     return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
@@ -683,12 +633,12 @@ def _block_d(D):
     return max(16, triton.next_power_of_2(D))
 
 
-def _mask_arguments(causal, ranges, q):
-    """-> MODE, starts, ends, their stride between sequences; q takes the place of no tensor."""
-    if ranges is None:
-        return CAUSAL if causal else FULL, q, q, 0
-    starts, ends = (x.to(torch.int32).expand(len(q), x.shape[1]).contiguous() for x in ranges)
-    return RANGES, starts, ends, starts.shape[1]
+def _mask_arguments(causal, starts, ends, q):
+    """-> MODE and (starts, ends) of shape (B, Tq); q takes the place of tensors that are None."""
+    if starts is None:
+        return CAUSAL if causal else FULL, (q, q)
+    starts, ends = (x.to(torch.int32).expand(len(q), -1).contiguous() for x in (starts, ends))
+    return RANGES, (starts, ends)
 
 
 def _launch_forward(
@@ -703,28 +653,21 @@ def _launch_forward(
     if B * Tq * H == 0 or Tk == 0:
         return o.zero_(), lse.fill_(float("inf"))
 
-    ranges = None if starts is None else (starts, ends)
-    mode, starts, ends, ranges_stride = _mask_arguments(causal, ranges, q)
+    mode, ranges = _mask_arguments(causal, starts, ends, q)
     tma = _can_use_tma(q, k, v)
     block_m, block_n, options = _tiles("forward", q, tma)
-    tiles = [_descriptor(x, n, tma) for x, n in ((q, block_m), (k, block_n), (v, block_n))]
-    strides = [x.stride()[:3] for x in (q, k, v, o)]
-    sizes = Tq, Tk, H, H // K, ranges_stride
+    sizes = Tq, Tk, H, H // K
     _forward_kernel[(triton.cdiv(Tq, block_m) * B * H,)](
-        *tiles,
+        _descriptor(q, block_m, tma),
+        _descriptor(k, block_n, tma),
+        _descriptor(v, block_n, tma),
         o,
         lse,
-        starts,
-        ends,
-        *strides,
+        ranges,
+        _token_strides(q, k, v, o),
         *sizes,
         D**-0.5 * math.log2(math.e),
         MODE=mode,
-        TMA=tma,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        D=D,
-        BLOCK_D=_block_d(D),
         **options,
     )
     return o, lse
@@ -751,54 +694,32 @@ def _launch_backward(
     if B * Tq * H == 0 or Tk == 0:
         return dq.zero_(), torch.zeros_like(k), torch.zeros_like(v)
 
-    ranges = None if starts is None else (starts, ends)
     tma = _can_use_tma(q, k, v, do)
     sizes = Tq, Tk, H, H // K
     scales = D**-0.5, D**-0.5 * math.log2(math.e)
-    shared = {"TMA": tma, "D": D, "BLOCK_D": _block_d(D)}
 
-    # Queries first, because that kernel also writes delta.
-    mode, starts, ends, ranges_stride = _mask_arguments(causal, ranges, q)
+    def tiles(block_m, block_n):
+        blocks = (q, block_m), (k, block_n), (v, block_n), (do, block_m)
+        return [_descriptor(x, block, tma) for x, block in blocks]
+
+    # dq first, because that kernel also writes delta.
+    mode, ranges = _mask_arguments(causal, starts, ends, q)
     block_m, block_n, options = _tiles("dq", q, tma)
-    strides = [x.stride()[:3] for x in (q, k, v, o, do, dq)]
+    *qkv, dout = tiles(block_m, block_n)
+    tensors = *qkv, o, dout, dq, lse, delta, ranges
+    strides = _token_strides(q, k, v, o, do, dq)
     _backward_dq[(triton.cdiv(Tq, block_m) * B * H,)](
-        _descriptor(q, block_m, tma),
-        _descriptor(k, block_n, tma),
-        _descriptor(v, block_n, tma),
-        o,
-        _descriptor(do, block_m, tma),
-        *(dq, lse, delta, starts, ends),
-        *strides,
-        *sizes,
-        ranges_stride,
-        *scales,
-        MODE=mode,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        **shared,
-        **options,
+        *tensors, strides, *sizes, *scales, MODE=mode, **options
     )
 
-    if ranges is not None:
-        ranges = _query_ranges((starts, ends), Tk)
-    mode, starts, ends, ranges_stride = _mask_arguments(causal, ranges, q)
+    if starts is not None:
+        ranges = _query_ranges(ranges, Tk)
     block_m, block_n, options = _tiles("dkdv", q, tma)
-    strides = [x.stride()[:3] for x in (q, k, v, do, dk)]
+    *qkv, dout = tiles(block_m, block_n)
+    tensors = *qkv, dout, dk, dv, lse, delta, ranges
+    strides = _token_strides(q, k, v, do, dk)
     _backward_dkdv[(triton.cdiv(Tk, block_n) * B * H,)](
-        _descriptor(q, block_m, tma),
-        _descriptor(k, block_n, tma),
-        _descriptor(v, block_n, tma),
-        _descriptor(do, block_m, tma),
-        *(dk, dv, lse, delta, starts, ends),
-        *strides,
-        *sizes,
-        ranges_stride,
-        *scales,
-        MODE=mode,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        **shared,
-        **options,
+        *tensors, strides, *sizes, *scales, MODE=mode, **options
     )
     if H != K:
         dk, dv = (x.view(B, Tk, K, H // K, D).sum(3) for x in (dk, dv))
@@ -817,27 +738,24 @@ def _launch_decode(
         num_splits = max(1, min(triton.cdiv(S, 256), triton.cdiv(4 * num_sms(q), B * K), 64))
 
     o = torch.empty(B, H, D, dtype=q.dtype, device=q.device)
-    partial_o = torch.empty(B, H, num_splits, D, dtype=torch.float32, device=q.device)
-    partial_lse = torch.empty(B, H, num_splits, dtype=torch.float32, device=q.device)
-    block_d = _block_d(D)
+    split_o = torch.empty(B, H, num_splits, D, dtype=torch.float32, device=q.device)
+    split_lse = torch.empty(B, H, num_splits, dtype=torch.float32, device=q.device)
+    shared = {"D": D, "BLOCK_D": _block_d(D), "num_warps": 4}
+    tensors = q, k, v, lengths.contiguous(), split_o, split_lse
+    strides = q.stride()[:2], *_token_strides(k, v)
+    sizes = S, K, H // K, num_splits
     _decode_split[(B * K * num_splits,)](
-        *(q, k, v, lengths.contiguous(), partial_o, partial_lse),
-        *(q.stride()[:2], k.stride()[:3], v.stride()[:3]),
-        *(S, K, H // K, num_splits, D**-0.5 * math.log2(math.e)),
+        *tensors,
+        *strides,
+        *sizes,
+        D**-0.5 * math.log2(math.e),
         BLOCK_G=max(16, triton.next_power_of_2(H // K)),
         BLOCK_N=64,
-        D=D,
-        BLOCK_D=block_d,
-        num_warps=4,
         num_stages=3,
+        **shared,
     )
-    _decode_combine[(B * H,)](
-        *(partial_o, partial_lse, o, num_splits),
-        SPLITS=triton.next_power_of_2(num_splits),
-        D=D,
-        BLOCK_D=block_d,
-        num_warps=4,
-    )
+    splits = triton.next_power_of_2(num_splits)
+    _decode_combine[(B * H,)](split_o, split_lse, o, num_splits, SPLITS=splits, **shared)
     return o
 
 

@@ -13,6 +13,7 @@ flushed in between, because zeros run faster than data and a warm cache flatters
 
 import argparse
 import datetime
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -76,14 +77,11 @@ def backward(out, inputs, grads):
 
 def measure(fn, input_sets):
     """-> forward ms, backward ms, peak GB of both together."""
-
-    def forward_backward(*inputs):
-        return backward(*forward_graph(fn, *inputs))
-
     with torch.no_grad():
         forward_ms = median_ms(fn, input_sets)
     backward_ms = median_ms(backward, [forward_graph(fn, *inputs) for inputs in input_sets])
-    return forward_ms, backward_ms, peak_gb(forward_backward, *input_sets[0])
+    peak = peak_gb(lambda *inputs: backward(*forward_graph(fn, *inputs)), *input_sets[0])
+    return forward_ms, backward_ms, peak
 
 
 def measure_rival(fn, input_sets):
@@ -182,16 +180,13 @@ def attention_row(name, B, T, H, K, D, causal, matmul):
     gflop = 4 * B * H * T * T * D * (0.5 if causal else 1) / 1e9
     input_sets = [(randn(B, T, H, D), randn(B, T, K, D), randn(B, T, K, D)) for _ in range(3)]
 
-    def ours(q, k, v):
-        return kernels.attention(q, k, v, causal=causal)
-
+    ours = functools.partial(kernels.attention, causal=causal)
     result = measure(ours, input_sets)
-    rivals = [
-        measure_rival(sdpa(SDPBackend.FLASH_ATTENTION, causal, H != K), input_sets),
-        measure_rival(sdpa(SDPBackend.CUDNN_ATTENTION, causal, H != K), input_sets),
-        None,
-    ]
+    backends = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
+    rivals = [measure_rival(sdpa(backend, causal, H != K), input_sets) for backend in backends]
+
     # flex_attention only for some shapes: it compiles for longer than everything else takes.
+    rivals.append(None)
     if T in (577, 8192) or H != K:
         rivals[2] = measure_rival(flex(T, causal, H != K), input_sets)
 
@@ -209,11 +204,7 @@ def attention_table(copy, matmul):
 
     # Packing: each query attends to its own document of 512 tokens.
     end = torch.arange(1, 8193, dtype=torch.int32, device=DEVICE)[None]
-    start = (end - 1) // 512 * 512
-
-    def packed(q, k, v):
-        return kernels.attention(q, k, v, key_ranges=(start, end))
-
+    packed = functools.partial(kernels.attention, key_ranges=((end - 1) // 512 * 512, end))
     input_sets = [[randn(2, 8192, 16, 128) for _ in range(3)] for _ in range(3)]
     whole, parts = measure(kernels.attention, input_sets), measure(packed, input_sets)
     print(
@@ -228,11 +219,9 @@ def memory_cases():
     size = N * C * 2
     angles = torch.rand(N, 64, device=DEVICE)
 
-    def rope(q, k):
-        return kernels.rope(q, k, angles, angles)
-
-    def plain_rope(q, k):
-        return rope_reference(q, k, angles, angles)
+    rope, plain_rope = (
+        functools.partial(fn, cos=angles, sin=angles) for fn in (kernels.rope, rope_reference)
+    )
 
     def inputs(*shapes):
         return [[randn(*shape) for shape in shapes] for _ in range(3)]
@@ -258,10 +247,8 @@ def memory_table(copy, matmul):
         ]
         share = rates(ours, *moved, 1e-4 / copy)
         rows.append([name, pair(*ours[:2]), speeds[0], share, ours[2], *speeds[1:]])
-    print_table(
-        ["", "ms", "GB/s", "% of copy", "peak GB", "eager GB/s", "compiled GB/s"],
-        rows,
-    )
+    header = ["", "ms", "GB/s", "% of copy", "peak GB", "eager GB/s", "compiled GB/s"]
+    print_table(header, rows)
 
 
 def plain_loss(hidden, weight, targets):
@@ -319,12 +306,8 @@ TABLES = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES), help="tables")
-    parser.add_argument(
-        "--tests",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="run the tests of the kernels first",
-    )
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("--tests", action=flag, default=True, help="run the kernels' tests first")
     args = parser.parse_args()
 
     if not torch.cuda.is_available():

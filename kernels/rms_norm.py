@@ -117,19 +117,11 @@ def _launch_forward(
 
     if rows.shape[0]:
         block = triton.next_power_of_2(C)
+        num_warps = min(8, max(1, block // 512))
+        tensors = rows, other, weight.contiguous(), y, total
         strides = rows.stride(0), other.stride(0)
         _forward_kernel[(rows.shape[0],)](
-            rows,
-            other,
-            weight.contiguous(),
-            y,
-            total,
-            *strides,
-            C,
-            eps,
-            ADD=add,
-            BLOCK=block,
-            num_warps=min(8, max(1, block // 512)),
+            *tensors, *strides, C, eps, ADD=add, BLOCK=block, num_warps=num_warps
         )
     return y, total
 
@@ -148,21 +140,10 @@ def _launch_backward(
     num_programs = max(1, min(rows.shape[0], num_sms(x) * max(1, 16 // num_warps)))
     partials = torch.empty(num_programs, C, dtype=torch.float32, device=x.device)
 
+    tensors = rows, weight.contiguous(), dy, dtotal, dx, partials
     strides = rows.stride(0), dy.stride(0), dtotal.stride(0)
     _backward_kernel[(num_programs,)](
-        rows,
-        weight.contiguous(),
-        dy,
-        dtotal,
-        dx,
-        partials,
-        *strides,
-        rows.shape[0],
-        C,
-        eps,
-        ADD=add,
-        BLOCK=block,
-        num_warps=num_warps,
+        *tensors, *strides, rows.shape[0], C, eps, ADD=add, BLOCK=block, num_warps=num_warps
     )
     return dx, partials.sum(0).to(weight.dtype)
 

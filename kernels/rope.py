@@ -81,21 +81,17 @@ def _launch(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, sign:
     y = torch.empty(B, T, H, D, dtype=x.dtype, device=x.device)
 
     # Without positions the kernel gets some tensor that it never reads.
-    offsets, offsets_stride = x, x.stride(0)
+    offsets = x
     if positions is not None:
         offsets = positions.expand(B, T)
         offsets = offsets if offsets.stride(1) == 1 else offsets.contiguous()
-        offsets_stride = offsets.stride(0)
 
     if B * T:
+        tensors = x, y, cos.contiguous(), sin.contiguous(), offsets
+        strides = x.stride()[:3], offsets.stride(0)
         _rotate[(B * T,)](
-            x,
-            y,
-            cos.contiguous(),
-            sin.contiguous(),
-            offsets,
-            x.stride()[:3],
-            offsets_stride,
+            *tensors,
+            *strides,
             T,
             H,
             sign,

@@ -45,7 +45,7 @@ def encode_chat(turns, tokenizer, num_patches):
 
     turns: [(question, answer), …]. A question is a string, or a list of strings with an image
     between each two. The last answer may be None: the ids are then a prompt for inference.
-    Texts between control pieces are tokenized separately, as in LLaVA-1.5."""
+    Each part is tokenized by itself and begins with "▁", so the ids are those of LLaVA-1.5."""
     ids, loss_mask = [tokenizer.bos_id], [0]
     for question, answer in turns:
         parts = [question] if isinstance(question, str) else list(question)
@@ -176,8 +176,8 @@ def record_lengths(sample):
 
 
 def attention_pairs(sample):
-    """Query-key pairs that are useful work: the sum of the records' squared lengths. The prefix
-    counts once, though attention repeats it for each record."""
+    """Query-key pairs before the causal mask: the sum of the records' squared lengths. The pairs
+    inside the shared prefix count once, though attention computes them for each record."""
     repeated = (len(sample.starts) - 1) * sample.starts[0] ** 2
     return sum(length**2 for length in record_lengths(sample)) - repeated
 
@@ -201,9 +201,9 @@ class ImageCache:
 
 
 def shared_image_key(record):
-    """(image, text before it, number of messages): records of one key may share a sample; None:
-    the record stays alone. The text is always empty (`split_question`). The number of messages is
-    in the key because rows are padded to the longest record of a sample."""
+    """(image, "", number of messages): records of one key may share a sample; None:
+    the record stays alone. The "" only keeps the order that the key seeds in `scan`. The number of
+    messages is there because rows are padded to the longest record of a sample."""
     image, messages = record.get("image"), record.get("conversations")
     if not isinstance(image, str) or not isinstance(messages, list) or not messages:
         return None
@@ -225,8 +225,8 @@ class ConversationDataset:
     where each record lies, about 36 bytes a record.
 
     records_per_sample: up to this many records of one image, in random order, make one sample with
-    one image. LLaVA-1.5 makes them one conversation. Here they stay apart: a model can copy an
-    answer that an earlier turn already gave (docs/experiments.md)."""
+    one image. LLaVA-1.5 makes them one conversation, in which a model can copy an answer that an
+    earlier turn already gave. So here they stay apart (docs/experiments.md)."""
 
     def __init__(self, paths, tokenizer, config, max_length, records_per_sample=1):
         self.paths, self.tokenizer = list(paths), tokenizer
@@ -234,7 +234,8 @@ class ConversationDataset:
         self.records_per_sample = records_per_sample
         size, ratio = config.vision.image_size, config.image_aspect_ratio
         self.images = [ImageCache(Path(path).parent, size, ratio) for path in self.paths]
-        self.spans, self.sizes, self.languages = [], [], []  # of each file
+        # Of each file: byte ranges of its records (n, 2); number of samples; Counter of languages.
+        self.spans, self.sizes, self.languages = [], [], []
 
         # The records of sample i are members[ends[i − 1] : ends[i]].
         members, ends, sort_keys = array("q"), array("q"), array("q")

@@ -1,4 +1,4 @@
-"""Answers questions about images: one question, a chat, or a file of questions.
+"""Answers questions about images: one question, a chat, or a file of questions one by one.
 
 Reading order: tokenizer → vision → model → data → train → **generate**.
 Prompts and training samples both come from `data.encode_chat`.
@@ -28,6 +28,7 @@ from model import KVCache
 from tokenizer import StreamDecoder
 from training.device import pick_device, pick_precision
 from vocabulary.command import run_main
+from vocabulary.files import claim_output
 from vocabulary.records import read_complete_lines
 
 
@@ -199,6 +200,7 @@ def answer_file(model, tokenizer, args, options):
     first one stopped."""
     source = {"model": args.model, "data": args.batch}
     out = Path(args.out)
+    claim_output(out, lambda path: source.keys() <= first_row(path).keys(), [args.batch])
     out.parent.mkdir(parents=True, exist_ok=True)
 
     # A first run may have been cut off. Its answers must be to the same questions.
@@ -219,6 +221,12 @@ def answer_file(model, tokenizer, args, options):
             answer = "".join(pieces).strip()
             row = {**source, "index": i, "id": record.get("id"), "answer": answer}
             print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
+
+
+def first_row(path):
+    """The first line of a JSON Lines file."""
+    with open(path, "rb") as file:
+        return json.loads(file.readline())
 
 
 def chat(model, tokenizer, args, images, options):
@@ -258,7 +266,7 @@ def parse_args():
     add("--model", required=True, help="the model folder")
     add("--image", action="append", default=[], help="an image; may be given several times")
     add("--chat", action="store_true", help="more questions, until an empty line or Ctrl-D")
-    add("--batch", metavar="FILE", help="answer the first question of each record of this file")
+    add("--batch", metavar="FILE", help="answer the first question of each record, one by one")
     add("-o", "--out", default="answers.jsonl", help="of --batch (default: answers.jsonl)")
     add("--max-new-tokens", type=int, default=128, help="of an answer (default: 128)")
     add("--temperature", type=float, default=0.0, help="0, the default: the likeliest token")

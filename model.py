@@ -14,7 +14,7 @@ Sources: LLaVA-1.5 (arXiv 2310.03744), X-LLaVA (2403.11399), Llama 2 (2307.09288
 
 Dimensions: B samples, T tokens, C width, H query heads, K key-value heads, D head dim,
 V vocabulary, L layers, I images, N patches per image, S image size, R records, U tokens of the
-longest record, n positions with a loss.
+longest record, n positions with a loss, and ignored ones as filler.
 """
 
 from dataclasses import dataclass, field
@@ -81,12 +81,12 @@ class ModelConfig:
 class Layout(NamedTuple):
     """Positions, attention mask and output positions of a batch, where they are not the usual ones.
 
-    positions       (B, T) int, the position of each token in its own document, for RoPE
+    positions       (B or 1, T) int: the position of each token in its own record or sample
     key_ranges      two (B, T) int32: for each query its first key, and the one after its last,
                     for packed samples; they replace the causal mask (kernels/attention.py)
     split_index     (gather (R, U), scatter (B, T)): records side by side behind one image.
                     Attention runs on one row per record (data.side_by_side)
-    loss_positions  (n,) flat indices b·T + t of the positions whose output is needed
+    loss_positions  (n,) flat indices b·T + t of the targets, and an ignored one as filler
     """
 
     positions: torch.Tensor | None = None
@@ -125,8 +125,8 @@ class Attention(nn.Module):
 
     def forward(self, x, rope, layout=PLAIN, cache=None):
         """x (B, T, C) -> (B, T, C), or (n, C) if the layout has loss_positions.
-
-        rope: (cos, sin, positions). cache: this layer's (keys, values, lengths), or None."""
+        rope: (cos, sin, positions (B or 1, T) or None for 0 … T−1). cache: this layer's keys,
+        values (B, size, K, D) and lengths (B,), or None."""
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, C) -> (B, T, H, D)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, C) -> (B, T, K, D)
@@ -140,7 +140,7 @@ class Attention(nn.Module):
         else:
             out = attention(q, k, v, causal=True, key_ranges=layout.key_ranges)
 
-        out = out.reshape(B, T, -1)  # (B, T, H, D) -> (B, T, H·D)
+        out = out.reshape(B, T, -1)  # (B, T, H, D) or (B·T, H, D) -> (B, T, H·D)
         return self.o_proj(select_positions(out, layout.loss_positions))
 
     def attend_side_by_side(self, q, k, v, gather, scatter):
@@ -200,8 +200,7 @@ class Block(nn.Module):
         block runs only where the loss needs it."""
         h = self.attn(self.attn_norm(x), rope, layout, cache)
 
-        # The residual stream at the same positions as h. Then x ← x + h, h ← mlp_norm(x), in one
-        # pass over memory.
+        # The residual stream at h's positions. Then x ← x + h, h ← mlp_norm(x) in one pass.
         x = select_positions(x, layout.loss_positions)
         h, x = add_rms_norm(h, x, self.mlp_norm.weight, self.mlp_norm.eps)
         return x + self.mlp(h)
@@ -230,7 +229,7 @@ class Decoder(nn.Module):
 
             std = weight.shape[1] ** -0.5
             if "lm_head" in name:
-                std = 0.02  # as GPT-2; a tied head is initialised as the embedding
+                std = 0.02  # as GPT-2; a tied head is listed as embed_tokens only
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 # Two branches per layer are added up: keep the variance of their sum at one.
                 std *= (2 * len(self.layers)) ** -0.5
@@ -240,7 +239,8 @@ class Decoder(nn.Module):
     def rope_cos_sin(self, length, device):
         """cos and sin of the angles t · theta^(−2i/D), each float32 (at least length, D/2).
 
-        t: position, i: pair of the channels i and i + D/2 (RoFormer, arXiv 2104.09864, eq. 15)."""
+        t: position, i: pair of channels, here i and i + D/2 as in transformers' Llama (RoFormer,
+        arXiv 2104.09864, eq. 15, pairs 2i and 2i + 1)."""
         # Grow in powers of two, so that decoding does not build a new table at each step.
         length = 1 << (length - 1).bit_length()
         if (device, length) not in self.rope_cache:

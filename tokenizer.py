@@ -34,9 +34,9 @@ import numpy as np
 import sentencepiece
 
 from vocabulary.bench import bench
-from vocabulary.command import run_main
+from vocabulary.command import Parser, run_main
 from vocabulary.fast_bpe import bpe, build_symbol_array, count_words, learn_merges
-from vocabulary.files import read_lines
+from vocabulary.files import claim_output, read_lines
 from vocabulary.report import labelled_path, print_report, show
 from vocabulary.scripts import is_foreign
 from vocabulary.sentencepiece_file import (
@@ -195,7 +195,8 @@ def train(
     """Lines of text -> a BPE with vocab_size pieces: <unk> <s> </s>, 256 bytes, merges, characters.
 
     character_coverage: the share of the text whose characters become pieces; the rarest are left
-    to the bytes. ValueError if the text is empty, or has too few pairs or too many characters.
+    to the bytes (the command's default is 0.9995). ValueError if the text is empty, or has too few
+    pairs or too many characters.
     """
     if not 0 < character_coverage <= 1:
         raise ValueError(f"character coverage {character_coverage} must be in (0, 1]")
@@ -348,6 +349,7 @@ def merge_vocabularies(
 
 
 def run_merge(args: argparse.Namespace) -> None:
+    claim_output(args.out, Tokenizer.load, [args.base, *args.new])
     base = merged = Tokenizer.load(args.base)
     everything = {"unreachable": "keep", "foreign_only": False}
     for path in args.new:
@@ -358,7 +360,14 @@ def run_merge(args: argparse.Namespace) -> None:
         options = {"foreign_only": args.foreign_only, "same_normalizer": args.same_normalizer}
         added, lost = select_pieces(merged, new, unreachable=args.unreachable, **options)
         merged = merge_vocabularies(merged, added, (), **everything)
-        fate = "made reachable" if args.unreachable == "repair" else "left out"
+        fate = "left out"
+        if args.unreachable == "repair":
+            fate = "made reachable"
+            if blocked := [text for text in lost if is_blocked(text, base)]:
+                print(
+                    f"{path}: left out, with a space or a user-defined piece: {' '.join(blocked)}"
+                )
+                lost = [text for text in lost if text not in blocked]
         print(f"{path}: {len(added):,} new pieces, {len(lost)} unreachable {fate} {' '.join(lost)}")
         if args.foreign_only:
             rest, _ = select_pieces(merged, new, same_normalizer=False, **everything)
@@ -380,6 +389,7 @@ def run(args: argparse.Namespace) -> None:
     if args.command == "train":
         if not Path(args.out).parent.is_dir():  # found now, not after an hour of training
             raise ValueError(f"{args.out}: the folder does not exist")
+        claim_output(args.out, Tokenizer.load, args.files)
         options = {k: v for k, v in vars(args).items() if k not in ("command", "files", "out")}
         tokenizer = train(read_lines(args.files), progress=sys.stderr.isatty(), **options)
         tokenizer.save(args.out)
@@ -397,8 +407,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = Parser(prog="tokenizer.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     flag = {"action": argparse.BooleanOptionalAction, "default": True}
 
@@ -434,15 +443,7 @@ def main() -> None:
     add("file", help="UTF-8 text; sentencepiece and tokenizers train on it, too, if installed")
     add("--vocab-size", type=int, default=8000, help="by default %(default)s")
 
-    try:
-        run(parser.parse_args())
-    except KeyboardInterrupt:
-        print("tokenizer.py: interrupted, nothing written", file=sys.stderr)
-        sys.exit(130)
-    except (OSError, ValueError) as error:
-        path = getattr(error, "filename", None)
-        print(f"tokenizer.py: {f'{path}: {error.strerror}' if path else error}", file=sys.stderr)
-        sys.exit(2)
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":

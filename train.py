@@ -4,7 +4,7 @@ Reading order: tokenizer → vision → model → data → **train** → generat
 Each stage reads a model folder and writes another:
 
     stage     trains                    on               loss                    mirrors
-    vision    ViT, projector,           images with      phrase contrast         CLIP
+    vision    ViT, projector,           images with      phrase contrast         SigLIP
               token embeddings          phrases
     text      decoder                   bilingual text   next token              X-LLaVA, pretrain
     align     projector                 captions         next token (captions)   LLaVA, stage 1
@@ -87,7 +87,7 @@ class Recipe:
 
 
 RECIPES = {
-    # As CLIP (arXiv 2103.00020), with a smaller batch.
+    # Epochs and beta2 as CLIP (arXiv 2103.00020); the loss is SigLIP's, on patches.
     "vision": Recipe(
         trainable=("vision", "projector", "decoder.embed_tokens"),
         lr=1e-3,

@@ -36,7 +36,7 @@ from evaluation.client import (
     run_jobs,
 )
 from evaluation.journal import Journal, json_line
-from vocabulary.files import write_atomically
+from vocabulary.files import claim_output, sibling, write_atomically
 
 cached_jpeg = lru_cache(maxsize=32)(encode_jpeg)  # an image's kinds are asked one after another
 
@@ -163,7 +163,12 @@ def annotate(args):
 
         return dry_run(items, args)
 
-    journal = Journal(sibling(args.out, ".journal.jsonl"))
+    # A set is ours if the journal that it was made from lies beside it.
+    journal_path = sibling(args.out, ".journal.jsonl")
+    claim_output(
+        args.out, lambda path: journal_path.exists(), [args.objects] if args.objects else []
+    )
+    journal = Journal(journal_path)
     if journal.passed_over:
         count = f"{journal.passed_over} broken line(s)"
         print(f"{journal.path}: {count} passed over, as a crash leaves them", file=sys.stderr)
@@ -243,11 +248,6 @@ def report(args, items, records, rejected, endpoint, why):
 
 
 TROUBLES = ("no reply", "malformed")  # filters that tell of the server, not of what it wrote
-
-
-def sibling(out, ending):
-    """set.json -> set + ending."""
-    return out.with_name(out.name.removesuffix(".json") + ending)
 
 
 def count_names(names):

@@ -12,11 +12,11 @@ from string import Template
 import numpy as np
 
 import data
-from annotation.build import cached_jpeg, count_names, print_filters, sibling
+from annotation.build import cached_jpeg, count_names, print_filters
 from annotation.filters import width
 from annotation.prompts import generation_request
 from evaluation.client import estimate_tokens, has_prices, make_body, price
-from vocabulary.files import write_atomically
+from vocabulary.files import sibling, write_atomically
 from vocabulary.records import read_records
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import checkpoint
 from checkpoint.build import WRITTEN_DTYPES, build, plan_build
@@ -84,8 +85,11 @@ def main(argv=None):
     if args.command == "build":
         plan = plan_build(args.llm, args.vision, args.projector, args.tokenizer, args.dtype)
         print_plan(plan)
-        if not args.dry_run:
-            build(plan, args.out, args.init, args.seed)
+        if args.dry_run:
+            return
+        if Path(args.out).exists() and any(Path(args.out).iterdir()):
+            raise ValueError(f"{args.out}: there is something already; give another -o")
+        build(plan, args.out, args.init, args.seed)
         return
     print(json.dumps(asdict(checkpoint.load_config(args.folder)), indent=2))
     tensors = load_weights(args.folder)

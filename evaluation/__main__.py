@@ -5,7 +5,10 @@ from pathlib import Path
 
 from evaluation import answer, compare, judge, likelihood, report, retrieval
 from vocabulary.command import run_main
+from vocabulary.files import claim_output, read_json
 
+# Each command's results have one of these keys.
+RESULTS = {"rows", "likelihood", "retrieval", "models", "judge"}
 COMMANDS = {
     "answer": answer,
     "likelihood": likelihood,
@@ -16,6 +19,11 @@ COMMANDS = {
 }
 
 
+def is_result(path):
+    """Whether a file holds the results of one of these commands."""
+    return bool(RESULTS & read_json(path).keys())
+
+
 def main():
     parser = ArgumentParser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -24,7 +32,9 @@ def main():
         command = commands.add_parser(name, **about, formatter_class=RawDescriptionHelpFormatter)
         module.add_arguments(command)
     args = parser.parse_args()
-    if args.out:
+    if args.out and args.command != "report":
+        inputs = [*getattr(args, "data", []), *getattr(args, "answers", [])]
+        claim_output(args.out, is_result, inputs)
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     COMMANDS[args.command].run(args)
 

@@ -24,6 +24,7 @@ from evaluation.questions import Question, question_name, read_questions
 from evaluation.scores import FAMILIES, accuracy_rows, metric_rows, most_frequent_answers
 from evaluation.tables import show_results
 from generate import answer_batch, load_for_inference
+from vocabulary.files import claim_output, set_aside, sibling
 from vocabulary.records import read_complete_lines
 
 # The fields of a Question that an answer file holds
@@ -59,9 +60,10 @@ class AnswerFile:
     are moved to OUT.answers.old.jsonl."""
 
     def __init__(self, path, header):
+        claim_output(path, lambda path: "asked" in json.loads(path.open("rb").readline()))
         rows = list(map(json.loads, read_complete_lines(path)))
         if rows and rows[0] != header:
-            old = path.replace(path.with_suffix(".old.jsonl"))
+            old = set_aside(path)
             print(f"{path}: of another model or setting, moved to {old.name}", file=sys.stderr)
             rows = []
 
@@ -88,7 +90,7 @@ def read_answers(path):
     """(header, questions with their answers) of an answer file. path: its own, or OUT.json."""
     path = Path(path)
     if path.suffix == ".json":
-        path = path.with_suffix(".answers.jsonl")
+        path = sibling(path, ".answers.jsonl")
     if not path.is_file():
         raise ValueError(f"{path}: no such file; python -m evaluation answer -o writes it")
     try:
@@ -127,7 +129,7 @@ def run(args):
     # What an earlier run has answered is kept.
     on_answer = None
     if args.out:
-        path = Path(args.out).with_suffix(".answers.jsonl")
+        path = sibling(args.out, ".answers.jsonl")
         answer_file = AnswerFile(path, make_header(args, settings))
         missing, on_answer = answer_file.restore(questions), answer_file.add
         if done := len(questions) - len(missing):

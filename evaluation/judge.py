@@ -52,7 +52,7 @@ from evaluation.metrics import (
     write_results,
 )
 from evaluation.questions import question_name, reference_answer
-from vocabulary.files import read_json
+from vocabulary.files import read_json, sibling
 
 MAX_SIDE = 512  # pixels of the image that the judge gets
 MAX_UNREADABLE = 3  # replies without a verdict that are paid for per request
@@ -261,7 +261,7 @@ def print_plan(args, questions, requests, journal):
 def run(args):
     key = check_options(args)
     questions, requests = make_requests(args)
-    journal = Journal(Path(args.out).with_suffix(".journal.jsonl"))
+    journal = Journal(sibling(args.out, ".journal.jsonl"))
     with journal.file:
         num_left = print_plan(args, questions, requests, journal)
         if args.dry_run:

@@ -184,7 +184,7 @@ def test_a_second_run_answers_only_what_is_missing(folder, world, tmp_path):
 
     # With another setting the old answers are moved aside, not mixed in.
     run_answer(folder, world / "chats.json", out, "--max-new-tokens", 1)
-    assert (tmp_path / "eval.answers.old.jsonl").exists()
+    assert (tmp_path / "eval.answers.jsonl.old-1").exists()
     assert len(answers.read_text(encoding="utf-8").splitlines()) == 29
 
 

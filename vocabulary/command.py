@@ -41,6 +41,9 @@ def run_main(main, name):
         status = 0
     except (ValueError, OSError) as error:
         status = f"{name}: {error}"
+        if getattr(error, "filename", None):
+            status = f"{name}: {error.filename}: {error.strerror}"
     except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
         status = 130
     sys.exit(status)

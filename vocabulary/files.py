@@ -28,6 +28,46 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
         temporary.unlink(missing_ok=True)
 
 
+def claim_output(
+    path: str | os.PathLike,
+    is_ours: Callable[[Path], bool],
+    inputs: Iterable[str | os.PathLike] = (),
+) -> None:
+    """ValueError if writing `path` would replace a file that this command did not write.
+
+    is_ours: whether an existing file is an earlier output. It may raise ValueError. A command calls
+    this before it changes a byte.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; -o needs a file")
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    for source in inputs:
+        if Path(source).exists() and path.samefile(source):
+            raise ValueError(f"{path}: is an input of this command; give another -o")
+    try:
+        known = is_ours(path)
+    except (ValueError, LookupError, TypeError, AttributeError, OSError):  # it is something else
+        known = False
+    if not known:
+        raise ValueError(f"{path}: was not written by this command; give another -o")
+
+
+def sibling(out: str | os.PathLike, ending: str) -> Path:
+    """OUT.json -> OUT + ending. Other dots are part of the name: llava-1.5 keeps its 5."""
+    out = Path(out)
+    return out.with_name(out.name.removesuffix(".json") + ending)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file to the first free one of PATH.old-1, PATH.old-2 … and return that."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -> None:
     """Write `value` as UTF-8 JSON with a newline at the end, whole or not at all."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"

@@ -156,3 +156,8 @@ def test_the_six_scripts_are_an_evenings_reading():
     sizes = {script: (ROOT / f"{script}.py").read_text(encoding="utf-8") for script in SIX}
     assert sum(map(len, sizes.values())) < 130_000
     assert all(text.count("\n") <= 450 for text in sizes.values())
+
+
+def test_no_page_holds_a_placeholder():
+    for page in PAGES:
+        assert not re.findall(r"\b[A-Z]{3,}_[A-Z]{3,}\b(?!_)", page.replace("IGNORE_INDEX", ""))

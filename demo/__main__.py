@@ -71,6 +71,8 @@ def main(words=None, runner=run_command):
             move_aside(args.out)
         run = Run(args.out)
         run.run(make_steps(args), runner)
+    except BrokenPipeError:  # the reader of the output has ended
+        raise
     except (ValueError, OSError) as error:
         sys.exit(f"demo: {error}")
 

@@ -138,6 +138,8 @@ def main(words=None):
         run.run(worlds)
         run_all(runs, args.jobs)
         run.run(comparisons)
+    except BrokenPipeError:  # the reader of the output has ended
+        raise
     except (ValueError, OSError) as error:
         sys.exit(f"demo.ablation: {error}")
 

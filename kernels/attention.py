@@ -66,6 +66,7 @@ def attention_reference(q, k, v, causal=True, key_ranges=None):
         start, end = key_ranges[0].unsqueeze(-1), key_ranges[1].unsqueeze(-1)
         keys = torch.arange(Tk, device=q.device)
         hidden = (keys < start) | (keys >= end)  # (B or 1, Tq, Tk)
+        # Not −inf: a softmax over no key at all would be NaN.
         bias = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device)
         bias.masked_fill_(hidden, torch.finfo(q.dtype).min / 2)
         scores = (scores.unflatten(2, (-1, Tq)) + bias[:, None, None]).flatten(2, 3)
@@ -207,6 +208,7 @@ def _block_bounds(
     start_first, end_first = _visible_range(t, starts, ends, T, other_T, MODE, OF_KEYS)
     start_last, end_last = _visible_range(last, starts, ends, T, other_T, MODE, OF_KEYS)
 
+    # Plain blocks lie between the last start and the first end. There may be none.
     begin = start_first // STEP * STEP
     plain = tl.minimum(tl.cdiv(start_last, STEP) * STEP, tl.cdiv(end_last, STEP) * STEP)
     plain = tl.maximum(plain, begin)
@@ -320,11 +322,13 @@ def _dq_inner(
 ):
     k, v, k_strides, v_strides, b, g, Tk = kv
     for n in range(bounds[PART], bounds[PART + 1], BLOCK_N):
+        # P from the scores and their log-sum-exp
         keys = _load(k, k_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
         p = tl.exp2(dot(q, tl.trans(keys)) * scale_log2 - L[:, None])  # (BLOCK_M, BLOCK_N)
         if PART != 1:
             p = tl.where(_is_visible(n + tl.arange(0, BLOCK_N), visible), p, 0.0)
 
+        # dS = P ∘ (dP − δ), dQ += dS·K
         values = _load(v, v_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
         dp = dot(do, tl.trans(values))
         dq = dot((p * (dp - delta[:, None])).to(keys.dtype), keys, dq)
@@ -412,6 +416,7 @@ def _dkdv_inner(
     dk, dv = grads
     q, do, lse, delta, q_strides, do_strides, b, h, Tq = qdo
     for t in range(bounds[PART], bounds[PART + 1], BLOCK_M):
+        # Pᵀ, transposed from the start
         offs_m = t + tl.arange(0, BLOCK_M)
         queries = _load(q, q_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
         L = tl.load(lse + offs_m, mask=offs_m < Tq, other=INF)
@@ -419,6 +424,7 @@ def _dkdv_inner(
         if PART != 1:
             p = tl.where(_is_visible(offs_m, visible), p, 0.0)
 
+        # dV += Pᵀ·dO, dK += dSᵀ·Q
         dout = _load(do, do_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
         dv = dot(p.to(dout.dtype), dout, dv)
         dp = dot(values, tl.trans(dout))
@@ -512,6 +518,7 @@ def _decode_split(
     pid = tl.program_id(0)
     split, g, b = pid % num_splits, pid // num_splits % K, pid // num_splits // K
     length = tl.minimum(tl.load(lengths + b).to(tl.int32), S)
+    # Splits are whole blocks; the last ones may be empty.
     split_size = tl.cdiv(tl.cdiv(length, num_splits), BLOCK_N) * BLOCK_N
     begin, stop = split * split_size, tl.minimum(split * split_size + split_size, length)
 
@@ -712,6 +719,7 @@ def _launch_backward(
         *tensors, strides, *sizes, *scales, MODE=mode, **options
     )
 
+    # dk and dv: the same mask, from the keys' side.
     if starts is not None:
         ranges = _query_ranges(ranges, Tk)
     block_m, block_n, options = _tiles("dkdv", q, tma)
@@ -721,6 +729,7 @@ def _launch_backward(
     _backward_dkdv[(triton.cdiv(Tk, block_n) * B * H,)](
         *tensors, strides, *sizes, *scales, MODE=mode, **options
     )
+    # Add the query heads that share a key head.
     if H != K:
         dk, dv = (x.view(B, Tk, K, H // K, D).sum(3) for x in (dk, dv))
     return dq, dk, dv

@@ -50,6 +50,7 @@ def median_ms(fn, input_sets, repeats=20):
         fn(*input_sets[n % len(input_sets)])
         end.record()
         events.append((start, end))
+    # The first three runs compile and warm up.
     torch.cuda.synchronize()
     times = sorted(start.elapsed_time(end) for start, end in events[3:])
     return times[repeats // 2]
@@ -95,7 +96,7 @@ def measure_rival(fn, input_sets):
 
 
 def pair(a, b, scale=1.0):
-    """ "forward / backward", with three digits where both are small."""
+    """-> "forward / backward", with three digits where both are small."""
     digits = ".3g" if max(a, b) * scale < 100 else ".0f"
     return f"{scale * a:{digits}} / {scale * b:{digits}}"
 
@@ -214,7 +215,7 @@ def attention_table(copy, matmul):
 
 
 def memory_cases():
-    """(name, ours, the definition, a maker of inputs, bytes forward, bytes backward)"""
+    """(name, ours, the definition, sets of inputs, bytes moved forward, bytes moved backward)"""
     N, C, M = 16384, 5120, 13824
     size = N * C * 2
     angles = torch.rand(N, 64, device=DEVICE)
@@ -229,8 +230,8 @@ def memory_cases():
     x, heads, wide = (N, C), (1, N, 40, 128), (N, M)
     norm, add_norm = kernels.rms_norm, kernels.add_rms_norm
     yield "rms_norm 5120", norm, rms_norm_reference, inputs(x, (C,)), 2 * size, 3 * size
-    inputs_of_sum = inputs(x, x, (C,))
-    yield "add_rms_norm 5120", add_norm, add_rms_norm_reference, inputs_of_sum, 4 * size, 4 * size
+    two = inputs(x, x, (C,))
+    yield "add_rms_norm 5120", add_norm, add_rms_norm_reference, two, 4 * size, 4 * size
     yield "rope 40×128", rope, plain_rope, inputs(heads, heads), 4 * size, 4 * size
     size = N * M * 2
     yield "swiglu 13824", kernels.swiglu, swiglu_reference, inputs(wide, wide), 3 * size, 5 * size
@@ -240,11 +241,11 @@ def memory_table(copy, matmul):
     print("### Norm, RoPE, SwiGLU, forward / backward (bytes: each tensor moves once)\n")
     rows = []
     for name, fn, reference, input_sets, *moved in memory_cases():
+        # The definition twice: as it is, and compiled
         ours, eager = measure(fn, input_sets), measure(reference, input_sets)
         compiled = torch.compile(reference, mode="max-autotune-no-cudagraphs", dynamic=False)
-        speeds = [
-            rates(r, *moved, 1e-6) for r in (ours, eager, measure_rival(compiled, input_sets))
-        ]
+        measured = ours, eager, measure_rival(compiled, input_sets)
+        speeds = [rates(result, *moved, 1e-6) for result in measured]
         share = rates(ours, *moved, 1e-4 / copy)
         rows.append([name, pair(*ours[:2]), speeds[0], share, ours[2], *speeds[1:]])
     header = ["", "ms", "GB/s", "% of copy", "peak GB", "eager GB/s", "compiled GB/s"]
@@ -265,6 +266,7 @@ def loss_table(copy, matmul):
     }
     rows = []
     for N in (8192, 16384):
+        # Small weights, so that the losses are near log V
         input_sets = []
         for _ in range(2):
             hidden, weight = randn(N, 5120), randn(39478, 5120) * 0.02
@@ -310,6 +312,7 @@ def main():
     parser.add_argument("--tests", action=flag, default=True, help="run the kernels' tests first")
     args = parser.parse_args()
 
+    # Without a GPU only the compiler can tell something.
     if not torch.cuda.is_available():
         print("No GPU here, so there is nothing to time. What the compiler makes of the kernels:")
         if not kernels.HAVE_TRITON:

@@ -67,14 +67,16 @@ def _loss_and_gradient(
     target_logit = tl.load(logits + tl.where(is_target, target, 0)).to(tl.float32)
     tl.store(loss + row, tl.where(is_target, lse - target_logit, 0.0))
     if GRAD:
+        # An ignored row has no gradient: no probabilities and no target.
+        lse = tl.where(is_target, lse, float("inf"))
+        target = tl.where(is_target, target, -1)
         tl.debug_barrier()  # every thread has read the target's logit before it is overwritten
-        keep = tl.where(is_target, 1.0, 0.0)
         p = tl.exp2((tail - lse) * LOG2E)
-        p = (p - tl.where(tail_start + offs == target, 1.0, 0.0)) * keep
+        p -= tl.where(tail_start + offs == target, 1.0, 0.0)
         tl.store(logits + tail_start + offs, p.to(logits.dtype.element_ty), mask=tail_mask)
         for v in range(0, tail_start, BLOCK):
             p = tl.exp2((tl.load(logits + v + offs).to(tl.float32) - lse) * LOG2E)
-            p = (p - tl.where(v + offs == target, 1.0, 0.0)) * keep
+            p -= tl.where(v + offs == target, 1.0, 0.0)
             tl.store(logits + v + offs, p.to(logits.dtype.element_ty))
 
 

@@ -86,6 +86,7 @@ def _backward_kernel(
     w = tl.load(weight + offs, mask=mask, other=0.0).to(tl.float32)
     dw = tl.zeros((BLOCK,), tl.float32)
 
+    # Every program takes the same number of rows, give or take one.
     for i in range(program, rows, num_programs):
         row = tl.cast(i, tl.int64)
         xs = tl.load(x + row * x_stride + offs, mask=mask, other=0.0).to(tl.float32)

@@ -13,7 +13,6 @@ is plain text, "<image>" too.
 Dimensions: B prompts, T tokens of the longest prompt, C width, V vocabulary, I images.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from checkpoint import load_model, load_tokenizer
 from model import KVCache
 from tokenizer import StreamDecoder
 from training.device import pick_device, pick_precision
-from vocabulary.command import run_main
+from vocabulary.command import Parser, at_least, run_main
 from vocabulary.files import claim_output
 from vocabulary.records import read_complete_lines
 
@@ -258,9 +257,7 @@ def read_question():
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="generate.py", description=__doc__)
     add = parser.add_argument
     add("question", nargs="?", help="about the images, if there are any")
     add("--model", required=True, help="the model folder")
@@ -268,10 +265,13 @@ def parse_args():
     add("--chat", action="store_true", help="more questions, until an empty line or Ctrl-D")
     add("--batch", metavar="FILE", help="answer the first question of each record, one by one")
     add("-o", "--out", default="answers.jsonl", help="of --batch (default: answers.jsonl)")
-    add("--max-new-tokens", type=int, default=128, help="of an answer (default: 128)")
-    add("--temperature", type=float, default=0.0, help="0, the default: the likeliest token")
+    add("--max-new-tokens", type=at_least(1), default=128, help="of an answer (default: 128)")
+    add("--temperature", type=at_least(0, float), default=0.0, help="0: the most probable token")
     add(
-        "--top-p", type=float, default=1.0, help="probability of the tokens drawn from (default: 1)"
+        "--top-p",
+        type=at_least(0.0, float),
+        default=1.0,
+        help="probability of the tokens drawn from (default: 1)",
     )
     add("--seed", type=int, default=0, help="of the draws (default: 0)")
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto: GPU or CPU")

@@ -61,15 +61,27 @@ def vqa_accuracy(answer, references):
     return sum(scores) / len(scores)
 
 
-NEGATIONS = {"ko": "아니|없|않|안 보|^안 ", "zh": "[不没沒否无無]"}
+# Yes at the beginning of an answer decides; else a negation in the first sentence means no. Letters
+# of other words are none: 无人机 is a drone, 不少 many, 不锈钢 steel.
+YES = {
+    "ko": r"(네|예|응|그래요|그렇습니다|맞아요|맞습니다)(?![가-힣])",
+    "zh": "是的|是[，,。]|对[，,。]|有[，,。]|有的|嗯",
+}
+NEGATIONS = {
+    "ko": r"아니|아닙|아닌|아뇨|없|않|못\s?(찾|보|봤|하|했)|안 보|^(안|못) ",
+    "zh": "[沒没否未]|不(?!少|错|同|锈|断|仅)|[无無](?!人机|人車|人车|线|論|论|数)",
+}
 
 
 def says_yes(answer, language):
     """POPE's reading (github.com/AoiDragon/POPE): "no" if the first sentence has No, no or not."""
-    # Its authors read English alone. In Korean and Chinese a negation means "no".
+    # Its authors read English alone.
     first_sentence = re.split("[.。]", answer.strip())[0]
-    if language in NEGATIONS and re.search(NEGATIONS[language], first_sentence):
-        return False
+    if language in NEGATIONS:
+        if re.match(YES[language], answer.strip()):
+            return True
+        if re.search(NEGATIONS[language], first_sentence):
+            return False
     words = answer.split(".")[0].replace(",", "").split(" ")
     return {"No", "not", "no"}.isdisjoint(words)
 

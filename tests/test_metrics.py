@@ -85,7 +85,11 @@ def test_pope_reads_answers_as_its_authors_do():
 
 
 def test_pope_reads_korean_and_chinese_answers_by_their_negations():
-    for answer in ("네, 있어요", "네, 고양이가 보입니다. 개는 없습니다."):
+    for answer in (
+        "네, 있어요",
+        "네, 고양이가 보입니다. 개는 없습니다.",
+        "네, 의자가 하나 있고 사람은 없습니다.",
+    ):
         assert metrics.says_yes(answer, "ko")
     for answer in (
         "아니요",
@@ -93,11 +97,23 @@ def test_pope_reads_korean_and_chinese_answers_by_their_negations():
         "그림에 고양이가 없습니다.",
         "자전거가 보이지 않습니다",
         "No, no cat.",
+        "아닙니다",
+        "아뇨",
+        "못 찾겠어요",
+        "고양이를 찾지 못했어요. 없는 것 같아요.",
     ):
         assert not metrics.says_yes(answer, "ko")
-    for answer in ("有", "是的", "图中有一只猫。没有狗。"):
+    for answer in (
+        "有",
+        "是的",
+        "图中有一只猫。没有狗。",
+        "是的，图片中有一架无人机。",
+        "图片中有一架无人机",
+        "有不少猫",
+        "有，但是没有狗",
+    ):
         assert metrics.says_yes(answer, "zh")
-    for answer in ("不是", "没有", "图中没有猫。", "No"):
+    for answer in ("不是", "没有", "图中没有猫。", "No", "未看到", "无", "不在图中"):
         assert not metrics.says_yes(answer, "zh")
 
 

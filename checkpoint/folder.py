@@ -11,7 +11,7 @@ from checkpoint.names import HEAD, hf_name, match_tensors, tensor_shapes, tensor
 from checkpoint.processor import chat_template, processor_files
 from checkpoint.safetensors import load_weights, save_safetensors
 from model import XLlava
-from tokenizer import CONTROL, Piece, Tokenizer
+from tokenizer import Tokenizer
 from vision import CLIP_MEAN, CLIP_STD
 from vocabulary.files import read_json, write_atomically, write_json
 
@@ -60,28 +60,7 @@ def read_aspect_ratio(folder):
 
 def load_tokenizer(path):
     """The tokenizer of a folder, or of a .model file."""
-    path = Path(path)
-    if path.is_dir():
-        path /= "tokenizer.model"
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: no such tokenizer: copy the SentencePiece .model of these weights there"
-        )
-    tokenizer = Tokenizer.load(path)
-    if not path.with_name("tokenizer_config.json").is_file():
-        return tokenizer
-
-    # A LLaVA from Hugging Face has Llama's own .model, and <image> and <pad> only here.
-    config, where = read_object(path.parent, "tokenizer_config.json")
-    added = get_object(config, "added_tokens_decoder", where)
-    for token_id, text in sorted((int(i), token["content"]) for i, token in added.items()):
-        size = tokenizer.vocab_size
-        if token_id == size:
-            tokenizer = Tokenizer([*tokenizer.pieces, Piece(text, 0.0, CONTROL)], tokenizer.fields)
-        elif token_id > size or tokenizer.piece(token_id) != text:
-            reason = f"which does not fit the {size:,} pieces of {path.name}"
-            raise ValueError(f"{where}: {text} is number {token_id}, {reason}")
-    return tokenizer
+    return Tokenizer.load(path)
 
 
 def load_model(folder, dtype=torch.float32):
@@ -127,7 +106,7 @@ def write_model(config, tensors, tokenizer, folder, dtype=torch.float32):
     folder.mkdir(parents=True, exist_ok=True)
     save_safetensors(tensor_specs(config, dtype), renamed(), folder, delete_config)
     tokenizer.save(folder / "tokenizer.model")
-    template = chat_template().encode()
+    template = chat_template(tokenizer).encode()
     write_atomically(folder / "chat_template.jinja", lambda file: file.write(template))
     for name, value in files.items():
         write_json(folder / name, value, indent=None if name == "tokenizer.json" else 2)

@@ -68,6 +68,12 @@ def set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
+def check_lfs_pointer(start: bytes, path: str | os.PathLike) -> None:
+    """ValueError if a file begins as Git LFS's pointers do, which stand for large files."""
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path}: a Git LFS pointer, not the file itself: git lfs pull fetches it")
+
+
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -> None:
     """Write `value` as UTF-8 JSON with a newline at the end, whole or not at all."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"

@@ -27,11 +27,11 @@ def at_least(least, kind=int):
     return number
 
 
-def first_few(names, most=8):
+def first_few(names, most=8, separator=", "):
     """The first names of a list that may be long: "a, b, c and 9 more"."""
     names = list(names)
     rest = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + rest
+    return separator.join(map(str, names[:most])) + rest
 
 
 def run_main(main, name):

@@ -56,3 +56,14 @@ def require_roles(tokenizer, path: str | os.PathLike, added: Iterable[str] = ())
                 f"-o NEW.model --{flag} PIECE names one (it has {first_few(names) or 'none'}), "
                 "or adds one"
             )
+
+
+def require_control_pieces(tokenizer, path: str | os.PathLike) -> None:
+    """ValueError unless a model can be trained with the tokenizer: begin, end, <image>, <pad>."""
+    require_roles(tokenizer, path)
+    if None in (tokenizer.image_id, tokenizer.pad_id):
+        names = "<image>" if tokenizer.image_id is None else "<pad>"
+        raise ValueError(
+            f"{path}: no control piece {names}: python tokenizer.py merge {path} -o NEW.model adds "
+            "it, and python -m checkpoint build … --tokenizer NEW.model gives it a row"
+        )

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from vocabulary.files import check_lfs_pointer, read_json, write_atomically
+from vocabulary.files import check_download, read_json, write_atomically
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of a piece
 PIECE, TRAINER, NORMALIZER = 1, 2, 3  # field numbers of ModelProto
@@ -251,7 +251,7 @@ class SentencePieceModel:
                 reason = "copy the SentencePiece .model of these weights there"
                 raise ValueError(f"{path}: no such tokenizer: {reason}")
         data = path.read_bytes()
-        check_lfs_pointer(data, path)
+        check_download(data, path)
         model = cls.from_bytes(data, str(path))
         if path.name != MODEL_NAME:
             return model

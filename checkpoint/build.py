@@ -188,7 +188,7 @@ def write_dry_run(plan, out):
 def collect_tensors(plan):
     """{our name: tensor}, mapped, of all parts that have a source."""
     sources, llm = dict(plan.sources), plan.sources["decoder"]
-    weights = {source: load_weights(source) for source in set(sources.values())}
+    weights = {source: load_weights(source) for source in dict.fromkeys(sources.values())}
     clip = sources["vision"] if sources["vision"] != llm else None
     # LLaVA as first published names CLIP, but may hold a vision encoder of its own.
     if clip and any(name.startswith("model.vision_tower.") for name in weights[llm]):

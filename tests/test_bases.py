@@ -93,6 +93,14 @@ def test_another_models_tokenizer_is_refused_in_a_dry_run_too(folders):
     write_json_config(llm, {**SIZES, "model_type": "llama", "vocab_size": 349})
     assert "1 without a row: take the tokenizer of these weights" in refusal(llm, clip)
 
+    # Baichuan-2's added_tokens.json names a piece that the model never had.
+    write_json_config(llm, {**SIZES, "model_type": "llama"})
+    checkpoint.write_json(llm / "added_tokens.json", {"<pad>": 350})
+    told = refusal(llm, clip)
+    assert "1 without a row" in told and told.endswith("and tokenizer_config.json")
+    (llm / "added_tokens.json").unlink()
+    build(llm, clip, "--dry-run", out="advice-2")
+
     # Merged from another base: the first piece that differs is named, and the advice helps.
     write_json_config(llm, {**SIZES, "model_type": "llama"})
     other = tokenizer_module.train(LINES * 50, 351, split_scripts=False)

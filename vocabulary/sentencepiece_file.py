@@ -249,6 +249,8 @@ class SentencePieceModel:
             path /= MODEL_NAME
             if not path.is_file():
                 reason = "copy the SentencePiece .model of these weights there"
+                if path.with_name("tokenizer.json").is_file():
+                    reason = "tokenizer.json alone is not read; take a base with SentencePiece's"
                 raise ValueError(f"{path}: no such tokenizer: {reason}")
         data = path.read_bytes()
         check_download(data, path)

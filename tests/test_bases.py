@@ -321,7 +321,7 @@ def test_weights_that_are_missing_or_stand_for_others_are_called_what_they_are(f
     assert told.endswith("model-00009-of-00020.safetensors and 11 more")
     for file in files:
         (llm / file).write_text(POINTER, encoding="utf-8")
-    assert f"{llm / files[0]}: a Git LFS pointer, not the file itself" in weights_error(llm, clip)
+    assert f"{llm / files[0]}: a Git LFS pointer, not the file; " in weights_error(llm, clip)
 
 
 @pytest.mark.parametrize(
@@ -330,9 +330,9 @@ def test_weights_that_are_missing_or_stand_for_others_are_called_what_they_are(f
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (POINTER, "a Git LFS pointer, not the file itself: git lfs pull fetches it"),
-        ("<!DOCTYPE html>\n<html>…", "a web page, not the file itself"),
-        ("Entry not found", "a web page, not the file itself"),
+        (POINTER, "a Git LFS pointer, not the file; `git lfs pull` fetches it"),
+        ("<!DOCTYPE html>\n<html>…", "a web page, not the file; log in"),
+        ("Entry not found", "a web page, not the file; log in"),
     ],
 )
 def test_what_was_downloaded_in_place_of_a_file_is_called_what_it_is(

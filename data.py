@@ -31,7 +31,7 @@ import torch
 import vision
 from checkpoint import load_config, load_tokenizer
 from model import IGNORE_INDEX, Layout
-from vocabulary.command import Parser, run_main
+from vocabulary.command import Parser, first_few, run_main
 from vocabulary.records import read_record, scan_records
 
 # Marks the place of an image in a record's question. In a question typed by a user it is text.
@@ -401,7 +401,7 @@ def check(path, tokenizer, config, max_length, limit=20):
 
     if count["bad"] > limit:
         print(f"… and {count['bad'] - limit} more")
-    mix = [", ".join(f"{name} {n:,}" for name, n in c.most_common()) for c in (languages, kinds)]
+    mix = [first_few(f"{name} {n:,}" for name, n in c.most_common()) for c in (languages, kinds)]
     print(
         f"{path}: {len(dataset):,} records, {count['bad']:,} bad; {count['images']:,} images; "
         f"{count['tokens']:,} tokens, {count['targets']:,} of them targets; "

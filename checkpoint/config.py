@@ -1,27 +1,49 @@
 """config.json: LlavaConfig, LlamaConfig and CLIPVisionConfig of transformers <-> our ModelConfig.
 
-Reads and writes what transformers 4 and 5 read and write. templates/config.json has the values that
-never change: a file with others is a ValueError. `where`: the name of the file.
+Reads and writes what transformers 4 and 5 read and write. fields.json is the table of the fields
+that are not shapes: the values that we compute, and names whose value does not change the model. A
+file with other values, or with fields of other names, is a ValueError: it may be another model.
+`where`: the name of the file.
 """
 
 from dataclasses import asdict, fields
+from pathlib import Path
 
 from checkpoint.processor import read_template
 from model import DecoderConfig, ModelConfig
 from vision import VisionConfig
+from vocabulary.files import read_json
 
 # transformers' values of what a config.json leaves out, where ours are others.
 LLAMA_DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
 CLIP_DEFAULTS = asdict(VisionConfig(224, 32, 768, 3072, 12, 12))
 
+ALLOWED = read_json(Path(__file__).with_name("fields.json"))
+ANY_VALUE = ALLOWED.pop("any value")
+ANY_VALUE["llama"] += [field.name for field in fields(DecoderConfig)]
+ANY_VALUE["clip"] += [field.name for field in fields(VisionConfig)]
+HINTS = {"quantization_config": "; quantised weights are not read: take the model from before"}
 
-def require_values(data, where, required):
-    """ValueError if a field has another value. A list, an object and null require nothing."""
-    for name, value in required.items():
-        free = value is None or isinstance(value, (list, dict))
-        # Absent or null means transformers' default, which is the required value.
-        if not free and data.get(name) not in (None, value):
-            raise ValueError(f"{where}: {name} is {data[name]!r}, supported: {value!r}")
+
+def check_fields(data, part, where, **further):
+    """ValueError unless we compute what each field of a JSON object says. part: of fields.json.
+    further: {field: its allowed values}, beside the table."""
+    allowed, free = ALLOWED[part] | further, {*ANY_VALUE[part], *ANY_VALUE["each"]}
+    # Absent or null means transformers' default, which is an allowed value.
+    for name in [name for name in allowed if data.get(name) is not None]:
+        if data[name] not in allowed[name]:
+            values = ", ".join(map(repr, allowed[name])) or "null"
+            reason = f"is {data[name]!r:.60}, supported: {values}{HINTS.get(name, '')}"
+            raise ValueError(f"{where}: {name} {reason}")
+
+    # What a field of another name does is not known, unless it is off.
+    for name, value in data.items():
+        known = name in allowed or name in free or name.startswith("_")
+        if not known and value not in (None, False, "", [], {}):
+            raise ValueError(
+                f"{where}: {name} is {value!r:.60}, which may change the model: it is not known "
+                "here; delete it there if the model is the same without"
+            )
 
 
 def require_layer(layer, vision, where):
@@ -62,14 +84,10 @@ def parse_fields(kind, data, where):
 
 def parse_llama_config(data, where):
     """transformers' LlamaConfig -> DecoderConfig."""
-    require_values(data, where, read_template("config.json")["text_config"])
-
-    # RoPE: transformers 4 writes rope_theta and rope_scaling, 5 writes rope_parameters.
-    rope = {"rope_theta": data.get("rope_theta"), **get_object(data, "rope_scaling", where)}
-    rope |= get_object(data, "rope_parameters", where)
-    rope["rope_type"] = rope.get("rope_type", rope.get("type"))
-    require_values(data | rope, where, {"rope_type": "default", "partial_rotary_factor": 1.0})
-    data = LLAMA_DEFAULTS | drop_nulls(data) | {"rope_theta": rope["rope_theta"] or 10000.0}
+    if set(data.get("layer_types") or ()) == {"full_attention"}:
+        data = data | {"layer_types": None}
+    check_fields(data, "llama", where)
+    data = LLAMA_DEFAULTS | drop_nulls(data) | {"rope_theta": read_rope_theta(data, where)}
 
     # Two defaults follow from other sizes, which must be valid before we divide.
     sizes = parse_fields(DecoderConfig, data | {"num_key_value_heads": 1, "head_dim": 2}, where)
@@ -78,20 +96,36 @@ def parse_llama_config(data, where):
     return parse_fields(DecoderConfig, data, where)
 
 
+def read_rope_theta(data, where):
+    """RoPE's base. transformers 4 writes rope_theta and rope_scaling, 5 writes rope_parameters; a
+    file may have all. Each must say the same, and that nothing is scaled."""
+    found = [data.get("rope_theta")]
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = get_object(data, name, where)
+        for key, value in rope.items():
+            check_fields({"rope_type" if key == "type" else key: value}, "rope", where)
+        found.append(rope.get("rope_theta"))
+
+    thetas = [theta for theta in found if theta is not None] or [10000.0]
+    if any(theta != thetas[0] for theta in thetas):
+        raise ValueError(f"{where}: rope_theta is {' and '.join(map(str, thetas))}: keep one value")
+    return thetas[0]
+
+
 def parse_clip_config(data, where):
     """transformers' CLIPVisionConfig, or a CLIPConfig with one inside -> VisionConfig."""
     if data.get("model_type") == "clip":
         vision = get_object(data, "vision_config", where)
         further = get_object(data, "vision_config_dict", where)
-        data = {**vision, **further, "model_type": "clip_vision_model"}
-    require_values(data, where, {"model_type": "clip_vision_model", "num_channels": 3})
+        quantised = {"quantization_config": data.get("quantization_config")}
+        data = {**vision, **further, **quantised, "model_type": "clip_vision_model"}
+    check_fields(data, "clip", where)
     return parse_fields(VisionConfig, CLIP_DEFAULTS | drop_nulls(data), where)
 
 
 def parse_llava_config(data, where, image_aspect_ratio="pad"):
     """transformers' LlavaConfig -> ModelConfig."""
-    require_values(data, where, read_template("config.json"))
-
+    check_fields(data, "llava", where, image_aspect_ratio=[image_aspect_ratio])
     text, vision = (get_object(data, name, where) for name in ("text_config", "vision_config"))
     data, text = drop_nulls(data), drop_nulls(text)
     tied = data.get("tie_word_embeddings") or text.get("tie_word_embeddings")

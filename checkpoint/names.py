@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from model import XLlava
+from vocabulary.command import first_few
 from vocabulary.files import read_json
 
 NAME_MAP = read_json(Path(__file__).with_name("names.json"))
@@ -90,8 +91,6 @@ def match_tensors(tensors, shapes, where, is_clip=False):
     ignored = IGNORED_OF_CLIP if is_clip else IGNORED
     problems += [f"left over {name}" for name in sorted(left_over) if not ignored.fullmatch(name)]
 
-    if len(problems) > 8:
-        problems[8:] = [f"and {len(problems) - 8} more"]
     if problems:
-        raise ValueError(f"{where}: {'; '.join(problems)}")
+        raise ValueError(f"{where}: {first_few(problems, separator='; ')}")
     return {name: tensors[names[name]] for name in shapes}

@@ -1,7 +1,7 @@
 """The files from which transformers' AutoProcessor builds the same prompt and the same pixels.
 
 They stand in templates/, with null for what depends on the model. The chat template does what
-data.encode_chat does; the tokenizer puts <s> in front.
+data.encode_chat does; the tokenizer puts the piece in front that begins a sequence.
 """
 
 import base64
@@ -18,15 +18,20 @@ def read_template(name):
     return read_json(TEMPLATES / name)
 
 
-def chat_template():
+def chat_template(tokenizer):
     """Jinja code for transformers' apply_chat_template."""
-    return (TEMPLATES / "chat_template.jinja").read_text(encoding="utf-8").strip()
+    template = (TEMPLATES / "chat_template.jinja").read_text(encoding="utf-8").strip()
+    return template.replace("</s>", tokenizer.eos_piece)
 
 
 def processor_files(config, tokenizer):
     """{file name: JSON value} of the others."""
     size, pad = config.vision.image_size, config.image_aspect_ratio == "pad"
-    unk = {"unk_token": tokenizer.piece(tokenizer.unk_id)}
+    names = {
+        "bos_token": tokenizer.bos_piece,
+        "eos_token": tokenizer.eos_piece,
+        "unk_token": tokenizer.piece(tokenizer.unk_id),
+    }
     values = {
         "generation_config.json": {
             "bos_token_id": tokenizer.bos_id,
@@ -34,8 +39,8 @@ def processor_files(config, tokenizer):
             "pad_token_id": config.pad_token_id,
         },
         "tokenizer.json": tokenizer_json(tokenizer),
-        "tokenizer_config.json": unk | {"model_max_length": config.text.max_position_embeddings},
-        "special_tokens_map.json": unk,
+        "tokenizer_config.json": names | {"model_max_length": config.text.max_position_embeddings},
+        "special_tokens_map.json": names,
         "processor_config.json": {"patch_size": config.vision.patch_size},
         "preprocessor_config.json": {
             # CLIP's crops the centre; LLaVA's can pad with the mean colour first.
@@ -66,7 +71,11 @@ def tokenizer_json(tokenizer):
         for i, piece in enumerate(tokenizer.pieces)
         if piece.type in (CONTROL, UNKNOWN)
     ]
-    data["post_processor"]["special_tokens"]["<s>"]["ids"] = [tokenizer.bos_id]
+    begin = tokenizer.bos_piece
+    after = data["post_processor"]
+    after["special_tokens"] = {begin: {"id": begin, "ids": [tokenizer.bos_id], "tokens": [begin]}}
+    for steps in (after["single"], after["pair"]):
+        steps[0]["SpecialToken"]["id"] = begin
 
     # The template has all steps before and after BPE. Keep those that the tokenizer takes.
     charsmap, prefix = tokenizer.charsmap, tokenizer.add_dummy_prefix

@@ -1,6 +1,7 @@
 """What tokenizer.py needs beside its algorithms.
 
     sentencepiece_file.py   the .model file: pieces, settings, protobuf wire format
+    control_pieces.py       <image>, <pad>, begin and end: pieces that no text becomes
     fast_bpe.py             training and encoding as in the textbook, fast
     stream_decoder.py       ids -> text, one id at a time
     scripts.py              the writing system of a character; cutting words by it

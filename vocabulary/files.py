@@ -5,9 +5,17 @@ Pipeline: below everything. checkpoint/ and the other folders write through thes
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+# Patterns of a file's first bytes -> what it is, and what to do.
+DOWNLOADS = {
+    rb"version https://git-lfs": "a Git LFS pointer, not the file; `git lfs pull` fetches it",
+    rb"(?i)\s*(<!doctype html|<html|entry not found)": "a web page, not the file; log in and "
+    "download it again",
+}
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
@@ -68,6 +76,13 @@ def set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
+def check_download(start: bytes, path: str | os.PathLike) -> None:
+    """ValueError if a file begins as what is often downloaded in place of the file itself."""
+    for pattern, what in DOWNLOADS.items():
+        if re.match(pattern, start):
+            raise ValueError(f"{path}: {what}")
+
+
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -> None:
     """Write `value` as UTF-8 JSON with a newline at the end, whole or not at all."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
@@ -88,7 +103,9 @@ def read_lines(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
 
 def read_json(path: str | os.PathLike) -> object:
     """The value in a JSON file. ValueError names the file if it is not JSON."""
+    data = Path(path).read_bytes()
+    check_download(data, path)
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None

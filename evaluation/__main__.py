@@ -3,18 +3,19 @@
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from evaluation import answer, compare, judge, likelihood, report, retrieval
+from evaluation import answer, compare, judge, likelihood, probe, report, retrieval
 from vocabulary.command import run_main
 from vocabulary.files import claim_output, read_json
 
 # Each command's results have one of these keys.
-RESULTS = {"rows", "likelihood", "retrieval", "models", "judge"}
+RESULTS = {"rows", "likelihood", "retrieval", "models", "judge", "probe"}
 COMMANDS = {
     "answer": answer,
     "likelihood": likelihood,
     "retrieve": retrieval,
     "compare": compare,
     "judge": judge,
+    "probe": probe,
     "report": report,
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from checkpoint import load_safetensors, write_model
 from checkpoint.names import hf_name
 from checkpoint.safetensors import save_safetensors
 from evaluation import probe
-from model import ModelConfig, XLlava
+from model import XLlava
 from vision import VisionConfig, ViT
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220)}
@@ -56,8 +57,7 @@ def folders(config, tokenizer_file, tmp_path_factory):
     """The same encoder in a model folder and as a published CLIP."""
     root = tmp_path_factory.mktemp("encoders")
     torch.manual_seed(1)
-    model = XLlava(ModelConfig(ENCODER, config.text, image_token_id=config.image_token_id,
-                               pad_token_id=config.pad_token_id)).init_weights()  # fmt: skip
+    model = XLlava(replace(config, vision=ENCODER)).init_weights()
     write_model(model.config, model.state_dict().items(), tokenizer_file, root / "model")
 
     clip, saved = root / "clip", load_safetensors(root / "model" / "model.safetensors")

@@ -144,8 +144,8 @@ def test_two_processes_validate_as_one(more, start, world, watched, tmp_path):
     common = ("--batch-size", 4, "--steps", 6, "--lr", 1e-2, "--seed", 1, *watched)
     trained = ("--lora-rank", 2) if more else ()
     for n, own in ((1, trained), (2, more)):
-        done = run("instruct", start, world / "chats.json", tmp_path / str(n), *common, *own,
-                   processes=n)  # fmt: skip
+        args = (start, world / "chats.json", tmp_path / str(n), *common, *own)
+        done = run("instruct", *args, processes=n)
         assert done.returncode == 0, done.stderr
     one, two = (validations(tmp_path / name) for name in "12")
     assert len(two) == 2 and [r["validation"] for r in one] == [r["validation"] for r in two]

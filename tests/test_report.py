@@ -130,7 +130,7 @@ def test_validations_are_drawn_beside_the_loss_and_do_not_replace_its_steps(tmp_
     assert [row["step"] for row in rows] == [*range(1, 9)] and list(validations) == [4, 8]
 
     page = report(tmp_path)
-    assert page.count("<polyline") == 2 * 2 + 4 and 'class="blind"' in page
+    assert page.count("<polyline") == 2 * (2 + 4) and 'class="blind"' in page
     assert "step 8: 90.0% of 10 right, blind 10.0%" in page
     assert "By skill: &lt;b&gt; 50%, colour 90%" in page, "the weakest first"
     assert page.count('class="warmup"') == 2

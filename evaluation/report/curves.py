@@ -100,20 +100,18 @@ def svg_box(style, label, content):
     return f'<svg class="{style}" {box}>{content}</svg>'
 
 
-def loss_plot(title, rows, is_log):
-    """The loss of every step, and its running mean. The warm-up is shaded."""
+def loss_plot(title, rows, x):
+    """The loss of every step, and its running mean. The warm-up is shaded. x: the axis of steps; if
+    it is logarithmic, so is the other."""
     steps = np.array([row["step"] for row in rows])
     loss = np.array([row["loss"] for row in rows], float)
     mean = running_mean(loss, [max(row.get("targets", 1), 1) for row in rows])
 
     # Outliers leave a linear plot: at its edge they are still seen.
     low, high = loss.min(), np.quantile(loss, 0.995)
-    if is_log:
+    if x.is_log:
         low, high = max(low, 1e-4), loss.max()
-    high = high if high > low else low + 1
-    first, last = steps[0], max(steps[-1], steps[0] + 1)
-    x = Axis(first, last, LEFT, RIGHT, is_log)
-    y = Axis(low, high, BOTTOM, TOP, is_log)
+    y = Axis(low, high if high > low else low + 1, BOTTOM, TOP, x.is_log)
 
     svg = ""
     rates = [row.get("lr", 0) for row in rows]
@@ -124,20 +122,19 @@ def loss_plot(title, rows, is_log):
     svg += draw_axes(x, y, "step", "loss per target", "{:.3g}".format)
 
     # As many points as can be seen, evenly on the axis.
-    space = np.geomspace if is_log else np.linspace
-    shown = np.unique(np.searchsorted(steps, space(first, last, MAX_POINTS)))
+    space = np.geomspace if x.is_log else np.linspace
+    shown = np.unique(np.searchsorted(steps, space(x.low, x.high, MAX_POINTS)))
     shown = shown[shown < len(steps)]
     for style, values in (("", loss), ("mean", mean)):
         svg += polyline(style, x, y, steps[shown], values[shown])
-    return svg_box("log" if is_log else "linear", f"loss of {title}", svg)
+    return svg_box("log" if x.is_log else "linear", f"loss of {title}", svg)
 
 
-def validation_plot(title, validations):
-    """Right answers in percent: all, blind, and each skill as a thin line."""
-    steps = list(validations)
-    x = Axis(0, max(steps), LEFT, RIGHT)
-    y = Axis(0, 100, BOTTOM, TOP)
-    svg = draw_axes(x, y, "step", "right answers to the validation, %", "{:.0f}".format)
+def validation_plot(title, validations, x):
+    """Right answers in percent: all, blind, and each skill as a faint line. x: of the loss."""
+    steps, y = list(validations), Axis(0, 100, BOTTOM, TOP)
+    name = "right answers, %: all, blind (grey), each skill (faint)"
+    svg = draw_axes(x, y, "step", name, "{:.0f}".format)
 
     skills = [skill for skill in validations[steps[-1]]["n"] if skill != "all"]
     lines = [("skill", "full", skill) for skill in skills]
@@ -146,19 +143,22 @@ def validation_plot(title, validations):
         name = f"{plain_name(skill)}, {model}: {values[-1]:.0f}% at the end"
         line = polyline(style, x, y, steps, values)
         svg += line.replace("/>", f"><title>{name}</title></polyline>")
-    return svg_box("", f"validation of {title}", svg)
+    return svg_box("log" if x.is_log else "linear", f"validation of {title}", svg)
 
 
 def stage_card(title, rows, validations):
-    """A card with the curves of a stage: the loss on both kinds of axes."""
+    """A card with the curves of a stage, on both kinds of axes."""
     mean = running_mean([row["loss"] for row in rows], [max(r.get("targets", 1), 1) for r in rows])
     seconds = sum(row.get("seconds", 0) for row in rows)
     summary = f"loss {mean[-1]:.3f} at the end · {rows[-1]['step']:,} steps · {seconds:,.0f} s"
     text = f'<h3>{escape(title)} <span class="soft small">{summary}</span></h3>'
-    text += loss_plot(title, rows, is_log=True) + loss_plot(title, rows, is_log=False)
+    first, last = rows[0]["step"], rows[-1]["step"]
+    for is_log in (True, False):
+        x = Axis(first, max(last, first + 1), LEFT, RIGHT, is_log)
+        text += loss_plot(title, rows, x)
+        text += validation_plot(title, validations, x) if validations else ""
 
     if validations:
-        text += validation_plot(title, validations)
         step, last = list(validations.items())[-1]
         skills = sorted(last["n"].keys() - {"all"}, key=lambda skill: last["full"][skill])
         parts = ", ".join(f"{plain_name(s)} {last['full'][s]:.0%}" for s in skills)

@@ -116,7 +116,9 @@ def caption_table(questions):
         return ""
 
     lines = []
-    for (split, language, clauses), own in sorted(groups.items()):
+    order = sorted(groups, key=lambda group: (group[0], group[1] == "all", *group[1:]))
+    for split, language, clauses in order:
+        own = groups[split, language, clauses]
         scores = [score_answer(question, question.full) for question in own]
         cells = [plain_name(split), language_name(language), str(clauses), f"{len(own):,}"]
         cells.append(row_number(accuracy_row(own, [score["accuracy"] for score in scores])))

@@ -60,6 +60,15 @@ def test_the_page_shows_curves_tables_images_attention_and_commands(finished_run
     assert "http://" not in page and "https://" not in page and 'src="/' not in page, "offline"
 
 
+def test_the_page_fits_a_phone_and_paper(finished_run):
+    page = report(finished_run, "--attention", "0")
+    curves = page[page.index('class="curves"') : page.index("Right answers</h2>")]
+    assert curves.count("<svg") == curves.count("viewBox=") == 2 and "<svg width" not in curves
+    assert page.count("<table>") == page.count('<div class="scroll"><table>') > 2
+    for media in ("screen and (max-width", "print", "screen and (prefers-color-scheme: dark)"):
+        assert f"@media {media}" in page
+
+
 def test_the_tables_have_the_numbers_of_the_evaluation(finished_run):
     page = report(finished_run, "--attention", "0")
     rows = json.loads((finished_run / "eval.json").read_text(encoding="utf-8"))["rows"]

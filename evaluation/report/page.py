@@ -186,13 +186,14 @@ def overview(rows):
     languages = sorted({row["language"] for row in rows} - {"all"})
     lines = []
     for split in dict.fromkeys(row["split"] for row in rows):
-        own = [accuracy[split, model, "all"] for model in MODELS]
-        cells = [plain_name(split), f"{own[0]['n']:,}", *map(row_number, own)]
-        for language in languages:
-            row = accuracy.get((split, "full", language))
-            cells.append(f"{100 * row['accuracy']:.1f}" if row else "–")
+        row = accuracy[split, "full", "all"]
+        cells = [plain_name(split), f"{row['n']:,}", row_number(row)]
+        others = [(split, model, "all") for model in MODELS[1:]]
+        others += [(split, "full", language) for language in languages]
+        for key in others:
+            cells.append(f"{100 * accuracy[key]['accuracy']:.1f}" if key in accuracy else "–")
         lines.append(("", cells))
-    head = ["", "n", *(f"{model} % (95%)" for model in MODELS), *map(language_name, languages)]
+    head = ["", "n", "full % (95%)", *MODELS[1:], *map(language_name, languages)]
     return Table("All splits", head, lines).as_html()
 
 

@@ -16,6 +16,7 @@ Each stage reads a model folder and writes another:
     python train.py instruct --model out/align  --data instruct.json   -o out/instruct
     python train.py instruct --help                     # all flags, with the values of the stage
     python train.py instruct … --estimate 8 --gpu H100  # memory and hours; nothing is trained
+    python train.py instruct … --validate questions.json    # right answers while it trains
     torchrun --nproc-per-node 2 train.py instruct …     # the same losses; --fsdp shards the model
 
 Each step is a line of OUT/log.jsonl. Ctrl-C and SIGTERM finish the step and save; --resume goes on
@@ -60,6 +61,7 @@ from training.resume import StopSignals, is_finished, load_checkpoint, save_chec
 from training.run_log import RunLog
 from training.sampler import MicroBatchDataset, make_loader
 from training.texts import TextDataset
+from training.validation import Observer, add_arguments
 from vocabulary.command import Parser, at_least, run_main
 from vocabulary.control_pieces import require_control_pieces
 
@@ -117,9 +119,10 @@ class StepStats(NamedTuple):
     stop_requests: int
 
 
-def train_loop(args, process, wrapped, optimizers, batches, log):
+def train_loop(args, process, wrapped, optimizers, log, observer):
     """Steps batches.start to batches.steps. wrapped: the model with its loss, on all ranks. False
     if a signal ended the run before the last step."""
+    batches = log.batches
     frozen = FrozenEmbeddings(wrapped, args.freeze_embeddings)
     stop_signals = StopSignals()
     loader = make_loader(batches, args.workers, pin_memory=process.device.type == "cuda")
@@ -153,6 +156,7 @@ def train_loop(args, process, wrapped, optimizers, batches, log):
         log.write_step(step + 1, stats, lr, grad_norm, is_finite)
         if not is_finite:
             log.report_skip(step + 1, stats, micro_batches, losses)
+        observer.observe(step + 1, log)
 
         # Save every --save-every steps, and when asked to stop. The last step saves the model.
         is_last = step + 1 == batches.steps
@@ -244,8 +248,9 @@ def train(args):
         batches.start = load_checkpoint(args, wrapped, optimizers)
 
     # Train, then write the model folder.
+    observer = Observer(args, process, model, tokenizer, batches.start)
     log = RunLog(args, process, objective, dataset, batches)
-    if train_loop(args, process, wrapped, optimizers, batches, log):
+    if train_loop(args, process, wrapped, optimizers, log, observer):
         log.require_targets()
         export_model(model, tokenizer, Path(args.out))
         log.print_summary()
@@ -281,7 +286,7 @@ def check_args(args, world_size):
         raise ValueError("--fsdp needs torchrun: torchrun --nproc-per-node N train.py …")
 
     out = Path(args.out)
-    has_run = (out / "checkpoints").exists() or (out / "config.json").exists()
+    has_run = any((out / name).exists() for name in ("checkpoints", "config.json", "snapshots"))
     if has_run and not args.resume and not args.estimate:
         raise ValueError(
             f"{out}: there is a run already; --resume goes on with it, or give another -o"
@@ -411,6 +416,7 @@ def parse_args():
             add_flag(group, each.name, each.type, getattr(recipe, each.name), each.metadata["help"])
         for row in FLAGS:
             add_flag(flags, *row)
+        add_arguments(flags)
     args = parser.parse_args()
 
     if bool(args.model) == bool(args.preset):

@@ -3,18 +3,20 @@
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from evaluation import answer, compare, judge, likelihood, report, retrieval
+from evaluation import answer, compare, heatmap, judge, likelihood, probe, report, retrieval
 from vocabulary.command import run_main
 from vocabulary.files import claim_output, read_json
 
 # Each command's results have one of these keys.
-RESULTS = {"rows", "likelihood", "retrieval", "models", "judge"}
+RESULTS = {"rows", "likelihood", "retrieval", "models", "judge", "probe"}
 COMMANDS = {
     "answer": answer,
     "likelihood": likelihood,
     "retrieve": retrieval,
     "compare": compare,
     "judge": judge,
+    "probe": probe,
+    "heatmap": heatmap,
     "report": report,
 }
 
@@ -32,7 +34,7 @@ def main():
         command = commands.add_parser(name, **about, formatter_class=RawDescriptionHelpFormatter)
         module.add_arguments(command)
     args = parser.parse_args()
-    if args.out and args.command != "report":
+    if args.out and args.command not in ("heatmap", "report"):  # these write no JSON
         inputs = [*getattr(args, "data", []), *getattr(args, "answers", [])]
         claim_output(args.out, is_result, inputs)
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)

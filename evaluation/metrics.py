@@ -21,13 +21,7 @@ from statistics import NormalDist
 import numpy as np
 
 from vocabulary.files import read_json, write_json
-
-
-def normalise(text):
-    """Unicode NFC, lower case, single spaces, no full stop at the end: for exact match."""
-    text = unicodedata.normalize("NFC", text).casefold()
-    return " ".join(text.split()).rstrip(".。!")
-
+from vocabulary.scripts import normalise
 
 # Numbers as digits, and contractions with their apostrophe (the authors' table, mistakes included)
 VQA_WORDS = read_json(Path(__file__).with_name("vqa_words.json"))

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from evaluation_helpers import command, write_random_model
+from evaluation_helpers import command, make_question, write_random_model
 
 import data
 from evaluation.report.attention import attention_over_patches
-from evaluation.report.curves import read_log, round_ticks, running_mean
+from evaluation.report.curves import log_ticks, read_log, round_ticks, running_mean
+from evaluation.report.limits import caption_table, few_answers, weakest_groups
 from evaluation.report.page import stage_folders
 from evaluation.tables import number
 from generate import load_for_inference
@@ -49,13 +50,23 @@ def test_the_page_shows_curves_tables_images_attention_and_commands(finished_run
     (finished_run / "commands.txt").write_text("python train.py <x>\n" * 2, encoding="utf-8")
     (finished_run / "timing.json").write_text('{"train": 61.4}', encoding="utf-8")
     page = report(finished_run, "--each", "2", "--attention", "1")
-    assert page.count("<polyline") == 2 and "29 steps" in page
+    assert page.count("<polyline") == 4 and "29 steps" in page, "two on each kind of axes"
+    assert page.count(">loss per target</text>") == page.count(">step</text>") == 2
     assert page.count("python train.py &lt;x&gt;") == 1
     assert "61 seconds in all: train 61" in page and "parameters (vision " in page
     assert "data:image/jpeg;base64," in page and "Where it attends" in page and "chance" in page
     assert "✓" in page and "✗" in page and "reference: " in page
     assert "&lt;script&gt;" in page and "<script" not in page, "what a model says is text"
     assert "http://" not in page and "https://" not in page and 'src="/' not in page, "offline"
+
+
+def test_the_page_fits_a_phone_and_paper(finished_run):
+    page = report(finished_run, "--attention", "0")
+    curves = page[page.index('class="curves"') : page.index("Right answers</h2>")]
+    assert curves.count("<svg") == curves.count("viewBox=") == 2 and "<svg width" not in curves
+    assert page.count("<table>") == page.count('<div class="scroll"><table>') > 2
+    for media in ("screen and (max-width", "print", "screen and (prefers-color-scheme: dark)"):
+        assert f"@media {media}" in page
 
 
 def test_the_tables_have_the_numbers_of_the_evaluation(finished_run):
@@ -113,20 +124,108 @@ def test_stages_are_in_the_order_of_training(tmp_path):
 def test_of_a_repeated_step_the_later_row_counts(tmp_path):
     lines = ['{"step": 1, "loss": 4}', '{"step": 2, "loss": 3}', '{"step": 2, "loss": 2}', '{"st']
     (tmp_path / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    assert [row["loss"] for row in read_log(tmp_path / "log.jsonl")] == [4, 2]
+    assert [row["loss"] for row in read_log(tmp_path / "log.jsonl")[0]] == [4, 2]
 
 
-def test_the_running_mean_is_that_of_the_last_twentieth():
+def test_validations_are_drawn_beside_the_loss_and_do_not_replace_its_steps(tmp_path):
+    counts = {"all": 10, "colour": 4, "<b>": 6}
+    lines = [{"step": step, "loss": 1 / step, "lr": min(step, 3)} for step in range(1, 9)]
+    for step, right in ((4, 0.2), (8, 0.9)):
+        full = {"all": right, "colour": right, "<b>": 0.5}
+        validation = {"n": counts, "full": full, "blind": dict.fromkeys(counts, 0.1)}
+        lines.append({"step": step, "validation": validation})
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    rows, validations = read_log(tmp_path / "log.jsonl")
+    assert [row["step"] for row in rows] == [*range(1, 9)] and list(validations) == [4, 8]
+
+    page = report(tmp_path)
+    assert page.count("<polyline") == 2 * (2 + 4) and 'class="blind"' in page
+    assert "step 8: 90.0% of 10 right, blind 10.0%" in page
+    assert "By skill: &lt;b&gt; 50%, colour 90%" in page, "the weakest first"
+    assert page.count('class="warmup"') == 2
+
+
+def test_the_running_mean_is_of_the_last_fifth_and_of_a_twentieth_of_all_at_most():
     values = np.arange(60.0)
     mean = running_mean(values)
-    assert mean[0] == 0 and mean[1] == 0.5
+    assert mean[:5].tolist() == [0, 1, 2, 3, 4] and mean[5] == 4.5, "2 of 6 steps"
     assert mean[59] == pytest.approx(58), "the last 3 of 60"
+    weighted = running_mean(values, [1] * 59 + [2])
+    assert weighted[59] == pytest.approx((57 + 58 + 2 * 59) / 4)
 
 
 def test_ticks_are_round_numbers_within_the_range():
     assert round_ticks(0.97, 22.3).tolist() == [5, 10, 15, 20]
     assert round_ticks(1, 60).tolist() == [20, 40, 60]
     assert round_ticks(0.02, 0.31) == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_logarithmic_ticks_are_few_and_at_least_four_where_they_can_be():
+    assert log_ticks(1, 4000) == [1, 10, 100, 1000]
+    assert log_ticks(0.5, 30) == [0.5, 1, 2, 5, 10, 20]
+    assert log_ticks(1.2, 4.1) == [1.5, 2, 3, 4]
+
+
+def answered(truth, full, blind, skill="what", **fields):
+    return make_question(truth, skill=skill, full=full, blind=blind, image="i.png", **fields)
+
+
+def test_the_weakest_skills_come_first_with_their_wrong_answers():
+    """18 of 20 right, 10 of 20, 20 of 20; too few questions; captions, of which none is right."""
+    questions = []
+    for skill, right, n in (("a", 18, 20), ("b", 10, 20), ("c", 20, 20), ("d", 0, 19)):
+        questions += [answered("x", "X." if i < right else "y", "", skill) for i in range(n)]
+    questions += [answered("x", "y", "", "e", metric="caption") for _ in range(20)]
+    found = [
+        (group, len(right), len(wrong)) for group, right, wrong in weakest_groups(questions, 9)
+    ]
+    assert found == [(("s", "b"), 10, 10), (("s", "a"), 18, 2)]
+    assert len(weakest_groups(questions, 1)) == 1
+
+
+def test_few_possible_answers_are_told_apart_into_right_other_and_else():
+    """The full model never says the wrong one of two names, the blind one always says one."""
+    questions = [answered(("cat", "dog")[i % 2], "<b>", "dog") for i in range(10)]
+    questions += [answered("cat", "cat", "dog") for _ in range(10)]
+    text = few_answers(questions)
+    assert "Only these are ever right: cat, dog." in text
+    assert "<td>full</td><td>50.0%</td><td>0.0%</td><td>50.0%</td><td>&lt;b&gt; 10</td>" in text
+    assert "<td>blind</td><td>25.0%</td><td>75.0%</td><td>0.0%</td><td></td>" in text
+    assert "<td>chance</td><td>75.0%</td><td>25.0%</td><td>0.0%</td><td></td>" in text
+
+    assert few_answers(questions[10:]) == "", "always one of the few: nothing to explain"
+    many = [answered(f"name {i % 4}", "else", "else") for i in range(20)]
+    assert few_answers(many) == ""
+
+
+def test_captions_are_counted_by_language_and_number_of_clauses():
+    questions = [answered("a cat, a dog", "a cat, a dog", "", metric="caption") for _ in range(3)]
+    questions += [answered("一只猫，在雨天", "猫", "", language="zh", metric="caption")]
+    questions += [answered("a cat", "a dog", "", metric="caption")]
+    text = caption_table(questions)
+    assert "<td>s</td><td>English</td><td>2</td><td>3</td><td>100.0" in text
+    assert "<td>s</td><td>中文</td><td>2</td><td>1</td><td>0.0" in text
+    assert "<td>s</td><td>all languages</td><td>2</td><td>4</td><td>75.0" in text
+    assert "<td>s</td><td>English</td><td>1</td><td>1</td><td>0.0" in text
+    assert caption_table(questions[-1:]) == "", "free captions are never the same text"
+
+
+def test_all_splits_stand_beside_each_other_and_a_probe_has_its_section(finished_run):
+    rows = json.loads((finished_run / "eval.json").read_text(encoding="utf-8"))["rows"]
+    probed = {"encoder": "probe", "split": "unseen", "property": "kind", "n": 9, "chance": 0.25}
+    probed |= {"accuracy": 0.5, "low": 0.25, "high": 0.75}
+    further = [probed | {"property": name} for name in ("colour", "size", "place")]
+    text = json.dumps({"model": "m", "probe": [probed, *further]})
+    (finished_run / "p.json").write_text(text, encoding="utf-8")
+    page = report(finished_run, "--attention", "0")
+
+    table = page[page.index("All splits") :].partition("</table>")[0]
+    own = [row for row in rows if (row["model"], row["kind"]) == ("full", "all")]
+    value = {row["language"]: f"{100 * row['accuracy']:.1f}" for row in own}
+    assert f"<td>{value['all']} <span" in table
+    assert f"<td>{value['en']}</td><td>{value['ko']}</td>" in table
+    assert "What the patches know: p" in page and "<td>25.0</td><td>50.0 <span" in page
+    assert "What it can't do" in page and "right</b>" in page
 
 
 def test_numbers_without_an_interval_say_so():

@@ -10,5 +10,6 @@ distributed.py    processes, DDP, FSDP2
 device.py         which device and precision a run uses
 resume.py         checkpoints of a run, stopping and going on
 run_log.py        log.jsonl, runs.jsonl, the progress
+validation.py     a small validation every N steps, the models of chosen steps
 cost.py           FLOPs, MFU, and what a run will need
 """

@@ -115,6 +115,19 @@ class RunLog:
             line += f", {self.num_skips} skipped"
         self.show_progress(step, line)
 
+    def write_validation(self, step, accuracy, seconds):
+        """Logs the shares of exact answers, {"n", "full", "blind": {skill: number}}."""
+        row = {"step": step, "validation": accuracy, "seconds": round(seconds, 4)}
+        print(json.dumps(row, ensure_ascii=False), file=self.file, flush=True)
+        n, full, blind = (accuracy[key] for key in ("n", "full", "blind"))
+        skills = ", ".join(f"{skill} {full[skill]:.0%}" for skill in n if skill != "all")
+        right = f"{full['all']:.1%} of {n['all']} right, blind {blind['all']:.1%}"
+        self.say(f"step {step:,}: validation: {right} ({skills})")
+
+    def restart_clock(self):
+        """What was done between two steps does not count in the time of the next one."""
+        self.step_time = time.time()
+
     def show_progress(self, step, line):
         """Moves the bar on a terminal; elsewhere prints every 30 seconds."""
         self.bar.set_postfix_str(line, refresh=False)

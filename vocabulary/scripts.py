@@ -12,6 +12,12 @@ SCRIPTS = {
 }
 
 
+def normalise(text: str) -> str:
+    """Unicode NFC, lower case, single spaces, no full stop at the end: for exact match."""
+    text = unicodedata.normalize("NFC", text).casefold()
+    return " ".join(text.split()).rstrip(".。!")
+
+
 def guess_language(text: str) -> str:
     """The first language of SCRIPTS with a letter in the text; "en" if it has none of theirs."""
     return next((language for language, letter in SCRIPTS.items() if letter.search(text)), "en")

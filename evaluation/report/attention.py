@@ -4,16 +4,15 @@ import random
 
 import numpy as np
 import torch
-from PIL import Image
 
 import data
 from evaluation.answer import image_path
+from evaluation.heatmap import paint
 from evaluation.report.gallery import card, div, image_tag, preprocessed, verdict
 from generate import load_for_inference
 from kernels import rope as apply_rope
 
 GLOBAL_SKILLS = ("mood", "background")  # about the whole image: no place to attend to
-ORANGE = (255, 80, 0)
 
 
 @torch.inference_mode()
@@ -49,15 +48,7 @@ def attention_weights(module, x, rope):
 
 def heat_map(image, weights):
     """The image in pale grey, orange where the weights (N,) are large."""
-    side = round(len(weights) ** 0.5)
-    weights = (weights - weights.min()) / max(float(np.ptp(weights)), 1e-9)
-    mask = Image.fromarray((255 * weights.reshape(side, side)).astype(np.uint8))
-    mask = mask.resize(image.size, Image.Resampling.BICUBIC)
-
-    grey = image.convert("L").convert("RGB")
-    pale = Image.blend(grey, Image.new("RGB", image.size, "white"), 0.6)
-    glow = Image.blend(image, Image.new("RGB", image.size, ORANGE), 0.65)
-    return Image.composite(glow, pale, mask)
+    return paint(image, (weights - weights.min()) / max(float(np.ptp(weights)), 1e-9))
 
 
 def attention_gallery(folder, header, questions, seed, count):

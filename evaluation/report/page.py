@@ -8,13 +8,24 @@ from pathlib import Path
 
 from checkpoint import load_config
 from evaluation.answer import read_answers
+from evaluation.probe import probe_tables
 from evaluation.report.attention import attention_gallery
-from evaluation.report.curves import loss_curve, read_log
+from evaluation.report.curves import read_log, stage_card
 from evaluation.report.gallery import div, gallery
-from evaluation.tables import escape, language_name, plain_name, result_tables
+from evaluation.report.limits import caption_table, few_answers, weakest_gallery
+from evaluation.tables import (
+    MODELS,
+    Table,
+    escape,
+    language_name,
+    plain_name,
+    result_tables,
+    row_number,
+)
 from model import parameter_counts
 from vocabulary.files import read_json
 
+NUM_WEAKEST = 6  # skills of which a wrong answer is shown
 STAGES = ("vision", "text", "align", "instruct-1", "instruct-2", "instruct")
 
 
@@ -42,9 +53,17 @@ def read_results(folder, eval_file):
     for path in sorted(folder.glob("*.json")):
         results = read_json(path)
         is_further = isinstance(results, dict) and path != eval_file and "rows" not in results
-        if is_further and result_tables(results):
+        if is_further and all_tables(results):
             found[path] = results
     return found
+
+
+def all_tables(results):
+    """{key: its tables} of a command's results, those of `probe` too."""
+    tables = result_tables(results)
+    if results.get("probe"):
+        tables["probe"] = probe_tables(results["probe"])
+    return tables
 
 
 def read_commands(folders, results):
@@ -92,18 +111,24 @@ def make_page(folders, eval_file, seed, per_group, num_attention):
         sections.append(headline(results["rows"]))
     if stages:
         logs = {folder.name: read_log(folder / "log.jsonl") for folder in stages}
-        curves = [loss_curve(name, log) for name, log in logs.items() if log]
-        sections.append(intro["learning"] + div("curves", "".join(curves)))
+        cards = [stage_card(name, *log) for name, log in logs.items() if log[0]]
+        sections.append(div("learning", intro["learning"] + div("curves", "".join(cards))))
 
+    header, questions = read_answers(eval_file) if results else (None, [])
     for path, found in measured.items():
-        for key, tables in result_tables(found).items():
+        for key, tables in all_tables(found).items():
             sections.append(intro[key].replace("{name}", escape(path.stem)))
+            if key == "rows":
+                sections.append(overview(found["rows"]))
             if key == "models":
                 sections.append(show_conclusions(found.get("conclusions", [])))
             sections += [table.as_html() for table in tables]
+            if key == "rows":
+                sections += [few_answers(questions), caption_table(questions)]
 
     if results:
-        header, questions = read_answers(eval_file)
+        if wrong := weakest_gallery(header, questions, seed, NUM_WEAKEST):
+            sections += [intro["limits"], wrong]
         sections += [intro["gallery"], gallery(header, questions, seed, per_group)]
         if num_attention and has_model:
             cards = attention_gallery(model_folder, header, questions, seed, num_attention)
@@ -152,6 +177,24 @@ def headline(rows):
 
     order = sorted(cards, key=lambda language: (language != "all", language))
     return div("headline", "".join(div("card", cards[name]) + "\n" for name in order))
+
+
+def overview(rows):
+    """The splits beside each other: the models, and the full model's accuracy by language."""
+    rows = [row for row in rows if row["kind"] == "all"]
+    accuracy = {(row["split"], row["model"], row["language"]): row for row in rows}
+    languages = sorted({row["language"] for row in rows} - {"all"})
+    lines = []
+    for split in dict.fromkeys(row["split"] for row in rows):
+        row = accuracy[split, "full", "all"]
+        cells = [plain_name(split), f"{row['n']:,}", row_number(row)]
+        others = [(split, model, "all") for model in MODELS[1:]]
+        others += [(split, "full", language) for language in languages]
+        for key in others:
+            cells.append(f"{100 * accuracy[key]['accuracy']:.1f}" if key in accuracy else "–")
+        lines.append(("", cells))
+    head = ["", "n", "full % (95%)", *MODELS[1:], *map(language_name, languages)]
+    return Table("All splits", head, lines).as_html()
 
 
 def show_conclusions(sentences):

@@ -25,6 +25,7 @@ from evaluation.scores import FAMILIES, accuracy_rows, metric_rows, most_frequen
 from evaluation.tables import show_results
 from generate import answer_batch, load_for_inference
 from vocabulary.files import claim_output, set_aside, sibling
+from vocabulary.formats import find_file
 from vocabulary.records import read_complete_lines
 
 # The fields of a Question that an answer file holds
@@ -110,7 +111,7 @@ def image_path(header, question):
     folders = [header.get("images")] if header.get("images") else []
     folders = folders or [file.parent for file in files if file.stem == question.split]
     paths = [Path(folder, name) for folder in folders for name in names[:1] if name]
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in map(find_file, paths) if path.is_file()), None)
 
 
 def add_arguments(parser):
@@ -122,7 +123,13 @@ def add_arguments(parser):
 def run(args):
     model, tokenizer = load_for_inference(args.model, args.device)
     questions = missing = read_questions(
-        args.data, tokenizer, model.config, args.images, args.annotations, args.suffix
+        args.data,
+        tokenizer,
+        model.config,
+        args.images,
+        args.annotations,
+        args.suffix,
+        args.bad_samples,
     )
     settings = {key: getattr(args, key) for key in SETTINGS}
 

@@ -13,6 +13,8 @@ def add_model_arguments(parser, needs_data=True):
     add("--model", required=True, help="its folder")
     add("--data", nargs="+", required=needs_data, default=[], help="each file is a split")
     add("--images", help="the images' folder (default: the data file's)")
+    about = "a record that can't be used: stop before anything is asked, or leave it out"
+    add("--bad-samples", choices=["error", "skip"], default="error", help=about)
     add("-o", "--out", help="JSON with the results")
     add("--batch-size", type=int, help="default: what memory holds, at most 512")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is faster")

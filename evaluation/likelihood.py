@@ -19,7 +19,8 @@ from evaluation.scores import count_languages, metric_rows
 from evaluation.tables import show_results
 from generate import load_for_inference
 from model import IGNORE_INDEX
-from vocabulary.records import decode_line
+from vocabulary.conversations import leave_out
+from vocabulary.files import read_lines
 
 LIKELIHOOD = (
     ("nll", "tokens", "bytes"),  # nll: negative log-likelihood
@@ -99,24 +100,45 @@ def measure(model, questions, samples, args):
 def measure_questions(model, tokenizer, args):
     """The rows of --data, with the images and without them."""
     questions = read_questions(
-        args.data, tokenizer, model.config, args.images, args.annotations, args.suffix
+        args.data,
+        tokenizer,
+        model.config,
+        args.images,
+        args.annotations,
+        args.suffix,
+        args.bad_samples,
     )
+    questions, answers = encode_answers(questions, tokenizer, model.config, args.bad_samples)
     samples = {"full": [], "blind": []}
-    for q in questions:
-        answer = [*tokenizer.encode(reference_answer(q)), tokenizer.eos_id]
+    for q, answer in zip(questions, answers):
         samples["full"].append((q.prompt, q.image_paths, answer))
         samples["blind"].append((q.blind_prompt, [], answer))
     return measure(model, questions, samples, args)
+
+
+def encode_answers(questions, tokenizer, config, bad_samples):
+    """(questions, ids of their references) of those that the model can read whole."""
+    kept, answers, bad = [], [], []
+    for q in questions:
+        answer = [*tokenizer.encode(reference_answer(q)), tokenizer.eos_id]
+        try:
+            data.check_length(q.prompt + answer, config)
+        except ValueError as error:
+            bad.append(f"{q.where}, turn {q.turn}: {error}")
+            continue
+        kept.append(q)
+        answers.append(answer)
+    leave_out(bad, bad_samples)
+    if not kept:
+        raise ValueError("no questions that the model can read")
+    return kept, answers
 
 
 def measure_text(model, tokenizer, path, args):
     """The rows of a text file, without images."""
     max_length = model.config.text.max_position_embeddings
     name, questions, samples = Path(path).stem, [], []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
-        text = decode_line(line, path, number)
-        if not text:
-            continue
+    for text in filter(None, map(str.strip, read_lines([path]))):
         # A long one is cut; each part begins with the last token of the one before.
         document = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
         for start in range(0, len(document) - 1, max_length - 1):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from vocabulary.formats import decode_line, open_text
+
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
     """Call write(file) on a temporary neighbour of `path`, then rename it to `path`.
@@ -77,18 +79,15 @@ def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -
 def read_lines(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
     """The lines of UTF-8 text files. ValueError names the file and the line that is not UTF-8."""
     for path in paths:
-        with open(path, "rb") as file:
+        with open_text(path) as file:
             for number, line in enumerate(file, 1):
-                try:
-                    yield line.decode()
-                except UnicodeDecodeError as error:
-                    reason = f"{error.reason} at byte {error.start + 1}"
-                    raise ValueError(f"{path}, line {number}: not UTF-8 ({reason})") from None
+                yield decode_line(line, path, number)
 
 
 def read_json(path: str | os.PathLike) -> object:
     """The value in a JSON file. ValueError names the file if it is not JSON."""
-    try:
-        return json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    with open_text(path) as file:
+        try:
+            return json.loads(file.read())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not JSON: {error}") from None

@@ -167,8 +167,10 @@ def shared_image_key(record, messages):
     """(image, "", number of messages): records of one key may share a sample; None:
     the record stays alone. The "" only keeps the order that the key seeds in `scan`. The number of
     messages is there because rows are padded to the longest record of a sample."""
-    images = [record[key] for key in IMAGE_KEYS if record.get(key)]
-    image = images[0] if len(images) == 1 else None
+    found = [record[key] for key in IMAGE_KEYS if record.get(key)]
+    image = found[0] if len(found) == 1 else None
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
     question = messages[0][1] if messages else None
     if not isinstance(image, str) or not isinstance(question, str):
         return None

@@ -336,7 +336,8 @@ def build_dataset(args, tokenizer, config):
             args.data, tokenizer, config, max_length, args.records_per_sample
         )
     if 0 in dataset.sizes:
-        raise ValueError(f"{args.data[dataset.sizes.index(0)]}: nothing to train on")
+        reason = "; ".join(["nothing to train on", *getattr(dataset, "bad", [])[:1]])
+        raise ValueError(f"{args.data[dataset.sizes.index(0)]}: {reason}")
     return dataset
 
 

@@ -28,6 +28,7 @@ class DescribedImage(NamedTuple):
     phrases: dict  # keys: (record type, phrase), in order
     positives: set  # (language, phrase)
     record_types: set  # (language, kind)
+    where: str  # its first record, for messages
 
 
 class PhraseDataset:
@@ -47,11 +48,12 @@ class PhraseDataset:
         images = {}  # (folder, file) -> DescribedImage
         for path in self.paths:
             for number, record, conversation in read_conversations(path, self.bad):
+                where = record_name(path, number, record)
                 if len(conversation.images) > 1:
-                    reason = f"{len(conversation.images)} images, the vision stage takes one"
-                    self.bad.append(f"{record_name(path, number, record)}: {reason}")
+                    count = len(conversation.images)
+                    self.bad.append(f"{where}: {count} images, the vision stage takes one")
                 else:
-                    self.add(conversation, Path(path).parent, images)
+                    self.add(conversation, Path(path).parent, images, where)
 
         # What the sampler reads: one file, all lengths equal.
         self.images = list(images.values())
@@ -61,7 +63,7 @@ class PhraseDataset:
         for image in self.images:
             self.languages[0].update({language for language, _ in image.record_types})
 
-    def add(self, conversation, folder, images):
+    def add(self, conversation, folder, images, where):
         """Adds a record to its image."""
         self.num_dropped += conversation.dropped
         if not conversation.images:
@@ -73,7 +75,7 @@ class PhraseDataset:
         phrases = [phrase for part in answers.split(",") if (phrase := part.strip(" .。"))]
 
         (file,) = conversation.images
-        image = DescribedImage(str(folder / file), {}, set(), set())
+        image = DescribedImage(str(folder / file), {}, set(), set(), where)
         image = images.setdefault((folder, file), image)
         language, kind = conversation.language, conversation.kind
         image.record_types.add((language, kind))
@@ -132,7 +134,7 @@ class PhraseDataset:
                 pixels[row] = self.load_image(self.images[i].path)
                 usable[row] = True
             except ValueError as error:
-                errors.append(str(error))
+                errors.append(f"{self.images[i].where}: {error}")
         return pixels, usable, errors
 
     def label(self, phrases, indices):

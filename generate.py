@@ -216,7 +216,7 @@ def answer_file(model, tokenizer, args, options):
     questions = read_batch(args, tokenizer, model.config, load_image)
     left = [row for row in questions if row[0] not in done]
     bar = {"initial": len(questions) - len(left), "total": len(questions), "unit": "question"}
-    with open(out, "a", encoding="utf-8") as file:
+    with open(out, "a", encoding="utf-8", errors="backslashreplace") as file:
         for i, number, question, files in tqdm(left, **bar):
             pixels = [load_image(name) for name in files]
             pixels = torch.stack(pixels).to(model.device) if pixels else None

@@ -15,7 +15,8 @@ def find_images(folder, objects):
     """-> (items without a kind, refused [(name, reason)], number of other files).
 
     Reads nothing outside `folder`. A copy of an image counts as that image."""
-    root, items, refused, num_others, first_name = folder.resolve(), [], [], 0, {}
+    root, items, refused, num_others = folder.resolve(), [], [], 0
+    first_name, names = {}, set()
     files = sorted(folder.rglob("*"))
     for path in tqdm(files, desc="images", unit="file", leave=False, disable=None):
         # One name, whichever way the disk composes its letters (see find_file).
@@ -33,6 +34,9 @@ def find_images(folder, objects):
 
         try:
             sha = image_digest(name, real, inside)
+            if name in names:
+                raise ValueError("two files have this name, their letters composed differently")
+            names.add(name)
         except (OSError, ValueError) as error:
             refused.append((name, getattr(error, "strerror", None) or str(error)))
             continue

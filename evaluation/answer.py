@@ -68,7 +68,7 @@ class AnswerFile:
             print(f"{path}: of another model or setting, moved to {old.name}", file=sys.stderr)
             rows = []
 
-        self.file = open(path, "a", encoding="utf-8")
+        self.file = open(path, "a", encoding="utf-8", errors="backslashreplace")
         if not rows:
             self.write(header)
         given = [Question(**row) for row in rows[1:]]

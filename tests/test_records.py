@@ -25,7 +25,7 @@ from training.phrases import PhraseDataset, read_dictionary
 from training.texts import TextDataset
 from vocabulary.command import run_main
 from vocabulary.conversations import read_conversation
-from vocabulary.files import read_json, read_lines
+from vocabulary.files import read_json, read_lines, write_json
 from vocabulary.formats import find_file, shorten
 from vocabulary.records import read_records, scan_records
 
@@ -466,6 +466,24 @@ def test_images_to_annotate_have_names_in_nfc(world, tmp_path):
         (item,), refused, _ = find_images(images, read_objects(objects))
         assert (item.name, item.objects) == (unicodedata.normalize("NFC", "그림.png"), ("cat",))
         assert not refused
+
+
+def test_two_files_of_one_name_are_not_taken_for_one(world, tmp_path):
+    for form, image in (("NFC", "0.png"), ("NFD", "1.png")):
+        name = unicodedata.normalize(form, "그림.png")
+        (tmp_path / name).write_bytes((world / image).read_bytes())
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("this disk takes the two for one name")
+    items, refused, _ = find_images(tmp_path, {})
+    assert len(items) == 1
+    assert refused[0][0] == items[0].name and refused[0][1].startswith("two files have this name")
+
+
+def test_a_name_that_is_not_utf8_can_be_written(tmp_path):
+    write_json(tmp_path / "r.json", {"data": "\udced\udc95.json", "half": "\ud83d", "whole": "한"})
+    content = (tmp_path / "r.json").read_bytes().decode("utf-8")
+    assert json.loads(content) == {"data": "\udced\udc95.json", "half": "\ud83d", "whole": "한"}
+    assert "한" in content
 
 
 def test_long_and_unprintable_values_are_short_and_printable_in_messages():

@@ -73,7 +73,9 @@ def set_aside(path: Path) -> Path:
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -> None:
     """Write `value` as UTF-8 JSON with a newline at the end, whole or not at all."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    # A file name that is not UTF-8 has characters that UTF-8 lacks: they stay escapes.
+    content = text.encode("utf-8", "backslashreplace")
+    write_atomically(path, lambda file: file.write(content))
 
 
 def read_lines(paths: Iterable[str | os.PathLike]) -> Iterator[str]:

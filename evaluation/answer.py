@@ -18,7 +18,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from evaluation.batching import Batcher, add_model_arguments, add_question_arguments
+from evaluation.batching import (
+    Batcher,
+    add_model_arguments,
+    add_question_arguments,
+    question_options,
+)
 from evaluation.metrics import score_answer
 from evaluation.questions import Question, question_name, read_questions
 from evaluation.scores import FAMILIES, accuracy_rows, metric_rows, most_frequent_answers
@@ -123,13 +128,7 @@ def add_arguments(parser):
 def run(args):
     model, tokenizer = load_for_inference(args.model, args.device)
     questions = missing = read_questions(
-        args.data,
-        tokenizer,
-        model.config,
-        args.images,
-        args.annotations,
-        args.suffix,
-        args.bad_samples,
+        args.data, tokenizer, model.config, **question_options(args)
     )
     settings = {key: getattr(args, key) for key in SETTINGS}
 

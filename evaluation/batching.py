@@ -28,6 +28,12 @@ def add_question_arguments(parser):
     parser.add_argument("--suffix", default="", help=example)
 
 
+def question_options(args):
+    """What read_questions takes from the command line."""
+    names = ("images", "annotations", "suffix", "bad_samples")
+    return {name: getattr(args, name) for name in names}
+
+
 class Batcher:
     """Cuts samples into batches. longest: tokens of the longest, with its answer."""
 

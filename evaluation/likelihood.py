@@ -13,13 +13,17 @@ import numpy as np
 import torch
 
 import data
-from evaluation.batching import Batcher, add_model_arguments, add_question_arguments
+from evaluation.batching import (
+    Batcher,
+    add_model_arguments,
+    add_question_arguments,
+    question_options,
+)
 from evaluation.questions import Question, read_questions, reference_answer
 from evaluation.scores import count_languages, metric_rows
 from evaluation.tables import show_results
 from generate import load_for_inference
 from model import IGNORE_INDEX
-from vocabulary.conversations import leave_out
 from vocabulary.files import read_lines
 
 LIKELIHOOD = (
@@ -100,38 +104,14 @@ def measure(model, questions, samples, args):
 def measure_questions(model, tokenizer, args):
     """The rows of --data, with the images and without them."""
     questions = read_questions(
-        args.data,
-        tokenizer,
-        model.config,
-        args.images,
-        args.annotations,
-        args.suffix,
-        args.bad_samples,
+        args.data, tokenizer, model.config, with_reference=True, **question_options(args)
     )
-    questions, answers = encode_answers(questions, tokenizer, model.config, args.bad_samples)
     samples = {"full": [], "blind": []}
-    for q, answer in zip(questions, answers):
+    for q in questions:
+        answer = [*tokenizer.encode(reference_answer(q)), tokenizer.eos_id]
         samples["full"].append((q.prompt, q.image_paths, answer))
         samples["blind"].append((q.blind_prompt, [], answer))
     return measure(model, questions, samples, args)
-
-
-def encode_answers(questions, tokenizer, config, bad_samples):
-    """(questions, ids of their references) of those that the model can read whole."""
-    kept, answers, bad = [], [], []
-    for q in questions:
-        answer = [*tokenizer.encode(reference_answer(q)), tokenizer.eos_id]
-        try:
-            data.check_length(q.prompt + answer, config)
-        except ValueError as error:
-            bad.append(f"{q.where}, turn {q.turn}: {error}")
-            continue
-        kept.append(q)
-        answers.append(answer)
-    leave_out(bad, bad_samples)
-    if not kept:
-        raise ValueError("no questions that the model can read")
-    return kept, answers
 
 
 def measure_text(model, tokenizer, path, args):

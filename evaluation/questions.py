@@ -199,17 +199,22 @@ def read_turns(path, number, start, end):
 
 
 def read_questions(
-    paths, tokenizer, config, images=None, annotations=None, suffix="", bad_samples="error"
+    paths, tokenizer, config, suffix="", bad_samples="error", with_reference=False, **files
 ):
     """The questions of all files with their prompts. suffix: a line appended to each question.
+    files: images and annotations, as `read_file` takes them. with_reference: the model must be able
+    to read the answer, too.
+
     ValueError, before the model answers anything, if there are none, or one can't be asked and
     bad_samples is not "skip"."""
     questions, bad, named, image_faults = [], [], {}, {}
-    found = [q for path in paths for q in read_file(path, images, annotations, bad)]
+    found = [q for path in paths for q in read_file(path, bad=bad, **files)]
     for question in tqdm(found, desc="checking", unit="question", leave=False, disable=None):
         try:
             encode_question(question, tokenizer, config.vision.num_patches, suffix)
-            data.check_length([*question.prompt, None], config)  # the answer needs a token
+            # A token for the answer, or all of it.
+            answer = tokenizer.encode(reference_answer(question)) if with_reference else []
+            data.check_length([*question.prompt, *answer, None], config)
             check_images(question, image_faults)
 
             # Answers are kept by the question's name.

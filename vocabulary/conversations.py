@@ -4,8 +4,8 @@
     messages   {"images": files, "messages": [{"role", "content": text or parts}, …]}
     question   {"question_id", "image", "text"}, without an answer
 
-Whatever reads records calls `read_conversation`. It checks every field that anything uses, so that
-what is wrong with a record is known, by name, before work is done.
+Whatever reads records calls `read_conversation`. It checks every field that anything uses, so what
+is wrong with a record is known, by name, before work is done.
 """
 
 import json
@@ -24,21 +24,20 @@ from vocabulary.scripts import guess_language
 IMAGE_TOKEN = "<image>"
 UNANSWERED = "the last question has no answer"
 
-ROLES = dict.fromkeys(("human", "user"), "human")
+ROLES = dict.fromkeys(("human", "user"), "human") | {"system": "system"}
 ROLES |= dict.fromkeys(("gpt", "assistant", "model", "chatgpt", "bard", "bing", "bot"), "gpt")
-ROLES |= {"system": "system"}
 
 IMAGE_KEYS = ("image", "images", "image_path", "image_paths")
 NAMED = "([_-]?(path|file|url|name|byte|base64|data)s?)?"
 OTHER_MEDIA = re.compile(f"(video|audio|speech|sound|clip|point_?cloud)s?{NAMED}", re.I)
 OTHER_IMAGES = re.compile(f"(image|img|picture|photo|pic)s?{NAMED}", re.I)
-# What other models' data sets mark media with: <video>, <img>, <|image_1|>, <ImageHere> …
+# What marks media in the data of other models: <video>, <img>, <|image_1|>, <ImageHere> …
 OTHER_MARKERS = re.compile(
     r"<\|?/?(image|img|im|video|vid|audio|speech|sound|vision|point_?cloud)"
     r"[ _-]?(here|pad|patch|start|end|token|placeholder|context|soft_token|\d+)?\|?/?>",
     re.I,
 )
-CODE = re.compile("```.*?```|`[^`]*`", re.S)
+CODE = re.compile("```.*?```|`[^`]*`", re.S)  # a text about HTML shows no video
 
 
 class Conversation(NamedTuple):
@@ -54,24 +53,22 @@ class Conversation(NamedTuple):
 
 def read_conversation(record: object, needs_answers: bool = True) -> Conversation:
     """ValueError, in one short line, says why a record can't be used. Without `needs_answers` an
-    answer may be missing: it is None.
+    answer may be missing.
 
-    As in LLaVA, a first turn of the model is left out. A system text stands before the first
-    question.
-    """
+    As in LLaVA, a first turn of the model is left out. A system text is put before the first
+    question."""
     if not isinstance(record, dict):
         raise ValueError(f"the record is {type(record).__name__}, must be an object")
-    kind, skill = check_text(record, "kind"), check_text(record, "skill")
-    language, system = check_text(record, "language"), check_text(record, "system")
-    record_id(record)
+    fields = (check_text(record, key) for key in ("language", "kind", "skill", "system"))
+    language, kind, skill, system = fields
 
     turns, names, dropped = [], [], False
-    for i, (role, content) in enumerate(read_messages(record, needs_answers)):
+    for i, (role, content) in enumerate(find_messages(record, needs_answers)):
         try:
-            text, own_names = read_content(content, role == "gpt" and not needs_answers)
+            text, own_names = read_content("" if content is None and not needs_answers else content)
             names += own_names
             if role == "system" and not turns:
-                system = "\n\n".join(filter(None, (system, text.strip())))
+                system = f"{system}\n\n{text}".strip()
             elif role == "gpt" and not turns and not dropped:
                 dropped = True
             else:
@@ -83,16 +80,17 @@ def read_conversation(record: object, needs_answers: bool = True) -> Conversatio
     if turns[-1][1] is None and needs_answers:
         raise ValueError(UNANSWERED)
 
-    images = read_images(record, names)
+    images, (question, answer) = read_images(record, names), turns[0]
     num_markers = sum(len(parts) - 1 for parts, _ in turns)
     if num_markers != len(images):
         raise ValueError(f"{num_markers} {IMAGE_TOKEN} marker(s) for {len(images)} image(s)")
-    if system:
-        turns[0][0] = add_system(system, turns[0][0])
-    if not any(part.strip() for part in turns[0][0]) and not images:
+    if system and len(question) == 2:
+        question[1] = f"\n{system}\n\n{question[1].strip()}".rstrip()
+    elif system:
+        question[0] = f"{system}\n\n{question[0]}"
+    if not images and not "".join(question).strip():
         raise ValueError("the question is empty")
 
-    question, answer = turns[0]
     language = language or guess_language("".join(question) + (answer or ""))
     found = Conversation(turns, images, language, kind or "?", skill, dropped)
     try:
@@ -127,10 +125,10 @@ def leave_out(bad: list, policy: str) -> None:
         print(f"{len(bad):,} bad records left out", file=sys.stderr)
 
 
-def record_name(path: Path, number: int, record: object) -> str:
+def record_name(path: Path, number: int | str, record: object) -> str:
     """How messages name a record."""
-    number_id = record.get("id", record.get("question_id")) if isinstance(record, dict) else None
-    return f"{path}: record {number} (id {shorten(repr(number_id), 60)})"
+    found = record.get("id", record.get("question_id")) if isinstance(record, dict) else None
+    return f"{path}: record {number} (id {shorten(repr(found), 60)})"
 
 
 def record_id(record: dict) -> str | int | float | None:
@@ -142,7 +140,7 @@ def record_id(record: dict) -> str | int | float | None:
 
 
 def check_text(record: dict, key: str) -> str:
-    """The text of a field that may be missing; null is missing, too."""
+    """The text of a field; "" if it is missing or null."""
     value = record.get(key)
     if not isinstance(value, (str, type(None))):
         raise ValueError(f"{key} is {type(value).__name__}, must be a text")
@@ -151,83 +149,66 @@ def check_text(record: dict, key: str) -> str:
 
 # ------------------------------------------------------------------------------------ messages
 def raw_messages(record: object) -> list[tuple]:
-    """[(role, content), …] as a record has them, unchecked; [] if there are none."""
+    """[(role, content), …] of a record, unchecked. role: "human", "gpt", "system", or as it is."""
     record = record if isinstance(record, dict) else {}
     messages = record.get("conversations") or record.get("messages")
-    if not isinstance(messages, list):
-        return []
     found = []
-    for message in messages:
+    for message in messages if isinstance(messages, list) else []:
         message = message if isinstance(message, dict) else {}
-        value = message.get("value")
-        content = message.get("content") if value is None else value
-        found.append((message.get("from") or message.get("role"), content))
+        role, value = message.get("from") or message.get("role"), message.get("value")
+        if isinstance(role, str):
+            role = ROLES.get(role.casefold(), role)
+        found.append((role, message.get("content") if value is None else value))
     return found
-
-
-def read_messages(record: dict, needs_answers: bool) -> list[tuple]:
-    """[("human", "gpt" or "system", content), …]. ValueError if there are none."""
-    messages = raw_messages(record)
-    question = record.get("text") or record.get("question")
-    if not messages and isinstance(question, str):
-        if needs_answers and not {"answer", "answers", "label"} & record.keys():
-            raise ValueError(UNANSWERED)
-        if not needs_answers:
-            has_marker = IMAGE_TOKEN in question or not any(map(record.get, IMAGE_KEYS))
-            return [("human", question if has_marker else f"{IMAGE_TOKEN}\n{question}")]
-    if not messages:
-        inside = [key for key, value in record.items() if is_list_of_objects(value)]
-        if inside:
-            raise ValueError(f"no conversations in it; the list in {inside[0]!r} may be records")
-        keys = shorten(", ".join(record) or "nothing", 80)
-        raise ValueError(f"no conversations in it (it has: {keys})")
-
-    found = []
-    for i, (role, content) in enumerate(messages):
-        if known_role(role) is None:
-            role = shorten(repr(role), 40)
-            raise ValueError(f"message {i}: from {role}, must be 'human' or 'gpt'")
-        found.append((known_role(role), content))
-    return found
-
-
-def known_role(role: object) -> str | None:
-    """ "human", "gpt", "system" or None."""
-    return ROLES.get(role.casefold()) if isinstance(role, str) else None
 
 
 def begins_with_answer(messages: list[tuple]) -> bool:
     """Whether the first of `raw_messages`, a system text aside, is the model's."""
-    roles = [known_role(role) for role, _ in messages[:2]]
-    return roles[:1] == ["gpt"] or roles == ["system", "gpt"]
+    return [role for role, _ in messages[:2] if role != "system"][:1] == ["gpt"]
 
 
-def is_list_of_objects(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+def find_messages(record: dict, needs_answers: bool) -> list[tuple]:
+    """[("human", "gpt" or "system", content), …]. ValueError if there are none."""
+    messages = raw_messages(record)
+    for i, (role, _) in enumerate(messages):
+        if role not in ("human", "gpt", "system"):
+            role = shorten(repr(role), 40)
+            raise ValueError(f"message {i}: from {role}, must be 'human' or 'gpt'")
+    if messages:
+        return messages
+
+    # A file of questions, or something else?
+    question = record.get("text") or record.get("question")
+    if isinstance(question, str) and not needs_answers:
+        has_image = any(map(record.get, IMAGE_KEYS)) and IMAGE_TOKEN not in question
+        return [("human", f"{IMAGE_TOKEN}\n{question}" if has_image else question)]
+    if isinstance(question, str) and not {"answer", "answers", "label"} & record.keys():
+        raise ValueError(UNANSWERED)
+    for key, value in record.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            raise ValueError(f"no conversations in it; the list in {key!r} may be records")
+    raise ValueError(f"no conversations in it (it has: {shorten(', '.join(record), 80)})")
 
 
-def read_content(content: object, may_be_empty: bool) -> tuple[str, list]:
-    """(text, names of images) of a message: a text, or a list of parts, {"type": "text", "text"}
-    and {"type": "image", …}."""
-    if content is None and may_be_empty:
-        return "", []
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+def read_content(content: object) -> tuple[str, list]:
+    """(text, names of images) of a message's content: a text, or a list of parts, {"type": "text",
+    "text"} and {"type": "image", …}."""
     texts, names = [], []
-    for part in parts:
+    for part in content if isinstance(content, list) else [{"text": content}]:
         part = part if isinstance(part, dict) else {}
-        part_type = part.get("type")
+        part_type = part.get("type", "text")
         if part_type in ("image", "image_url"):
             texts.append(IMAGE_TOKEN)
-            values = [part.get(key) for key in ("image", "image_url", "url", "path")]
-            values = [value.get("url") if isinstance(value, dict) else value for value in values]
-            names += list(filter(None, values))[:1]
-        elif part_type in ("text", None) and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif part_type in ("text", None):
-            raise ValueError("the value is not a text")
-        else:
+            name = next(filter(None, map(part.get, ("image", "image_url", "url", "path"))), None)
+            name = name.get("url") if isinstance(name, dict) else name
+            names += [name] if name else []
+        elif part_type != "text":
             part_type = shorten(repr(part_type), 40)
             raise ValueError(f"a part of type {part_type}; only text and images are read")
+        elif isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            raise ValueError("the value is not a text")
 
     text = "\n".join(texts)
     marker = OTHER_MARKERS.search(CODE.sub("", text).replace(IMAGE_TOKEN, ""))
@@ -245,10 +226,10 @@ def add_message(turns: list, role: str, text: str, needs_answers: bool) -> None:
         turns.append([split_question(text), None])
     elif IMAGE_TOKEN in text:
         raise ValueError(f"{IMAGE_TOKEN} in an answer")
-    elif text.strip() or not needs_answers:
-        turns[-1][1] = text.strip()
-    else:
+    elif needs_answers and not text.strip():
         raise ValueError("the answer is empty")
+    else:
+        turns[-1][1] = text.strip()
 
 
 def split_question(text: str) -> list[str]:
@@ -262,24 +243,16 @@ def split_question(text: str) -> list[str]:
     return parts
 
 
-def add_system(system: str, parts: list[str]) -> list[str]:
-    """The parts of a question with a system text before it, after a single image."""
-    if len(parts) == 2:
-        return ["", f"\n{system}\n\n{parts[1].strip()}".rstrip()]
-    return [f"{system}\n\n{parts[0]}".rstrip(" "), *parts[1:]]
-
-
 # ------------------------------------------------------------------------------------ images
 def read_images(record: dict, names: list) -> list[str]:
     """The image files of a record, in order. names: those in its messages."""
+    given = {key: value for key, value in record.items() if value not in (None, "", [])}
     found = {"a message": names} if names else {}
     for key in IMAGE_KEYS:
-        value = record.get(key)
-        if value not in (None, "", []):
-            found[key] = value if isinstance(value, list) else [value]
-    for key, value in record.items():
-        is_image = key not in IMAGE_KEYS and OTHER_IMAGES.fullmatch(key) and not found
-        if value not in (None, "", []) and (OTHER_MEDIA.fullmatch(key) or is_image):
+        if key in given:
+            found[key] = given[key] if isinstance(given[key], list) else [given[key]]
+    for key in sorted(given.keys() - IMAGE_KEYS):
+        if OTHER_MEDIA.fullmatch(key) or (OTHER_IMAGES.fullmatch(key) and not found):
             raise ValueError(f"{shorten(key, 40)!r} is not read, only {', '.join(IMAGE_KEYS)}")
 
     (key, images), *others = found.items() or [("image", [])]
@@ -292,10 +265,11 @@ def read_images(record: dict, names: list) -> list[str]:
 def check_name(name: object, key: str) -> str:
     """The name of an image file, in NFC. ValueError if it is anything else."""
     if not isinstance(name, str) or not name:
-        kind = type(name).__name__ if name != "" else "an empty text"
+        kind = "an empty text" if name == "" else type(name).__name__
         raise ValueError(f"{key} is {kind}, must be a file name or a list of them")
     name = name.removeprefix("file://")
-    if re.match(r"data:|[a-z][a-z0-9+.-]+:/", name, re.I) or len(name) > 1000:
-        what = "a URL" if name[:5].lower() != "data:" and len(name) <= 1000 else "base64"
-        raise ValueError(f"{shorten(name, 60)}: {what}? images are read from files")
+    if name[:5].lower() == "data:" or len(name) > 1000:
+        raise ValueError(f"{shorten(name, 60)}: base64? images are read from files")
+    if re.match("[a-z][a-z0-9+.-]+:/", name, re.I):
+        raise ValueError(f"{shorten(name, 60)}: a URL? images are read from files")
     return unicodedata.normalize("NFC", name)

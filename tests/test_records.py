@@ -115,6 +115,9 @@ BAD = [
     ({"conversations": talk("<image>\n" + "cat " * 400)}, "longer than the model reads"),
     ({"conversations": talk(answer="half \ud83d")}, "'\\ud83d' is half a character"),
     ({"conversations": [{"from": "gpt", "value": "Hello!"}]}, "no question in it"),
+    ({"system": "See <image>."}, "<image> in the system text"),
+    ({"system": "See <video>."}, "<video> in it"),
+    ({"conversations": [{"from": "system", "value": "<image>"}, *talk()]}, "<image> in the system"),
     ({"conversations": "What?"}, "no conversations in it (it has: id, image, conversations)"),
     ({"conversations": [None]}, "message 0: from None, must be 'human' or 'gpt'"),
     ({"conversations": [{"from": [1], "value": "x"}]}, "message 0: from [1]"),
@@ -343,6 +346,10 @@ def test_questions_without_answers_are_answered_and_nothing_to_train_on(folder, 
     assert checked.out.endswith("set.json: questions without answers: nothing to train on\n")
     with pytest.raises(ValueError, match=r"record 0 \(id 7\): the last question has no answer"):
         read_file(file)
+
+    # VQAv2's questions lie apart from their answers.
+    write(tmp_path, world, {"questions": [{"question": "What?"}]})
+    assert "questions without answers" in run(data, "check", file, "--model", folder).out
 
 
 def test_questions_ask_for_the_image_first(world):

@@ -61,6 +61,7 @@ def read_conversation(record: object, needs_answers: bool = True) -> Conversatio
         raise ValueError(f"the record is {type(record).__name__}, must be an object")
     fields = (check_text(record, key) for key in ("language", "kind", "skill", "system"))
     language, kind, skill, system = fields
+    system, _ = read_content(system)
 
     turns, names, dropped = [], [], False
     for i, (role, content) in enumerate(find_messages(record, needs_answers)):
@@ -77,6 +78,8 @@ def read_conversation(record: object, needs_answers: bool = True) -> Conversatio
             raise ValueError(f"message {i}: {error}") from None
     if not turns:
         raise ValueError("no question in it")
+    if IMAGE_TOKEN in system:
+        raise ValueError(f"{IMAGE_TOKEN} in the system text")
     if turns[-1][1] is None and needs_answers:
         raise ValueError(UNANSWERED)
 
@@ -182,7 +185,8 @@ def find_messages(record: dict, needs_answers: bool) -> list[tuple]:
     if isinstance(question, str) and not needs_answers:
         has_image = any(map(record.get, IMAGE_KEYS)) and IMAGE_TOKEN not in question
         return [("human", f"{IMAGE_TOKEN}\n{question}" if has_image else question)]
-    if isinstance(question, str) and not {"answer", "answers", "label"} & record.keys():
+    has_answer = {"answer", "answers", "label"} & record.keys()
+    if needs_answers and not has_answer and (isinstance(question, str) or "questions" in record):
         raise ValueError(UNANSWERED)
     for key, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):

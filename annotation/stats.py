@@ -15,7 +15,7 @@ from annotation.build import cached_jpeg, count_names, print_filters
 from annotation.filters import width
 from annotation.prompts import generation_request
 from evaluation.client import estimate_tokens, has_prices, make_body, price
-from vocabulary.conversations import leave_out, read_conversations
+from vocabulary.conversations import read_conversations
 from vocabulary.files import sibling, write_atomically
 
 
@@ -65,7 +65,8 @@ def print_stats(args):
     for _, record, conversation in read_conversations(args.file, bad):
         about = conversation._asdict() | {"image": next(iter(conversation.images), None)}
         records.append(record | about)
-    leave_out(bad, "error")
+    if bad:
+        raise ValueError(bad[0])
     if args.sheet:
         write_sheet(records, args)
     num_images = len({record["image"] for record in records})

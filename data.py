@@ -6,6 +6,8 @@ A file of conversations is LLaVA's JSON, a list of records, or JSON Lines, one r
     {"id", "image"?: file or list of files,
      "conversations": [{"from": "human" | "gpt", "value": text}, …]}
 
+vocabulary/conversations.py reads it, and the other ways in which public sets write the same.
+
 The chat template is LLaVA-1.5's. Only `encode_chat` knows it: training samples and prompts for
 inference both come from there. The targets of this conversation are "a cat</s>" and "left</s>":
 
@@ -18,8 +20,8 @@ Data sets of the text and the vision stage: training/texts.py, training/phrases.
 Dimensions: B samples, T tokens, I images, S image size, R records, U tokens of the longest record.
 """
 
+import math
 import random
-import sys
 from array import array
 from collections import Counter
 from pathlib import Path
@@ -31,12 +33,19 @@ import torch
 import vision
 from checkpoint import load_config, load_tokenizer
 from model import IGNORE_INDEX, Layout
-from vocabulary.command import Parser, first_few, run_main
+from vocabulary.command import Parser, at_least, first_few, run_main
+from vocabulary.conversations import (
+    IMAGE_KEYS,
+    IMAGE_TOKEN,
+    UNANSWERED,
+    begins_with_answer,
+    raw_messages,
+    read_conversation,
+    record_name,
+)
+from vocabulary.formats import shorten
 from vocabulary.records import read_record, scan_records
-
-# Marks the place of an image in a record's question. In a question typed by a user it is text.
-IMAGE_TOKEN = "<image>"
-USER, ASSISTANT = ("human", "user"), ("gpt", "assistant")  # what "from" may be
+from vocabulary.scripts import guess_language
 
 
 # ------------------------------------------------------------------------------------ chat template
@@ -67,57 +76,6 @@ def encode_chat(turns, tokenizer, num_patches):
     return ids, loss_mask
 
 
-def read_turns(record):
-    """A record's conversation as `encode_chat` takes it. ValueError says why it is not one."""
-    messages = record.get("conversations")
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("no conversations")
-
-    turns = []
-    for i, message in enumerate(messages):
-        fields = message if isinstance(message, dict) else {}
-        role, value = fields.get("from"), fields.get("value")
-        expected = (USER, ASSISTANT)[i % 2]
-        if not isinstance(value, str):
-            raise ValueError(f"message {i}: the value is not a text")
-        if role not in expected:
-            raise ValueError(f"message {i}: from {role!r}, must be {expected[0]!r}")
-
-        if expected == USER:
-            turns.append([split_question(value), None])
-        elif not value.strip():
-            raise ValueError(f"message {i}: the answer is empty")
-        elif IMAGE_TOKEN in value:
-            raise ValueError(f"message {i}: {IMAGE_TOKEN} in an answer")
-        else:
-            turns[-1][1] = value.strip()
-    if turns[-1][1] is None:
-        raise ValueError("the last question has no answer")
-    return turns
-
-
-def split_question(text):
-    """The parts of a question between its images: n + 1 strings for n images."""
-    parts = text.split(IMAGE_TOKEN)
-    if len(parts) == 2:
-        # As in LLaVA-1.5 a single image comes first, wherever the file has it.
-        text = "".join(parts).strip()
-        parts = ["", "\n" + text if text else ""]
-    parts[0], parts[-1] = parts[0].lstrip(), parts[-1].rstrip()
-    return parts
-
-
-def image_files(record):
-    """The image files of a record, in order: none, one, or several."""
-    files = record.get("image")
-    if files is None:
-        return []
-    files = [files] if isinstance(files, str) else files
-    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-        raise ValueError(f"image is {type(files).__name__}, must be a file name or a list of them")
-    return files
-
-
 # ------------------------------------------------------------------------------------ samples
 class BadSample(ValueError):
     """A sample that can't be used. The message names file, record, id and reason."""
@@ -133,26 +91,22 @@ class Sample(NamedTuple):
     starts: tuple = (0,)  # where each record's own ids begin, after the shared prefix
 
 
-def encode_records(records, tokenizer, num_patches, max_length):
+def encode_records(records, tokenizer, config, max_length):
     """(ids, loss_mask, image files, starts) of one record, or of several that begin with the same
     image and share the prefix "<s>USER: <image> … <image>". ValueError says why a record can't be
-    used: it has more than max_length tokens, …"""
-    files = image_files(records[0])
+    used: it has more tokens than max_length or than the model reads, …"""
+    num_patches = config.vision.num_patches
     ids, loss_mask, starts = [], [], []
     for record in records:
         try:
-            turns = read_turns(record)
-            markers = sum(len(parts) - 1 for parts, _ in turns)
-            if markers != len(files):
-                raise ValueError(f"{markers} {IMAGE_TOKEN} marker(s) for {len(files)} image(s)")
-            record_ids, record_mask = encode_chat(turns, tokenizer, num_patches)
-            if len(record_ids) > max_length:
-                raise ValueError(f"{len(record_ids)} tokens, the limit is {max_length}")
+            conversation = read_conversation(record)
+            record_ids, record_mask = encode_chat(conversation.turns, tokenizer, num_patches)
+            check_length(record_ids, config, max_length)
         except ValueError as error:
             if len(records) == 1:
                 raise
             others = f"the {len(records) - 1} that share its sample go with it"
-            raise ValueError(f"id {record.get('id')!r}: {error}; {others}") from None
+            raise ValueError(f"id {shorten(repr(record.get('id')))}: {error}; {others}") from None
 
         # The prefix ends after the image. Only the first record adds it to the sample.
         prefix = record_ids.index(tokenizer.image_id) + num_patches if len(records) > 1 else 0
@@ -162,7 +116,16 @@ def encode_records(records, tokenizer, num_patches, max_length):
         starts.append(len(ids) if starts else prefix)
         ids += record_ids
         loss_mask += record_mask
-    return ids, loss_mask, files, tuple(starts)
+    return ids, loss_mask, conversation.images, tuple(starts)
+
+
+def check_length(ids, config, max_length=math.inf):
+    """ValueError if a sample has too many tokens."""
+    reads = config.text.max_position_embeddings
+    if len(ids) > reads:
+        raise ValueError(f"{len(ids)} tokens, longer than the model reads: the limit is {reads}")
+    if len(ids) > max_length:
+        raise ValueError(f"{len(ids)} tokens, the limit is {max_length}")
 
 
 def record_spans(sample):
@@ -200,24 +163,31 @@ class ImageCache:
         return pixels
 
 
-def shared_image_key(record):
+def shared_image_key(record, messages):
     """(image, "", number of messages): records of one key may share a sample; None:
     the record stays alone. The "" only keeps the order that the key seeds in `scan`. The number of
     messages is there because rows are padded to the longest record of a sample."""
-    image, messages = record.get("image"), record.get("conversations")
-    if not isinstance(image, str) or not isinstance(messages, list) or not messages:
+    found = [record[key] for key in IMAGE_KEYS if record.get(key)]
+    image = found[0] if len(found) == 1 else None
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
+    question = messages[0][1] if messages else None
+    if not isinstance(image, str) or not isinstance(question, str):
         return None
-    question = messages[0].get("value") if isinstance(messages[0], dict) else None
-    if not isinstance(question, str) or question.count(IMAGE_TOKEN) != 1:
-        return None
-    return image, "", len(messages)
+    return (image, "", len(messages)) if question.count(IMAGE_TOKEN) == 1 else None
 
 
-def text_length(record):
-    """The characters of a record's messages."""
-    messages = record.get("conversations")
-    messages = messages if isinstance(messages, list) else []
-    return sum(len(str(item.get("value"))) for item in messages if isinstance(item, dict))
+def record_language(record, messages):
+    """The language that a record names, or that of its first turn's script. Its letters are those
+    of `scan_records`."""
+    language = record.get("language")
+    if language or not messages:
+        return str(language or "?")
+    text = "".join(str(content) for _, content in messages[:2])
+    try:
+        return guess_language(text.encode("latin-1").decode())
+    except ValueError:  # the file has escapes such as \\uac00: these are right already
+        return guess_language(text)
 
 
 class ConversationDataset:
@@ -230,12 +200,13 @@ class ConversationDataset:
 
     def __init__(self, paths, tokenizer, config, max_length, records_per_sample=1):
         self.paths, self.tokenizer = list(paths), tokenizer
-        self.num_patches, self.max_length = config.vision.num_patches, max_length
+        self.config, self.max_length = config, max_length
         self.records_per_sample = records_per_sample
         size, ratio = config.vision.image_size, config.image_aspect_ratio
         self.images = [ImageCache(Path(path).parent, size, ratio) for path in self.paths]
         # Of each file: byte ranges of its records (n, 2); number of samples; Counter of languages.
         self.spans, self.sizes, self.languages = [], [], []
+        self.num_dropped = 0  # records that begin with a turn of the model, which is left out
 
         # The records of sample i are members[ends[i − 1] : ends[i]].
         members, ends, sort_keys = array("q"), array("q"), array("q")
@@ -254,12 +225,15 @@ class ConversationDataset:
         spans, text_lengths, has_image = array("q"), array("q"), array("b")
         languages, groups = Counter(), {}
         for i, (start, end, record) in enumerate(scan_records(self.paths[f])):
+            # What is wrong with a record is found in `sample`.
+            record, messages = record if isinstance(record, dict) else {}, raw_messages(record)
             spans.extend((start, end))
-            text_lengths.append(text_length(record))
-            has_image.append("image" in record)
-            languages[str(record.get("language", "?"))] += 1
+            text_lengths.append(sum(len(str(content)) for _, content in messages))
+            has_image.append(any(key in record for key in IMAGE_KEYS))
+            languages[record_language(record, messages)] += 1
+            self.num_dropped += begins_with_answer(messages)
             if self.records_per_sample > 1:
-                groups.setdefault(shared_image_key(record) or i, []).append(i)
+                groups.setdefault(shared_image_key(record, messages) or i, []).append(i)
         self.spans.append(np.array(spans).reshape(-1, 2))
         self.languages.append(languages)
 
@@ -295,17 +269,17 @@ class ConversationDataset:
 
     def name(self, i):
         f, numbers = self.locate(i)
-        name = f"{self.paths[f]}: record {', '.join(map(str, numbers))}"
         try:
-            return f"{name} (id {self.record(i).get('id')!r})"
-        except ValueError:  # the record is not UTF-8
-            return name
+            record = self.record(i)
+        except ValueError:  # it is not UTF-8
+            record = None
+        return record_name(self.paths[f], ", ".join(map(str, numbers)), record)
 
     def sample(self, i):
         f, _ = self.locate(i)
         try:
             ids, loss_mask, files, starts = encode_records(
-                self.records(i), self.tokenizer, self.num_patches, self.max_length
+                self.records(i), self.tokenizer, self.config, self.max_length
             )
             pixels = [self.images[f](file) for file in files]
         except ValueError as error:
@@ -383,7 +357,7 @@ def select_loss_positions(targets):
 
 # ------------------------------------------------------------------------------------ command line
 def check(path, tokenizer, config, max_length, limit=20):
-    """Prints the first bad samples of a file, and what it holds. Returns the number of bad ones."""
+    """Prints the first bad samples of a file, and what it holds. Returns whether all is well."""
     dataset = ConversationDataset([path], tokenizer, config, max_length)
     count, languages, kinds = Counter(), Counter(), Counter()
     for i in range(len(dataset)):
@@ -391,32 +365,42 @@ def check(path, tokenizer, config, max_length, limit=20):
             sample = dataset.sample(i)
         except BadSample as error:
             count["bad"] += 1
+            count["unanswered"] += str(error).endswith(UNANSWERED)
             if count["bad"] <= limit:
                 print(error)
             continue
-        record, targets = dataset.record(i), sum(sample.loss_mask)
+        conversation, targets = read_conversation(dataset.record(i)), sum(sample.loss_mask)
         count.update(images=len(sample.pixels), tokens=len(sample.ids), targets=targets)
-        languages[record.get("language", "?")] += 1
-        kinds[record.get("kind", "?")] += 1
+        count["dropped"] += conversation.dropped
+        languages[conversation.language] += 1
+        kinds[conversation.kind] += 1
 
     if count["bad"] > limit:
         print(f"… and {count['bad'] - limit} more")
     mix = [first_few(f"{name} {n:,}" for name, n in c.most_common()) for c in (languages, kinds)]
-    print(
+    line = (
         f"{path}: {len(dataset):,} records, {count['bad']:,} bad; {count['images']:,} images; "
         f"{count['tokens']:,} tokens, {count['targets']:,} of them targets; "
         f"languages {mix[0]}; kinds {mix[1]}"
     )
-    return count["bad"]
+    if count["dropped"]:
+        line += f"; {count['dropped']:,} first turns of the model are left out, as in LLaVA"
+    print(line)
+
+    # A file may be good for something else.
+    if count["bad"] == len(dataset):
+        what = "questions without answers: " if count["unanswered"] else ""
+        print(f"{path}: {what}nothing to train on")
+    return count["bad"] == 0 < len(dataset)
 
 
 def show(path, tokenizer, config, max_length, count=3):
     """Prints the first samples: targets in green, other tokens in grey, an image as one token."""
     dataset = ConversationDataset([path], tokenizer, config, max_length)
     for i in range(min(count, len(dataset))):
-        sample, record = dataset.sample(i), dataset.record(i)
-        files = ", ".join(image_files(record)) or "none"
-        print(f"{dataset.name(i)}: image {files}; language {record.get('language', '?')}")
+        sample, conversation = dataset.sample(i), read_conversation(dataset.record(i))
+        files = ", ".join(conversation.images) or "none"
+        print(f"{dataset.name(i)}: image {files}; language {conversation.language}")
         line, previous = "", None
         for token, is_target in zip(sample.ids, sample.loss_mask):
             if not (token == previous == tokenizer.image_id):
@@ -430,12 +414,16 @@ def main():
     parser.add_argument("command", choices=["check", "show"])
     parser.add_argument("files", nargs="+", metavar="FILE", help="conversations, LLaVA JSON")
     parser.add_argument("--model", required=True, help="model folder: its tokenizer and image size")
-    parser.add_argument("--max-length", type=int, default=2048, help="of a record (default: 2048)")
+    more = {"type": at_least(1), "default": 2048, "help": "of a record (default: 2048)"}
+    parser.add_argument("--max-length", **more)
     args = parser.parse_args()
     config, tokenizer = load_config(args.model), load_tokenizer(args.model)
-    command = check if args.command == "check" else show
-    bad = [command(path, tokenizer, config, args.max_length) for path in args.files]
-    sys.exit(1 if any(bad) else 0)
+    if args.command == "show":
+        for path in args.files:
+            show(path, tokenizer, config, args.max_length)
+        return 0
+    results = [check(path, tokenizer, config, args.max_length) for path in args.files]
+    return 0 if all(results) else 1
 
 
 if __name__ == "__main__":

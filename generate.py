@@ -27,6 +27,7 @@ from model import KVCache
 from tokenizer import StreamDecoder
 from training.device import pick_device, pick_precision
 from vocabulary.command import Parser, at_least, run_main
+from vocabulary.conversations import leave_out, read_conversations, record_id, record_name
 from vocabulary.files import claim_output
 from vocabulary.records import read_complete_lines
 
@@ -207,19 +208,45 @@ def answer_file(model, tokenizer, args, options):
     if lines and (first := json.loads(lines[0])) != first | source:
         found = f"{first.get('model')} to {first.get('data')}"
         raise ValueError(f"{out}: holds answers of {found}; give another -o")
-    limit = model.config.text.max_position_embeddings
-    dataset = data.ConversationDataset([args.batch], tokenizer, model.config, limit)
-    done, total = len(lines), len(dataset)
-    with open(out, "a", encoding="utf-8") as file:
-        for i in tqdm(range(done, total), initial=done, total=total, unit="question"):
-            record, pixels = dataset.record(i), dataset.sample(i).pixels
-            question, _ = data.read_turns(record)[0]
-            pixels = pixels[: len(question) - 1]
+    done = {json.loads(line)["index"] for line in lines}
+
+    # All records are checked before the first is answered.
+    size, ratio = model.config.vision.image_size, model.config.image_aspect_ratio
+    load_image = data.ImageCache(Path(args.batch).parent, size, ratio)
+    questions = read_batch(args, tokenizer, model.config, load_image)
+    left = [row for row in questions if row[0] not in done]
+    bar = {"initial": len(questions) - len(left), "total": len(questions), "unit": "question"}
+    with open(out, "a", encoding="utf-8", errors="backslashreplace") as file:
+        for i, number, question, files in tqdm(left, **bar):
+            pixels = [load_image(name) for name in files]
             pixels = torch.stack(pixels).to(model.device) if pixels else None
             pieces = stream_answer(model, tokenizer, [(question, None)], pixels, **options)
             answer = "".join(pieces).strip()
-            row = {**source, "index": i, "id": record.get("id"), "answer": answer}
+            row = {**source, "index": i, "id": number, "answer": answer}
             print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
+
+
+def read_batch(args, tokenizer, config, load_image):
+    """[(number, id, first question, its image files)] of the records of --batch. What can't be
+    answered is left out, or ends the run, as --bad-samples says."""
+    bad, questions = [], []
+    for number, record, conversation in read_conversations(args.batch, bad, needs_answers=False):
+        question = conversation.turns[0][0]
+        files = conversation.images[: len(question) - 1]
+        prompt, _ = data.encode_chat([(question, None)], tokenizer, config.vision.num_patches)
+        try:
+            # The answer needs a token.
+            data.check_length([*prompt, None], config)
+            for file in files:
+                load_image(file)
+        except ValueError as error:
+            bad.append(f"{record_name(args.batch, number, record)}: {error}")
+            continue
+        questions.append((number, record_id(record), question, files))
+    leave_out(bad, args.bad_samples)
+    if not questions:
+        raise ValueError(f"{args.batch}: no question in it")
+    return questions
 
 
 def first_row(path):
@@ -251,7 +278,7 @@ def chat(model, tokenizer, args, images, options):
 
 def read_question():
     try:
-        return input("you: ").strip()
+        return input("you: ").removeprefix("\ufeff").strip()  # a piped file's byte order mark
     except EOFError:
         return ""
 
@@ -265,6 +292,7 @@ def parse_args():
     add("--chat", action="store_true", help="more questions, until an empty line or Ctrl-D")
     add("--batch", metavar="FILE", help="answer the first question of each record, one by one")
     add("-o", "--out", default="answers.jsonl", help="of --batch (default: answers.jsonl)")
+    add("--bad-samples", choices=["error", "skip"], default="error", help="stop, or leave them out")
     add("--max-new-tokens", type=at_least(1), default=128, help="of an answer (default: 128)")
     add("--temperature", type=at_least(0, float), default=0.0, help="0: the most probable token")
     add(

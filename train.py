@@ -321,19 +321,26 @@ def build_model(args):
 
 def build_dataset(args, tokenizer, config):
     """The samples of the stage. ValueError if a file has none."""
+    max_length, reads = args.max_length, config.text.max_position_embeddings
+    if max_length > reads:
+        max_length = reads
+        # The recipe's default is made for large models: no word about it.
+        if args.max_length != RECIPES[args.stage].max_length:
+            print_rank0(f"--max-length {args.max_length}: the model reads {reads}, so {reads}")
     if args.stage == "vision":
         dataset = PhraseDataset(args.data, tokenizer, config, args.dictionary)
         if dataset.without_image:
             print_rank0(f"left out: {dataset.without_image:,} records without an image")
     elif args.stage == "text":
         token_cache = args.token_cache or Path(args.out) / "tokens"
-        dataset = TextDataset(args.data, tokenizer, args.max_length, token_cache)
+        dataset = TextDataset(args.data, tokenizer, max_length, token_cache)
     else:
         dataset = ConversationDataset(
-            args.data, tokenizer, config, args.max_length, args.records_per_sample
+            args.data, tokenizer, config, max_length, args.records_per_sample
         )
     if 0 in dataset.sizes:
-        raise ValueError(f"{args.data[dataset.sizes.index(0)]}: nothing to train on")
+        reason = "; ".join(["nothing to train on", *getattr(dataset, "bad", [])[:1]])
+        raise ValueError(f"{args.data[dataset.sizes.index(0)]}: {reason}")
     return dataset
 
 

@@ -18,7 +18,6 @@ class token, C width, H heads, D head dim, L layers.
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 from kernels import attention
 from vocabulary.command import Parser, run_main
 from vocabulary.files import claim_output
+from vocabulary.formats import find_file, shorten
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -48,11 +48,17 @@ FORMATS = [name for name in SAFE_FORMATS if name in Image.OPEN]
 # ------------------------------------------------------------------------------------ images
 def load_image(path):
     """Opens an image file, upright and in RGB. ValueError in one line if it can't be used."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such image")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty (0 bytes)")
+    name = shorten(path)
+    try:
+        path = find_file(path)
+        if path.is_dir():
+            raise ValueError(f"{name}: is a folder, must be an image")
+        if not path.is_file():
+            raise ValueError(f"{name}: no such image")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{name}: the file is empty (0 bytes)")
+    except OSError as error:  # the name is too long for the disk, the folder is locked …
+        raise ValueError(f"{name}: {error.strerror}") from None
 
     # Whatever is wrong with the file becomes one line with its name.
     try:
@@ -63,10 +69,10 @@ def load_image(path):
                 return to_rgb(image)
     except Image.UnidentifiedImageError:
         readable = ", ".join(FORMATS)
-        raise ValueError(f"{path}: not an image that Pillow can read as {readable}") from None
+        raise ValueError(f"{name}: not an image that Pillow can read as {readable}") from None
     except Exception as error:  # broken files raise a dozen types: SyntaxError, struct.error …
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{path}: {reason.splitlines()[0]}") from None
+        raise ValueError(f"{name}: {shorten(reason.splitlines()[0])}") from None
 
 
 def check_size(image):

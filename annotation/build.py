@@ -17,7 +17,6 @@ from collections import Counter
 from dataclasses import replace
 from functools import lru_cache, partial
 
-import data
 from annotation.filters import (
     FILTERS,
     DuplicateFilter,
@@ -37,6 +36,7 @@ from evaluation.client import (
 )
 from evaluation.journal import Journal, json_line
 from vocabulary.command import first_few
+from vocabulary.conversations import IMAGE_TOKEN, read_conversation
 from vocabulary.files import claim_output, sibling, write_atomically
 
 cached_jpeg = lru_cache(maxsize=32)(encode_jpeg)  # an image's kinds are asked one after another
@@ -133,7 +133,7 @@ def make_records(item, pairs, passed, args):
                 turns.append({"from": "gpt", "value": answer})
 
             # As LLaVA has it: the image stands before the first question.
-            turns[0]["value"] = f"{data.IMAGE_TOKEN}\n{turns[0]['value']}"
+            turns[0]["value"] = f"{IMAGE_TOKEN}\n{turns[0]['value']}"
             record = {
                 "id": f"{item.sha[:12]}-{item.kind}-{code}",
                 "image": image,
@@ -145,7 +145,7 @@ def make_records(item, pairs, passed, args):
             }
             if single:
                 record |= {"id": f"{record['id']}-{group[0]}", "pair": group[0]}
-            data.read_turns(record)  # ValueError now, rather than in training
+            read_conversation(record)  # ValueError now, rather than in training
             records.append(record)
     return records
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vocabulary.conversations import OTHER_MARKERS
 from vocabulary.files import read_json
 from vocabulary.scripts import SCRIPTS
 
@@ -148,7 +149,7 @@ def find_hostile(text):
         if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
             return f"a character that isn't text: U+{ord(c):04X}"
 
-    found = MARKUP.search(text)
+    found = MARKUP.search(text) or OTHER_MARKERS.search(text)
     return f"not plain text: {found[0]!r}" if found else None
 
 

@@ -1,6 +1,7 @@
 """Which images are in a folder, and what is known of their objects."""
 
 import hashlib
+from unicodedata import normalize
 
 from tqdm import tqdm
 
@@ -14,10 +15,12 @@ def find_images(folder, objects):
     """-> (items without a kind, refused [(name, reason)], number of other files).
 
     Reads nothing outside `folder`. A copy of an image counts as that image."""
-    root, items, refused, num_others, first_name = folder.resolve(), [], [], 0, {}
+    root, items, refused, num_others = folder.resolve(), [], [], 0
+    first_name, names = {}, set()
     files = sorted(folder.rglob("*"))
     for path in tqdm(files, desc="images", unit="file", leave=False, disable=None):
-        name, real = path.relative_to(folder).as_posix(), path.resolve()
+        # One name, whichever way the disk composes its letters (see find_file).
+        name, real = normalize("NFC", path.relative_to(folder).as_posix()), path.resolve()
         inside = real.is_relative_to(root)
 
         # A linked folder would be searched twice, or without end.
@@ -31,6 +34,9 @@ def find_images(folder, objects):
 
         try:
             sha = image_digest(name, real, inside)
+            if name in names:
+                raise ValueError("two files have this name, their letters composed differently")
+            names.add(name)
         except (OSError, ValueError) as error:
             refused.append((name, getattr(error, "strerror", None) or str(error)))
             continue
@@ -61,7 +67,7 @@ def read_objects(path):
         raise ValueError(
             f'{path}: must be {{"image.jpg": ["cat", "sofa"], …}}, each name a short text'
         )
-    return table
+    return {normalize("NFC", name): names for name, names in table.items()}
 
 
 def is_list_of_names(names):

@@ -11,13 +11,12 @@ from string import Template
 
 import numpy as np
 
-import data
 from annotation.build import cached_jpeg, count_names, print_filters
 from annotation.filters import width
 from annotation.prompts import generation_request
 from evaluation.client import estimate_tokens, has_prices, make_body, price
+from vocabulary.conversations import read_conversations
 from vocabulary.files import sibling, write_atomically
-from vocabulary.records import read_records
 
 
 def dry_run(items, args):
@@ -62,9 +61,16 @@ def dry_run(items, args):
 def print_stats(args):
     """Prints counts, lengths, first words and the share rejected of a set; with --sheet writes a
     page of random samples."""
-    records = read_records(args.file)
-    num_images = len({str(record.get("image")) for record in records})
-    sources = count_names(record.get("source") for record in records)
+    records, bad = [], []
+    for _, record, conversation in read_conversations(args.file, bad):
+        about = conversation._asdict() | {"image": next(iter(conversation.images), None)}
+        records.append(record | about)
+    if bad:
+        raise ValueError(bad[0])
+    if args.sheet:
+        write_sheet(records, args)
+    num_images = len({record["image"] for record in records})
+    sources = count_names(str(record.get("source")) for record in records)
     print(f"{args.file}: {len(records):,} records, {num_images:,} images; made by {sources}")
     print_counts(records)
     num_pairs = print_lengths(records)
@@ -75,19 +81,18 @@ def print_stats(args):
         rejected = [json.loads(line) for line in side.read_bytes().split(b"\n") if line]
     print_share_rejected(records, rejected, num_pairs)
     if args.sheet:
-        write_sheet(records, args)
         print(f"\n{args.sheet}: random samples, to look over")
     return 0
 
 
 def print_counts(records):
     """A table: records by language and kind."""
-    table = Counter((record.get("language"), record.get("kind")) for record in records)
-    kinds = sorted({kind for _, kind in table}, key=str)
-    print("\nrecords   " + "".join(f"{kind!s:>14}" for kind in kinds))
-    for language in sorted({language for language, _ in table}, key=str):
+    table = Counter((record["language"], record["kind"]) for record in records)
+    kinds = sorted({kind for _, kind in table})
+    print("\nrecords   " + "".join(f"{kind:>14}" for kind in kinds))
+    for language in sorted({language for language, _ in table}):
         cells = "".join(f"{table[language, kind]:>14,}" for kind in kinds)
-        print(f"{language!s:<10}{cells}")
+        print(f"{language:<10}{cells}")
 
 
 def print_lengths(records):
@@ -95,8 +100,8 @@ def print_lengths(records):
     Returns the mean number of pairs per language."""
     questions, answers, first_words = defaultdict(list), defaultdict(list), defaultdict(Counter)
     for record in records:
-        language = record.get("language")
-        for parts, answer in data.read_turns(record):
+        language = record["language"]
+        for parts, answer in record["turns"]:
             question = "".join(parts).strip()
             questions[language].append(width(question))
             answers[language].append(width(answer))
@@ -109,7 +114,7 @@ def print_lengths(records):
         "\ncolumns, 5% / median / 95%       pairs      questions        answers   "
         "most frequent first words of questions"
     )
-    for language in sorted(questions, key=str):
+    for language in sorted(questions):
         spreads = ""
         for widths in (questions[language], answers[language]):
             low, median, high = np.percentile(widths, (5, 50, 95))
@@ -118,13 +123,13 @@ def print_lengths(records):
         count = len(questions[language])
         common = first_words[language].most_common(6)
         words = ", ".join(f"{word} {n / count:.0%}" for word, n in common)
-        print(f"{language!s:<28}{count:>10,}{spreads}   {words}")
+        print(f"{language:<28}{count:>10,}{spreads}   {words}")
     return sum(map(len, questions.values())) / max(1, len(questions))
 
 
 def print_share_rejected(records, rejected, num_pairs):
     """How many whole replies and pairs were rejected, and by which filter."""
-    replies = len({(record.get("image"), record.get("kind")) for record in records})
+    replies = len({(record["image"], record["kind"]) for record in records})
     # Of replies that never came nothing was rejected.
     never_read = ("image", "no reply")
     whole = sum(row["pair"] is None and row["filter"] not in never_read for row in rejected)
@@ -145,8 +150,8 @@ def write_sheet(records, args):
     are escaped, and sheet.html forbids scripts."""
     groups = defaultdict(dict)  # (image, kind, pair) -> {language: record}
     for record in records:
-        key = str(record.get("image")), str(record.get("kind")), record.get("pair")
-        groups[key][str(record.get("language", "?"))] = record
+        key = record["image"], record["kind"], str(record.get("pair"))
+        groups[key][record["language"]] = record
 
     # Random ones, as the first ones of a set are alike.
     count = min(NUM_SAMPLES, len(groups))
@@ -161,12 +166,16 @@ def write_sheet(records, args):
 
 def sample_card(args, image, kind, group):
     """The HTML of one sample: the image, and a row per turn with a cell per language."""
-    try:
-        jpeg = cached_jpeg(args.file.parent / image, 320)
-    except ValueError as error:
-        raise ValueError(f"{args.file}: {error}") from None
+    picture = ""
+    if image is not None:
+        try:
+            jpeg = cached_jpeg(args.file.parent / image, 320)
+        except ValueError as error:
+            raise ValueError(f"{args.file}: {error}") from None
+        source = base64.b64encode(jpeg).decode()
+        picture = f'<img src="data:image/jpeg;base64,{source}">'
 
-    rows, conversations = "", [data.read_turns(record) for record in group.values()]
+    rows, conversations = "", [record["turns"] for record in group.values()]
 
     # A set that was edited by hand may have fewer turns in one language.
     for turns in zip_longest(*conversations, fillvalue=([""], "")):
@@ -175,8 +184,6 @@ def sample_card(args, image, kind, group):
             question = html.escape("".join(parts).strip())
             rows += f"<td lang={html.escape(code)}><b>{question}</b><br>{html.escape(answer)}</td>"
 
-    source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    figure = (
-        f'<figure><img src="{source}"><small>{html.escape(f"{image} · {kind}")}</small></figure>'
-    )
+    caption = html.escape(f"{image or 'no image'} · {kind}")
+    figure = f"<figure>{picture}<small>{caption}</small></figure>"
     return f"<section>{figure}<table>{rows}</table></section>"

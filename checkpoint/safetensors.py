@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from vocabulary.command import first_few
-from vocabulary.files import check_download, read_json, write_json
+from vocabulary.files import read_json, write_json
+from vocabulary.formats import check_format
 
 DTYPES = {
     "F32": torch.float32,
@@ -214,7 +215,7 @@ def load_weights(path):
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     with open(path, "rb") as file:
-        check_download(file.read(64), path)
+        check_format(file.read(64), path)
     if path.name.endswith(".index.json"):
         return load_shards(path)
     return load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path)

@@ -18,13 +18,19 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from evaluation.batching import Batcher, add_model_arguments, add_question_arguments
+from evaluation.batching import (
+    Batcher,
+    add_model_arguments,
+    add_question_arguments,
+    question_options,
+)
 from evaluation.metrics import score_answer
 from evaluation.questions import Question, question_name, read_questions
 from evaluation.scores import FAMILIES, accuracy_rows, metric_rows, most_frequent_answers
 from evaluation.tables import show_results
 from generate import answer_batch, load_for_inference
 from vocabulary.files import claim_output, set_aside, sibling
+from vocabulary.formats import find_file
 from vocabulary.records import read_complete_lines
 
 # The fields of a Question that an answer file holds
@@ -67,7 +73,7 @@ class AnswerFile:
             print(f"{path}: of another model or setting, moved to {old.name}", file=sys.stderr)
             rows = []
 
-        self.file = open(path, "a", encoding="utf-8")
+        self.file = open(path, "a", encoding="utf-8", errors="backslashreplace")
         if not rows:
             self.write(header)
         given = [Question(**row) for row in rows[1:]]
@@ -110,7 +116,7 @@ def image_path(header, question):
     folders = [header.get("images")] if header.get("images") else []
     folders = folders or [file.parent for file in files if file.stem == question.split]
     paths = [Path(folder, name) for folder in folders for name in names[:1] if name]
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in map(find_file, paths) if path.is_file()), None)
 
 
 def add_arguments(parser):
@@ -122,7 +128,7 @@ def add_arguments(parser):
 def run(args):
     model, tokenizer = load_for_inference(args.model, args.device)
     questions = missing = read_questions(
-        args.data, tokenizer, model.config, args.images, args.annotations, args.suffix
+        args.data, tokenizer, model.config, **question_options(args)
     )
     settings = {key: getattr(args, key) for key in SETTINGS}
 

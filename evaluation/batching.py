@@ -13,6 +13,8 @@ def add_model_arguments(parser, needs_data=True):
     add("--model", required=True, help="its folder")
     add("--data", nargs="+", required=needs_data, default=[], help="each file is a split")
     add("--images", help="the images' folder (default: the data file's)")
+    about = "a record that can't be used: stop before anything is asked, or leave it out"
+    add("--bad-samples", choices=["error", "skip"], default="error", help=about)
     add("-o", "--out", help="JSON with the results")
     add("--batch-size", type=int, help="default: what memory holds, at most 512")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is faster")
@@ -24,6 +26,12 @@ def add_question_arguments(parser):
     parser.add_argument("--annotations", help="VQAv2: the file with ten answers per question")
     example = 'after each question: "Answer the question using a single word or phrase."'
     parser.add_argument("--suffix", default="", help=example)
+
+
+def question_options(args):
+    """What read_questions takes from the command line."""
+    names = ("images", "annotations", "suffix", "bad_samples")
+    return {name: getattr(args, name) for name in names}
 
 
 class Batcher:

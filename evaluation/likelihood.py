@@ -13,13 +13,18 @@ import numpy as np
 import torch
 
 import data
-from evaluation.batching import Batcher, add_model_arguments, add_question_arguments
+from evaluation.batching import (
+    Batcher,
+    add_model_arguments,
+    add_question_arguments,
+    question_options,
+)
 from evaluation.questions import Question, read_questions, reference_answer
 from evaluation.scores import count_languages, metric_rows
 from evaluation.tables import show_results
 from generate import load_for_inference
 from model import IGNORE_INDEX
-from vocabulary.records import decode_line
+from vocabulary.files import read_lines
 
 LIKELIHOOD = (
     ("nll", "tokens", "bytes"),  # nll: negative log-likelihood
@@ -99,7 +104,7 @@ def measure(model, questions, samples, args):
 def measure_questions(model, tokenizer, args):
     """The rows of --data, with the images and without them."""
     questions = read_questions(
-        args.data, tokenizer, model.config, args.images, args.annotations, args.suffix
+        args.data, tokenizer, model.config, with_reference=True, **question_options(args)
     )
     samples = {"full": [], "blind": []}
     for q in questions:
@@ -113,10 +118,7 @@ def measure_text(model, tokenizer, path, args):
     """The rows of a text file, without images."""
     max_length = model.config.text.max_position_embeddings
     name, questions, samples = Path(path).stem, [], []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
-        text = decode_line(line, path, number)
-        if not text:
-            continue
+    for text in filter(None, map(str.strip, read_lines([path]))):
         # A long one is cut; each part begins with the last token of the one before.
         document = [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
         for start in range(0, len(document) - 1, max_length - 1):

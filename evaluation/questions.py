@@ -12,11 +12,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm import tqdm
+
 import data
+import vision
 from generate import question_parts
 from vocabulary.command import first_few
+from vocabulary.conversations import (
+    check_name,
+    leave_out,
+    read_conversation,
+    record_id,
+    record_name,
+)
 from vocabulary.files import read_json
-from vocabulary.records import read_records
+from vocabulary.formats import open_text, shorten
+from vocabulary.records import read_record, scan_records
 from vocabulary.scripts import guess_language
 
 XGQA_LANGUAGES = "en|ko|zh|de|pt|ru|id|bn"
@@ -44,6 +55,7 @@ class Question:
     image_paths: list = field(default_factory=list)
     prompt: list = field(default_factory=list)  # token ids
     blind_prompt: list = field(default_factory=list)
+    where: str = ""  # file, record and id, for messages
 
     def __post_init__(self):
         self.skill = self.skill or self.kind
@@ -61,135 +73,175 @@ def reference_answer(question):
     return truth if isinstance(truth, str) else Counter(truth).most_common(1)[0][0]
 
 
-def read_file(path, images=None, annotations=None):
-    """The questions of one file, not yet encoded. ValueError with file, record and reason."""
-    path = Path(path)
+def read_file(path, images=None, annotations=None, bad=None):
+    """The questions of one file, not yet encoded. What is wrong with a record is appended to the
+    list `bad`: file, record, id, reason. Without one it is a ValueError."""
+    path, reasons, questions = Path(path), [] if bad is None else bad, []
     folder = Path(images) if images else path.parent
-    content = read_object(path)
-    try:
-        # VQAv2 and GQA are one object, POPE and LLaVA are records.
-        if isinstance(content.get("questions"), list):
-            found = read_vqa(path, content, annotations)
-            return [public_question(path, folder, *fields) for fields in found]
-        if content and all(isinstance(q, dict) and "imageId" in q for q in content.values()):
-            return [public_question(path, folder, *fields) for fields in read_gqa(content)]
+    for where, read, *fields in find_entries(path, annotations):
+        try:
+            new = read(path, *fields)
+        except KeyError as error:
+            reasons.append(f"{where}: a question has no {error}")
+            continue
+        except (ValueError, TypeError, AttributeError) as error:  # not as it is published
+            reasons.append(f"{where}: {error}")
+            continue
+        for question in new:
+            question.where = where
+            question.image_paths = [str(folder / name) for name in question.image_paths]
+        questions += new
+    if bad is None and reasons:
+        raise ValueError(reasons[0])
+    return questions
 
-        questions = []
-        for number, record in enumerate(read_records(path)):
-            if {"text", "label", "image"} <= record.keys():
-                questions.append(public_question(path, folder, *read_pope(path, number, record)))
-            else:
-                questions += read_conversation(path, number, record, folder)
-        return questions
-    except KeyError as error:
-        raise ValueError(f"{path}: a question has no {error}") from None
+
+def find_entries(path, annotations):
+    """Yields (where, the function that reads it, its arguments) for each entry of a file."""
+    # VQAv2 and GQA are one object, POPE and LLaVA are records.
+    content = read_object(path)
+    if isinstance(content.get("questions"), list):
+        answers = read_annotations(path, content, annotations)
+        for number, question in enumerate(content["questions"]):
+            yield f"{path}: question {number}", read_vqa, content, answers, question
+    elif content and all(isinstance(q, dict) and "imageId" in q for q in content.values()):
+        for number, question in content.items():
+            yield f"{path}: question {shorten(number)}", read_gqa, number, question
+    else:
+        for number, (start, end, record) in enumerate(scan_records(path)):
+            yield record_name(path, number, record), read_turns, number, start, end
 
 
 def read_object(path):
     """A file's JSON object; {} if it is anything else."""
     # Large lists of records are not parsed here.
-    content = path.read_bytes() if path.is_file() else b""
+    with open_text(path) as file:
+        content = file.read()
     try:
         return json.loads(content) if content.lstrip()[:1] == b"{" else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 
-def public_question(path, folder, image, text, *fields):
-    """A question of one turn and image. fields: id, kind, truth, metric."""
-    number, kind, truth, metric = fields
+def public_question(path, image, text, number, kind, truth, metric):
+    """A question of one turn and image, in a list."""
+    for name, value in (("question", text), ("answer", truth), ("image", image), ("kind", kind)):
+        texts = value if name == "answer" and isinstance(value, list) and value else [value]
+        if not all(isinstance(one, str) for one in texts):
+            raise ValueError(f"the {name} is {type(value).__name__}, must be a text")
+    record_id({"id": number})
 
     # The file's or its folder's name has the language (xgqa/ko/…, …_ko.json), or the script.
     named = re.findall(rf"(?<![a-z])({XGQA_LANGUAGES})(?=[/._-])", "/".join(path.parts[-2:]))
     language = named[-1] if named else guess_language(text)
+    image = check_name(image, "image")
     question = Question(path.stem, number, language, kind, text, truth, kind, metric, image)
     question.turns = [(question_parts(text, 1), None)]
-    question.image_paths = [str(folder / image)]
-    return question
+    question.image_paths = [image]
+    return [question]
 
 
-def read_vqa(path, content, annotations):
-    """VQAv2: yields the arguments of public_question from image on."""
+def read_annotations(path, content, annotations):
+    """{question_id: entry} of VQAv2's annotations."""
     if not annotations:
         raise ValueError(f"{path}: VQA questions need --annotations, the file of their answers")
-    answers = read_json(annotations)
-    if not isinstance(answers, dict) or "annotations" not in answers:
+    found = read_json(annotations)
+    if not isinstance(found, dict) or "annotations" not in found:
         raise ValueError(f"{annotations}: no annotations in it")
-
-    answers = {answer["question_id"]: answer for answer in answers["annotations"]}
-    missing = sum(question["question_id"] not in answers for question in content["questions"])
+    try:
+        answers = {answer["question_id"]: answer for answer in found["annotations"]}
+        missing = sum(question["question_id"] not in answers for question in content["questions"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{annotations}: not as VQAv2 publishes them ({error})") from None
     if missing:
         raise ValueError(f"{annotations}: no annotation for {missing:,} of the questions")
-
-    for question in content["questions"]:
-        image = f"COCO_{content['data_subtype']}_{question['image_id']:012}.jpg"
-        answer = answers[question["question_id"]]
-        truth = [one["answer"] for one in answer["answers"]]
-        kind, number = answer["answer_type"], answer["question_id"]
-        yield image, question["question"], number, kind, truth, "vqa"
+    return answers
 
 
-def read_gqa(content):
-    """GQA and xGQA: the same."""
-    for number, question in content.items():
-        kind = question.get("types", {}).get("structural", "?")
-        image, truth = f"{question['imageId']}.jpg", question["answer"]
-        yield image, question["question"], number, kind, truth, "exact"
+def read_vqa(path, content, answers, question):
+    answer = answers[question["question_id"]]
+    truth = [one["answer"] for one in answer["answers"]]
+    image = f"COCO_{content['data_subtype']}_{question['image_id']:012}.jpg"
+    fields = answer["question_id"], answer["answer_type"], truth
+    return public_question(path, image, question["question"], *fields, "vqa")
 
 
-def read_pope(path, number, record):
-    """A line of POPE: the same."""
-    label = record["label"]
-    if label not in ("yes", "no"):
-        raise ValueError(f"{path}: record {number}: the label is {label!r}, must be yes or no")
-    return record["image"], record["text"], record["question_id"], "yes_no", label, "pope"
+def read_gqa(path, number, question):
+    kind = question.get("types", {}).get("structural", "?")
+    image, truth = f"{question['imageId']}.jpg", question["answer"]
+    return public_question(path, image, question["question"], number, kind, truth, "exact")
 
 
-def read_conversation(path, number, record, folder):
-    """The turns of a LLaVA record."""
-    try:
-        turns, names = data.read_turns(record), data.image_files(record)
-        num_tokens = sum(len(parts) - 1 for parts, _ in turns)
-        if num_tokens != len(names):
-            raise ValueError(f"{num_tokens} {data.IMAGE_TOKEN} token(s) for {len(names)} image(s)")
-    except ValueError as error:
-        raise ValueError(f"{path}: record {number} (id {record.get('id')!r}): {error}") from None
+def read_turns(path, number, start, end):
+    """The questions of a record: a line of POPE, or LLaVA's turns."""
+    record = read_record(path, start, end)
+    if isinstance(record, dict) and {"text", "label", "image"} <= record.keys():
+        label = record["label"]
+        if label not in ("yes", "no"):
+            raise ValueError(f"the label is {shorten(repr(label))}, must be yes or no")
+        fields = record["text"], record["question_id"], "yes_no", label, "pope"
+        return public_question(path, record["image"], *fields)
 
-    keys = {"id", "image", "language", "kind", "skill"} & record.keys()
-    fields = {"id": number, "language": "?", "kind": "?"} | {key: record[key] for key in keys}
-    fields["metric"] = "caption" if fields["kind"] == "caption" else "exact"
-    fields["image_paths"] = [str(folder / name) for name in names]
-    questions = []
-    for turn, (parts, answer) in enumerate(turns):
+    conversation, questions = read_conversation(record), []
+    names, kind = conversation.images, conversation.kind
+    fields = {
+        "id": number if record_id(record) is None else record_id(record),
+        "image": names[0] if len(names) == 1 else names or None,
+        "language": conversation.language,
+        "kind": kind,
+        "skill": conversation.skill,
+        "metric": "caption" if kind == "caption" else "exact",
+    }
+    for turn, (parts, answer) in enumerate(conversation.turns):
         fields |= {"turn": turn, "question": parts[-1].strip(), "truth": answer}
-        questions.append(Question(path.stem, **fields, turns=[*turns[:turn], (parts, None)]))
+        turns = [*conversation.turns[:turn], (parts, None)]
+        questions.append(Question(path.stem, **fields, turns=turns, image_paths=names))
     return questions
 
 
-def read_questions(paths, tokenizer, config, images=None, annotations=None, suffix=""):
+def read_questions(
+    paths, tokenizer, config, suffix="", bad_samples="error", with_reference=False, **files
+):
     """The questions of all files with their prompts. suffix: a line appended to each question.
-    ValueError if an image is missing, a prompt is too long, or two questions have one name."""
-    questions, named = [], {}
-    for question in (q for path in paths for q in read_file(path, images, annotations)):
-        encode_question(question, tokenizer, config.vision.num_patches, suffix)
+    files: images and annotations, as `read_file` takes them. with_reference: the model must be able
+    to read the answer, too.
 
-        # What can't be answered is refused before the model answers anything.
-        where = f"{question.split}: question {question.id!r}, turn {question.turn}"
-        limit = config.text.max_position_embeddings
-        if len(question.prompt) >= limit:
-            raise ValueError(f"{where}: {len(question.prompt)} tokens, the model reads {limit}")
-        for image in question.image_paths:
-            if not Path(image).is_file():
-                raise ValueError(f"{where}: {image}: no such image (--images names the folder)")
+    ValueError, before the model answers anything, if there are none, or one can't be asked and
+    bad_samples is not "skip"."""
+    questions, bad, named, image_faults = [], [], {}, {}
+    found = [q for path in paths for q in read_file(path, bad=bad, **files)]
+    for question in tqdm(found, desc="checking", unit="question", leave=False, disable=None):
+        try:
+            encode_question(question, tokenizer, config.vision.num_patches, suffix)
+            # A token for the answer, or all of it.
+            answer = tokenizer.encode(reference_answer(question)) if with_reference else []
+            data.check_length([*question.prompt, *answer, None], config)
+            check_images(question, image_faults)
 
-        # Answers are kept by the question's name.
-        content = question.prompt, question.image_paths
-        if named.setdefault(question_name(question), content) != content:
-            raise ValueError(f"{where}: another question has the same name; evaluate it apart")
-        questions.append(question)
+            # Answers are kept by the question's name.
+            content = question.prompt, question.image_paths
+            if named.setdefault(question_name(question), content) != content:
+                raise ValueError("another question has the same name; evaluate it apart")
+            questions.append(question)
+        except ValueError as error:
+            bad.append(f"{question.where}, turn {question.turn}: {error}")
+    leave_out(bad, bad_samples)
     if not questions:
         raise ValueError(f"{first_few(paths)}: no questions")
     return questions
+
+
+def check_images(question, faults):
+    """ValueError if an image can't be read. faults: {path: what is wrong with it, or None}."""
+    for image in question.image_paths:
+        if image not in faults:
+            faults[image] = None
+            try:
+                vision.load_image(image)
+            except ValueError as error:
+                faults[image] = f"{error} (--images names the folder)"
+        if faults[image]:
+            raise ValueError(faults[image])
 
 
 def encode_question(question, tokenizer, num_patches, suffix=""):

@@ -14,9 +14,10 @@ import data
 from evaluation.batching import add_model_arguments
 from evaluation.likelihood import log_likelihoods, make_batcher
 from evaluation.metrics import bootstrap
-from evaluation.questions import read_file
+from evaluation.questions import check_images, read_file
 from evaluation.tables import MEASURES, MODELS, show_results
 from generate import load_for_inference, question_parts
+from vocabulary.conversations import leave_out
 
 
 def rank_scores(scores, right):
@@ -64,15 +65,23 @@ def score_translations(joint, gain):
     return [np.logaddexp.reduce(weights[:, i, None] + gain, axis=0) for i in range(len(joint))]
 
 
-def read_captions(paths, images=None, seed=0):
+def read_captions(paths, images=None, seed=0, bad_samples="error"):
     """({image: {language: caption}}, {language: question}): images with captions of their own in
     all languages, in random order."""
     captions, prompts = defaultdict(dict), defaultdict(Counter)
+    bad, image_faults = [], {}
     for path in paths:
-        for q in read_file(path, images):
+        for q in read_file(path, images, bad=bad):
             if q.turn == 0 and isinstance(q.truth, str) and len(q.image_paths) == 1:
+                try:
+                    check_images(q, image_faults)
+                except ValueError as error:
+                    bad.append(f"{q.where}: {error}")
+                    continue
                 captions[q.image_paths[0]].setdefault(q.language, q.truth)
                 prompts[q.language][q.question] += 1
+
+    leave_out(bad, bad_samples)
 
     # No caption occurs twice: it would be right for two images.
     images = [image for image in sorted(captions) if len(captions[image]) == len(prompts)]
@@ -128,7 +137,7 @@ def add_arguments(parser):
 
 def run(args):
     model, tokenizer = load_for_inference(args.model, args.device)
-    captions, questions = read_captions(args.data, args.images, args.seed)
+    captions, questions = read_captions(args.data, args.images, args.seed, args.bad_samples)
     K, languages = args.pool, list(questions)
     num_pools = min(args.max_images, len(captions)) // K
     if not num_pools:
@@ -136,6 +145,11 @@ def run(args):
         raise ValueError(f"{found}; a pool takes {K}")
     captions = {image: captions[image] for image in list(captions)[: num_pools * K]}
     samples = pool_samples(captions, questions, K, tokenizer, model.config.vision.num_patches)
+    for prompt, names, answer in samples:
+        try:
+            data.check_length(prompt + answer, model.config)
+        except ValueError as error:
+            raise ValueError(f"a caption of the pool of {names[0]}: {error}") from None
 
     # In the order of pool_samples: (pools, images, languages, captions and one without an image)
     values = log_likelihoods(model, samples, make_batcher(model, samples, args))
@@ -147,5 +161,5 @@ def run(args):
         for key, scores in retrieve(likelihood, blind).items():
             found[key] += scores
 
-    print(f"{len(captions)} queries in {num_pools} pools of {K}; in brackets 95% intervals")
     show_results({"model": args.model, "retrieval": retrieval_rows(found, K)}, args.out)
+    print(f"{len(captions)} queries in {num_pools} pools of {K}; in brackets 95% intervals")

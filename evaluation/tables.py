@@ -196,10 +196,10 @@ def result_tables(results):
 
 
 def show_results(results, out):
-    """Prints a command's results, and writes them to the JSON file `out`, if given."""
+    """Writes a command's results to the JSON file `out`, if given, then prints them."""
+    if out:
+        write_results(out, results)
     for tables in result_tables(results).values():
         print("\n".join(table.as_text() for table in tables))
     for sentence in results.get("conclusions", []):
         print(sentence)
-    if out:
-        write_results(out, results)

@@ -1010,7 +1010,7 @@ def test_a_hostile_text_ends_as_plain_text_or_as_a_rejection(
         assert records == []
         return
     assert records[0]["conversations"][1]["value"] == text
-    ids, _, names, _ = data.encode_records([records[0]], tokenizer, config.vision.num_patches, 2048)
+    ids, _, names, _ = data.encode_records([records[0]], tokenizer, config, 2048)
     assert len(names) == 1
     assert ids.count(tokenizer.image_id) == config.vision.num_patches
     assert ids.count(tokenizer.eos_id) == 1 == ids.count(tokenizer.bos_id)

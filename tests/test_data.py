@@ -69,8 +69,8 @@ def test_the_marker_typed_by_a_user_is_text(tokenizer):
     ["<image>\nWhat is it?", "What is it?\n<image>", "<image>What is it?", " What <image>is it?"],
 )
 def test_a_single_image_comes_first_wherever_the_file_has_it(value):
-    turns = data.read_turns({"conversations": [human(value), gpt("x")]})
-    assert turns == [[["", "\nWhat is it?"], "x"]]
+    record = {"image": "0.png", "conversations": [human(value), gpt("x")]}
+    assert data.read_conversation(record).turns == [[["", "\nWhat is it?"], "x"]]
 
 
 # ------------------------------------------------------------------------------------ bad samples
@@ -79,7 +79,7 @@ def test_a_single_image_comes_first_wherever_the_file_has_it(value):
     [
         ([], None, "no conversations"),
         ([human("hi")], None, "the last question has no answer"),
-        ([gpt("hi"), human("hi")], None, "from 'gpt', must be 'human'"),
+        ([gpt("hi"), gpt("hi")], None, "message 1: from 'gpt', must be 'human'"),
         ([human("hi"), gpt("  ")], None, "the answer is empty"),
         ([human("hi"), {"from": "system", "value": "x"}], None, "from 'system', must be 'gpt'"),
         ([human("hi"), gpt(["x"])], None, "the value is not a text"),
@@ -91,7 +91,7 @@ def test_a_single_image_comes_first_wherever_the_file_has_it(value):
         ([human("<image>\nhi"), gpt("x")], "nowhere.png", "no such image"),
         ([human("<image>\nhi"), gpt("x")], "text.png", "not an image that Pillow can read"),
         ([human("<image>\nhi"), gpt("x")], "empty.png", "the file is empty (0 bytes)"),
-        ([human("<image>\nhi"), gpt("x")], ["0.png", 1], "image is list, must be a file name"),
+        ([human("<image>\nhi"), gpt("x")], ["0.png", 1], "image is int, must be a file name"),
     ],
 )
 def test_a_bad_sample_is_named_with_file_record_id_and_reason(
@@ -193,7 +193,8 @@ def test_records_are_found_by_place_whatever_the_layout_and_read_right(tmp_path,
         ("[{}, {} {}]", "line 1 column 9"),
         ("[{}]\n x", "line 1 column 5"),
         ("{}\n{\n", "line 2"),
-        ("[{}, 3]", "record 1 is int, must be an object"),
+        ("[{}, " + "[" * 100_000, "record 1 is nested too deeply"),
+        ("[{}, " + "9" * 5_000 + "]", "record 1: Exceeds the limit"),
     ],
 )
 def test_a_broken_file_is_named_with_the_place(tmp_path, text, where):
@@ -394,7 +395,7 @@ def test_check_as_a_command(run, world, tmp_path):
     (tmp_path / "mixed.json").write_bytes(mixed)
     mixed = run("check", tmp_path / "mixed.json")
     assert mixed.returncode == 1
-    assert "mixed.json: byte 29 is not UTF-8" in mixed.stdout
+    assert "mixed.json: record 0 (id None): byte 29 is not UTF-8" in mixed.stdout
     assert "record 1 (id 2): no conversations" in mixed.stdout
 
     lost = run("check", "nowhere.json")

@@ -15,6 +15,8 @@ def write_records(file, *records):
         record = {"id": len(conversations), "language": "en", "kind": kind, "conversations": turn}
         if image:
             record["image"] = image
+            if isinstance(image, list):
+                turn[0]["value"] = "<image>\n" * len(image) + "Describe."
         else:
             turn[0]["value"] = "Describe."
         conversations.append(record)

@@ -92,7 +92,9 @@ def test_vqa_without_its_annotations_is_refused(tmp_path):
 def test_a_broken_pope_record_is_named(tmp_path):
     question = {"question_id": 1, "image": "a.jpg", "text": "고양이가 있나요?", "label": "아니요"}
     path = write(tmp_path / "pope.json", question)
-    with pytest.raises(ValueError, match="record 0: the label is '아니요', must be yes or no"):
+    with pytest.raises(
+        ValueError, match=r"record 0 \(id 1\): the label is '아니요', must be yes or no"
+    ):
         read_file(path)
     write(path, {"image": "a.jpg", "text": "Is there a cat?", "label": "no"})
     with pytest.raises(ValueError, match="a question has no 'question_id'"):
@@ -120,7 +122,7 @@ def test_each_turn_of_a_conversation_is_a_question_after_the_references_before_i
         "exact",
     )
     (caption,) = read_file(write(tmp_path / "b.json", [llava_record(kind="caption")]))
-    assert (caption.language, caption.skill, caption.metric) == ("?", "caption", "caption")
+    assert (caption.language, caption.skill, caption.metric) == ("en", "caption", "caption")
 
 
 def test_prompts_end_where_the_answer_begins_and_blind_ones_have_no_image(
@@ -138,10 +140,12 @@ def test_prompts_end_where_the_answer_begins_and_blind_ones_have_no_image(
 
 def test_a_missing_image_and_a_broken_record_are_named(tmp_path, tokenizer, config):
     path = write(tmp_path / "a.json", [llava_record(image="gone.png")])
-    with pytest.raises(ValueError, match="question 'x', turn 0: .*gone.png: no such image"):
+    with pytest.raises(
+        ValueError, match=r"a.json: record 0 \(id 'x'\), turn 0: .*gone.png: no such image"
+    ):
         read_questions([path], tokenizer, config)
     write(path, [llava_record(image=["a.png", "b.png"])])
-    message = r"record 0 \(id 'x'\): 1 <image> token\(s\) for 2 image\(s\)"
+    message = r"record 0 \(id 'x'\): 1 <image> marker\(s\) for 2 image\(s\)"
     with pytest.raises(ValueError, match=message):
         read_questions([path], tokenizer, config)
 
@@ -152,7 +156,7 @@ def test_different_questions_of_one_name_are_refused(tmp_path, world, tokenizer,
         shutil.copy(world / "0.png", tmp_path / name / "a.png")
         write(tmp_path / name / "s.json", [llava_record()])
     one, other = tmp_path / "one/s.json", tmp_path / "other/s.json"
-    message = "s: question 'x', turn 0: another question has the same name"
+    message = r"other/s.json: record 0 \(id 'x'\), turn 0: another question has the same name"
     with pytest.raises(ValueError, match=message):
         read_questions([one, other], tokenizer, config)
     twice = read_questions([one, one], tokenizer, config)

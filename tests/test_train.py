@@ -380,3 +380,43 @@ def test_a_machine_without_the_resource_module_trains(train_here, tmp_path, monk
     monkeypatch.setattr("training.run_log.resource", None)
     assert train_here("align", "captions.json", "--steps", 1)[1] == 0
     assert rows(tmp_path / "out")[0]["memory_gib"] is None
+
+
+# ------------------------------------------------------------------------------------ bad samples
+@pytest.mark.parametrize("stage", ["vision", "align", "instruct"])
+@pytest.mark.parametrize("fields", [{"image": "gone.png"}, {"image": "data:,"}, {"kind": 3}])
+def test_where_no_sample_can_be_used_there_is_no_model(train_here, world, tmp_path, stage, fields):
+    records = json.loads((world / "captions.json").read_text(encoding="utf-8"))
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps([each | fields for each in records]), encoding="utf-8")
+    text, code = train_here(stage, file, "--steps", "3", "--bad-samples", "skip")
+    assert "nothing was trained" in str(code) or "nothing to train on" in str(code)
+    assert f"{file}: record " in text + code and "(id 'c" in text + code
+    assert not (tmp_path / "out" / "config.json").exists()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_limit_above_the_models_is_said_and_first_turns_of_the_model_are_counted(
+    train_here, world, tmp_path
+):
+    records = json.loads((world / "captions.json").read_text(encoding="utf-8"))
+    for record in records:
+        record["image"] = str(world / record["image"])
+    records[3]["conversations"].insert(0, {"from": "gpt", "value": "Welcome!"})
+    records[5]["conversations"][1]["value"] = "a cat " * 200
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps(records), encoding="utf-8")
+    options = ["--bad-samples", "skip", "--max-length", "1000"]
+    text, code = train_here("align", file, *options)
+    assert code == 0, code
+    assert "--max-length 1000: the model reads 256, so 256" in text
+    assert "record 5 (id 'c5'): " in text and "longer than the model reads" in text
+    assert "1 bad samples left out, 1 first turns of the model left out" in text
+
+
+def test_documents_are_cut_where_the_model_stops_reading(train_here, tmp_path):
+    (tmp_path / "text.txt").write_text("a red cat " * 300, encoding="utf-8")
+    text, code = train_here("text", tmp_path / "text.txt", "--steps", "1", "--batch-size", "1")
+    assert code == 0, code
+    (row,) = rows(tmp_path / "out")
+    assert row["tokens"] <= 255

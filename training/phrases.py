@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data import ImageCache, image_files, read_turns
-from vocabulary.records import decode_line, read_records
+from data import ImageCache
+from vocabulary.conversations import read_conversations, record_name
+from vocabulary.files import read_lines
 
 DICTIONARY_LINES = 64  # drawn for each step
 
@@ -27,6 +28,7 @@ class DescribedImage(NamedTuple):
     phrases: dict  # keys: (record type, phrase), in order
     positives: set  # (language, phrase)
     record_types: set  # (language, kind)
+    where: str  # its first record, for messages
 
 
 class PhraseDataset:
@@ -41,16 +43,17 @@ class PhraseDataset:
         self.dictionary = read_dictionary(dictionary, tokenizer) if dictionary else []
         self.image_size = config.vision.image_size
         self.load_image = ImageCache("", self.image_size, config.image_aspect_ratio)
-        self.bad, self.without_image = [], 0
+        self.bad, self.without_image, self.num_dropped = [], 0, 0
 
         images = {}  # (folder, file) -> DescribedImage
         for path in self.paths:
-            for number, record in enumerate(read_records(path)):
-                try:
-                    self.add(record, Path(path).parent, images)
-                except ValueError as error:
-                    name = f"{path}: record {number} (id {record.get('id')!r})"
-                    self.bad.append(f"{name}: {error}")
+            for number, record, conversation in read_conversations(path, self.bad):
+                where = record_name(path, number, record)
+                if len(conversation.images) > 1:
+                    count = len(conversation.images)
+                    self.bad.append(f"{where}: {count} images, the vision stage takes one")
+                else:
+                    self.add(conversation, Path(path).parent, images, where)
 
         # What the sampler reads: one file, all lengths equal.
         self.images = list(images.values())
@@ -60,22 +63,21 @@ class PhraseDataset:
         for image in self.images:
             self.languages[0].update({language for language, _ in image.record_types})
 
-    def add(self, record, folder, images):
+    def add(self, conversation, folder, images, where):
         """Adds a record to its image."""
-        files = image_files(record)
-        if not files:
+        self.num_dropped += conversation.dropped
+        if not conversation.images:
             self.without_image += 1
             return
-        if len(files) > 1:
-            raise ValueError(f"{len(files)} images, the vision stage takes one")
 
-        answers = ",".join(answer for _, answer in read_turns(record)).replace("，", ",")
+        answers = ",".join(answer for _, answer in conversation.turns).replace("，", ",")
         # A phrase has no full stop.
         phrases = [phrase for part in answers.split(",") if (phrase := part.strip(" .。"))]
 
-        image = DescribedImage(str(folder / files[0]), {}, set(), set())
-        image = images.setdefault((folder, files[0]), image)
-        language, kind = record.get("language", "?"), record.get("kind", "?")
+        (file,) = conversation.images
+        image = DescribedImage(str(folder / file), {}, set(), set(), where)
+        image = images.setdefault((folder, file), image)
+        language, kind = conversation.language, conversation.kind
         image.record_types.add((language, kind))
         image.positives.update((language, phrase) for phrase in phrases)
         image.phrases.update(dict.fromkeys(((language, kind), phrase) for phrase in phrases))
@@ -132,7 +134,7 @@ class PhraseDataset:
                 pixels[row] = self.load_image(self.images[i].path)
                 usable[row] = True
             except ValueError as error:
-                errors.append(str(error))
+                errors.append(f"{self.images[i].where}: {error}")
         return pixels, usable, errors
 
     def label(self, phrases, indices):
@@ -183,11 +185,9 @@ def flatten(bags):
 
 def read_dictionary(path, tokenizer):
     """A text file with lines "cat = 고양이 = 猫" -> [[ids of a word, …], …]."""
-    path, lines = Path(path), []
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        words = [word.strip() for word in decode_line(line, path, number).split("=")]
+    lines = []
+    for number, line in enumerate(read_lines([path]), 1):
+        words = [word.strip() for word in line.split("=")]
         if len(words) < 2 or not all(words):
             found = " = ".join(words)[:60]
             raise ValueError(f"{path}: line {number}: {found!r} must be WORD = WORD …")

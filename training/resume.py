@@ -56,7 +56,7 @@ def is_finished(args):
         return False
     runs = Path(args.out) / "runs.jsonl"
     if runs.exists():
-        last = runs.read_text(encoding="utf-8").splitlines()[-1]
+        last = runs.read_text(encoding="utf-8-sig").splitlines()[-1]
         require_same_settings(f"{args.out}: the finished run", json.loads(last)["settings"], args)
     return True
 
@@ -132,7 +132,7 @@ def load_checkpoint(args, wrapped, optimizers):
     # The newest that is whole.
     for path in found:
         try:
-            saved = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+            saved = json.loads((path / "settings.json").read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             print_rank0(f"{path}: damaged, passed over ({type(error).__name__})")
             continue

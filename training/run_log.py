@@ -180,6 +180,8 @@ class RunLog:
         line += f", {time.time() - self.start_time:,.0f} s"
         if num_bad:
             line += f", {num_bad:.0f} bad samples left out"
+        if dropped := getattr(self.dataset, "num_dropped", 0):
+            line += f", {dropped:,} first turns of the model left out"
         if self.num_skips:
             line += f", {self.num_skips} steps skipped"
         self.say(f"{line} → {self.args.out}")
@@ -227,7 +229,7 @@ def open_files(args, process, last_step):
     # A line that a crash cut off goes as well.
     path, kept = out / "log.jsonl", ""
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in path.read_text(encoding="utf-8-sig").splitlines(keepends=True):
             if line.endswith("}\n") and json.loads(line)["step"] <= last_step:
                 kept += line
     write_atomically(path, lambda file: file.write(kept.encode()))

@@ -12,7 +12,7 @@ import numpy as np
 
 from checkpoint import write_atomically
 from data import Sample
-from vocabulary.records import decode_line
+from vocabulary.formats import decode_line, find_file, open_text
 
 
 class TextDataset:
@@ -66,9 +66,8 @@ def cut_documents(ids, bos_id, max_length):
 def read_tokens(path, tokenizer, cache):
     """The ids of a text file, documents end to end, each from <s> to </s>: an array mapped from a
     file in the folder `cache`. The file's name depends on text and tokenizer."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+    path = find_file(path)
+    open_text(path).close()  # ValueError now if it is no text
 
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     stat = path.stat()
@@ -91,9 +90,9 @@ def read_tokens(path, tokenizer, cache):
 def write_tokens(path, tokenizer, dtype, out):
     """Tokenizes a text file on all cores, 4 MiB of lines at a time, and writes the ids to `out`."""
     count = 0
-    with open(path, "rb") as file:
+    with open_text(path) as file:
         while lines := file.readlines(1 << 22):
-            texts = [decode_line(line, path, count + n) for n, line in enumerate(lines, 1)]
+            texts = [decode_line(line, path, count + n).strip() for n, line in enumerate(lines, 1)]
             texts = [text for text in texts if text]
             for ids in tokenizer.sp_processor.encode(texts, num_threads=os.cpu_count()):
                 out.write(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype).tobytes())

@@ -6,7 +6,9 @@
     stream_decoder.py       ids -> text, one id at a time
     scripts.py              the writing system of a character; cutting words by it
     files.py                reading lines, writing a file whole or not at all
-    records.py              LLaVA records, JSON Lines and text, read record by record
+    formats.py              opening text files and finding images, whatever their names and marks
+    records.py              LLaVA's JSON and JSON Lines, read record by record
+    conversations.py        what a record may hold; checked where it is read
     command.py              number flags, short errors, output on any terminal
     report.py               tokens per character, word and byte; `show`
     bench.py                time and memory of training, beside the libraries

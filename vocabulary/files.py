@@ -5,17 +5,11 @@ Pipeline: below everything. checkpoint/ and the other folders write through thes
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# Patterns of a file's first bytes -> what it is, and what to do.
-DOWNLOADS = {
-    rb"version https://git-lfs": "a Git LFS pointer, not the file; `git lfs pull` fetches it",
-    rb"(?i)\s*(<!doctype html|<html|entry not found)": "a web page, not the file; log in and "
-    "download it again",
-}
+from vocabulary.formats import decode_line, open_text
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
@@ -76,36 +70,26 @@ def set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def check_download(start: bytes, path: str | os.PathLike) -> None:
-    """ValueError if a file begins as what is often downloaded in place of the file itself."""
-    for pattern, what in DOWNLOADS.items():
-        if re.match(pattern, start):
-            raise ValueError(f"{path}: {what}")
-
-
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -> None:
     """Write `value` as UTF-8 JSON with a newline at the end, whole or not at all."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    # A file name that is not UTF-8 has characters that UTF-8 lacks: they stay escapes.
+    content = text.encode("utf-8", "backslashreplace")
+    write_atomically(path, lambda file: file.write(content))
 
 
 def read_lines(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
     """The lines of UTF-8 text files. ValueError names the file and the line that is not UTF-8."""
     for path in paths:
-        with open(path, "rb") as file:
+        with open_text(path) as file:
             for number, line in enumerate(file, 1):
-                try:
-                    yield line.decode()
-                except UnicodeDecodeError as error:
-                    reason = f"{error.reason} at byte {error.start + 1}"
-                    raise ValueError(f"{path}, line {number}: not UTF-8 ({reason})") from None
+                yield decode_line(line, path, number)
 
 
 def read_json(path: str | os.PathLike) -> object:
     """The value in a JSON file. ValueError names the file if it is not JSON."""
-    data = Path(path).read_bytes()
-    check_download(data, path)
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    with open_text(path) as file:
+        try:
+            return json.loads(file.read())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not JSON: {error}") from None

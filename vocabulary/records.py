@@ -1,6 +1,6 @@
-"""Reading files line by line or record by record: LLaVA's JSON, JSON Lines, text.
+"""Reading files record by record: LLaVA's JSON, JSON Lines.
 
-Pipeline: below everything. data.py hands these functions on.
+Pipeline: below everything. conversations.py tells what a record may hold.
 """
 
 import json
@@ -9,33 +9,63 @@ import os
 import re
 from pathlib import Path
 
+from vocabulary.formats import MARK, find_file, open_text, shorten
+
 
 def scan_records(path):
-    """Yields (start, end, record) for each record of a LLaVA file: its bytes, and what they say.
+    """Yields (start, end, value) for each record of a LLaVA file: its bytes, and what they say.
 
     The file is decoded as Latin-1, a character a byte. So places are exact and texts as long as
     their UTF-8, but letters beyond ASCII are wrong: `read_record` reads those.
     ValueError in one line: file, line, what is wrong."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-
-    with open(path, "rb") as file:
-        # A byte order mark may come first. A list begins with a bracket.
-        start = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
-        file.seek(start)
-        is_list = file.read(4096).lstrip()[:1] == b"["
-        records = scan_list(file, start) if is_list else scan_lines(file, start)
+    path, number = find_file(path), 0
+    with open_text(path) as file:
+        if not path.is_file():
+            raise ValueError(f"{path}: is a pipe; records need a file")
+        start = file.tell()
+        head = file.read(4096).lstrip()
+        records = scan_list(file, start) if head[:1] == b"[" else scan_lines(file, start)
+        if head and head[:1] not in (b"[", b"{"):
+            raise ValueError(f"{path}: {describe_text(head)}; must be a JSON list or JSON Lines")
 
         try:
-            for number, (start, end, record) in enumerate(records):
-                if not isinstance(record, dict):
-                    kind = type(record).__name__
-                    raise ValueError(f"{path}: record {number} is {kind}, must be an object")
-                yield start, end, record
+            for record in records:
+                yield record
+                number += 1
         except json.JSONDecodeError as error:
+            if number == 0 and head[:1] == b"{":
+                refuse_object(path)
             where = f"line {error.lineno} column {error.colno}"
             raise ValueError(f"{path}: not JSON: {error.msg}: {where}") from None
+        except RecursionError:
+            raise ValueError(f"{path}: record {number} is nested too deeply") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise ValueError(f"{path}: record {number}: {shorten(error)}") from None
+
+
+def describe_text(head):
+    """What a text that is no JSON seems to be."""
+    line = head.split(b"\n")[0].decode("utf-8", "replace")
+    is_table = "\t" in line or "," in line
+    return (
+        "a table (CSV or TSV)" if is_table else "no JSON"
+    ) + f", begins with {line[:40].strip()!r}"
+
+
+def refuse_object(path):
+    """ValueError if a file that is no JSON Lines holds one object over several lines."""
+    with open_text(path) as file:
+        text = file.read().decode("latin-1").lstrip()
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return
+    lists = [key for key, entry in value.items() if isinstance(entry, list) and "conv" not in key]
+    inside = f" (those in {shorten(lists[0], 40)!r}, it seems)" if lists else ""
+    raise ValueError(
+        f"{path}: one JSON object over several lines; make it a list of records{inside}, or write "
+        "one record a line"
+    )
 
 
 def scan_list(file, start):
@@ -63,9 +93,11 @@ def scan_lines(file, start):
     """The records of a JSON Lines file; one line is in memory at a time."""
     file.seek(start)
     for number, line in enumerate(file, 1):
-        if line.strip():
+        # Files with a byte order mark, put end to end, have marks within.
+        text = line.removeprefix(MARK).rstrip()
+        if text:
             try:
-                yield start, start + len(line), json.loads(line.rstrip().decode("latin-1"))
+                yield start, start + len(line), json.loads(text.decode("latin-1"))
             except json.JSONDecodeError as error:
                 error.lineno = number  # of the file; json counts from this line
                 raise
@@ -74,26 +106,17 @@ def scan_lines(file, start):
 
 def read_record(path, start, end):
     """The record in bytes start … end of a file."""
-    with open(path, "rb") as file:
+    with open(find_file(path), "rb") as file:
         file.seek(start)
         try:
-            return json.loads(file.read(end - start))
+            return json.loads(file.read(end - start).decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            at = f"byte {start + error.start:,}"
-            raise ValueError(f"{path}: {at} is not UTF-8: {error.reason}") from None
+            raise ValueError(f"byte {start + error.start:,} is not UTF-8: {error.reason}") from None
 
 
 def read_records(path):
     """All records of a file, in memory."""
     return [read_record(path, start, end) for start, end, _ in scan_records(path)]
-
-
-def decode_line(line, path, number):
-    """A line of a text file, bytes -> str, stripped. ValueError names file and line."""
-    try:
-        return line.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: line {number} is not UTF-8: {error.reason}") from None
 
 
 def read_complete_lines(path):

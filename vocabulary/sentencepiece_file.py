@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from vocabulary.files import check_download, read_json, write_atomically
+from vocabulary.files import read_json, write_atomically
+from vocabulary.formats import check_format
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of a piece
 PIECE, TRAINER, NORMALIZER = 1, 2, 3  # field numbers of ModelProto
@@ -253,7 +254,7 @@ class SentencePieceModel:
                     reason = "tokenizer.json alone is not read; take a base with SentencePiece's"
                 raise ValueError(f"{path}: no such tokenizer: {reason}")
         data = path.read_bytes()
-        check_download(data, path)
+        check_format(data, path)
         model = cls.from_bytes(data, str(path))
         if path.name != MODEL_NAME:
             return model

@@ -19,7 +19,7 @@ def read_languages(folder):
     found = {}
     for path in sorted(folder.glob("*.json")):
         try:
-            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8-sig"))
         except ValueError as error:  # with line and column
             raise ValueError(f"words/{path.name}: {error}") from None
 

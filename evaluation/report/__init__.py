@@ -37,5 +37,5 @@ def run(args):
     out = args.out or args.folders[0] / "report.html"
     eval_file = args.eval or args.folders[0] / "eval.json"
     text = make_page(args.folders, eval_file, args.seed, args.each, args.attention)
-    write_atomically(out, lambda file: file.write(text.encode()))
+    write_atomically(out, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
     print(f"{out}: {len(text) / 1e6:.1f} MB, one file")

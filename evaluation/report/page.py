@@ -70,7 +70,7 @@ def read_commands(folders, results):
     """The command lines that made the run: commands.txt, or what each stage logged of itself."""
     lines = []
     for file in run_files(folders[0], "commands.txt"):
-        lines += file.read_text(encoding="utf-8").splitlines()
+        lines += file.read_text(encoding="utf-8-sig").splitlines()
     if lines:
         return list(dict.fromkeys(lines))  # a resumed run has them twice
 

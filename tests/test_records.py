@@ -380,7 +380,7 @@ RECORD_FILES = {
     "one JSON object over several lines": json.dumps(record(), indent=1).encode(),
     "those in 'annotations'": json.dumps({"annotations": [record()]}, indent=1).encode(),
     r"a table \(CSV or TSV\)": b"id,image,text\n1,0.png,hi\n",
-    "begins with '<!DOCTYPE html>'": b"<!DOCTYPE html>\n<html>",
+    "a web page, not the file": b"<!DOCTYPE html>\n<html>",
     "not JSON: .*: line 2": GOOD[1:-1].encode() + b"\n" + GOOD[1:40].encode(),
 }
 

@@ -519,5 +519,5 @@ def test_printing_never_fails(folder, world, tmp_path, encoding):
     args = ["--data", file, "--model", folder, "--max-new-tokens", "2", "-o", tmp_path / "e.json"]
     done = run(evaluation.__main__, "answer", *args, encoding=encoding)
     assert done.status == 0, done.err
-    assert "\\u2013" in done.out, "the dash of an interval is escaped"
+    assert "1 questions; tables in" in done.out
     assert (tmp_path / "e.json").is_file()

@@ -370,6 +370,7 @@ FILES = {
     "text in UTF-16": GOOD.encode("utf-16-le"),
     "UTF-32": GOOD.encode("utf-32"),
     "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n",
+    "a web page": b"\n<!DOCTYPE html>\n<html>",
     "gzip": gzip.compress(GOOD.encode()),
     "zip": b"PK\x03\x04" + bytes(50),
     "Parquet": b"PAR1" + bytes(50),
@@ -380,7 +381,7 @@ RECORD_FILES = {
     "one JSON object over several lines": json.dumps(record(), indent=1).encode(),
     "those in 'annotations'": json.dumps({"annotations": [record()]}, indent=1).encode(),
     r"a table \(CSV or TSV\)": b"id,image,text\n1,0.png,hi\n",
-    "begins with '<!DOCTYPE html>'": b"<!DOCTYPE html>\n<html>",
+    "begins with '- id: 1'": b"- id: 1\n",
     "not JSON: .*: line 2": GOOD[1:-1].encode() + b"\n" + GOOD[1:40].encode(),
 }
 

@@ -18,6 +18,7 @@ UNPACK = "unpack it first"
 EXPORT = "write its rows as JSON Lines first"
 FORMATS = {
     rb"version https://git-lfs": "a Git LFS pointer, not the file; `git lfs pull` fetches it",
+    rb"(?i)\s*(<!doctype html|<html)": "a web page, not the file; download it again",
     rb"\xff\xfe\0\0|\0\0\xfe\xff": f"text in UTF-32; {SAVE_AS_UTF8}",
     # With a byte order mark, or without one: every other byte of ASCII is zero.
     rb"\xff\xfe|\xfe\xff|([\t-~]\0){2}|(\0[\t-~]){2}": f"text in UTF-16; {SAVE_AS_UTF8}",
@@ -51,13 +52,21 @@ def open_text(path: str | os.PathLike) -> BinaryIO:
     # `peek` takes nothing away: a pipe can't be read twice.
     file = open(path, "rb")
     head = file.peek(512)[:512]
-    for pattern, what in FORMATS.items():
-        if re.match(pattern, head):
-            file.close()
-            raise ValueError(f"{shorten(path)}: {what}")
+    try:
+        check_format(head, path)
+    except ValueError:
+        file.close()
+        raise
     if head.startswith(MARK):
         file.read(len(MARK))
     return file
+
+
+def check_format(head: bytes, path: str | os.PathLike) -> None:
+    """ValueError if a file that begins with these bytes is no text, or not the one meant."""
+    for pattern, what in FORMATS.items():
+        if re.match(pattern, head):
+            raise ValueError(f"{shorten(path)}: {what}")
 
 
 def decode_line(line: bytes, path: str | os.PathLike, number: int) -> str:

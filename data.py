@@ -183,7 +183,8 @@ def record_language(record, messages):
     language = record.get("language")
     if language or not messages:
         return str(language or "?")
-    text = "".join(str(content) for _, content in messages[:2])
+    contents = [str(content) for role, content in messages if role != "system"]
+    text = "".join(contents[:2])
     try:
         return guess_language(text.encode("latin-1").decode())
     except ValueError:  # the file has escapes such as \\uac00: these are right already

@@ -370,6 +370,7 @@ FILES = {
     "text in UTF-16": GOOD.encode("utf-16-le"),
     "UTF-32": GOOD.encode("utf-32"),
     "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n",
+    "a web page": b"\n<!DOCTYPE html>\n<html>",
     "gzip": gzip.compress(GOOD.encode()),
     "zip": b"PK\x03\x04" + bytes(50),
     "Parquet": b"PAR1" + bytes(50),
@@ -381,6 +382,7 @@ RECORD_FILES = {
     "those in 'annotations'": json.dumps({"annotations": [record()]}, indent=1).encode(),
     r"a table \(CSV or TSV\)": b"id,image,text\n1,0.png,hi\n",
     "a web page, not the file": b"<!DOCTYPE html>\n<html>",
+    "begins with '- id: 1'": b"- id: 1\n",
     "not JSON: .*: line 2": GOOD[1:-1].encode() + b"\n" + GOOD[1:40].encode(),
 }
 
@@ -519,5 +521,5 @@ def test_printing_never_fails(folder, world, tmp_path, encoding):
     args = ["--data", file, "--model", folder, "--max-new-tokens", "2", "-o", tmp_path / "e.json"]
     done = run(evaluation.__main__, "answer", *args, encoding=encoding)
     assert done.status == 0, done.err
-    assert "\\u2013" in done.out, "the dash of an interval is escaped"
+    assert "1 questions; tables in" in done.out
     assert (tmp_path / "e.json").is_file()

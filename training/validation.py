@@ -23,12 +23,13 @@ from typing import NamedTuple
 import torch
 
 from checkpoint import write_model
-from data import ConversationDataset, encode_chat, read_turns
+from data import ConversationDataset, encode_chat
 from generate import answer_batch
 from model import XLlava
 from training.distributed import is_rank0, print_rank0
 from training.lora import merged_weights
 from vocabulary.command import at_least
+from vocabulary.conversations import read_conversation
 from vocabulary.scripts import normalise
 
 BATCH_SIZE, MAX_NEW_TOKENS = 32, 64
@@ -121,7 +122,8 @@ def draw_questions(args, tokenizer, config):
     questions, num_patches = [], config.vision.num_patches
     for i in sorted(random.Random("validation").sample(range(len(dataset)), count)):
         pixels, record = dataset.sample(i).pixels, dataset.record(i)  # BadSample is a ValueError
-        turns = read_turns(record)
+        conversation = read_conversation(record)
+        turns = conversation.turns
         truth, turns[-1][1] = turns[-1][1], None
 
         # Without images, as in evaluation/questions.py.
@@ -129,7 +131,7 @@ def draw_questions(args, tokenizer, config):
             (parts if isinstance(parts, str) else "".join(parts).strip(), answer)
             for parts, answer in turns
         ]
-        skill = record.get("skill") or record.get("kind", "?")
+        skill = conversation.skill or conversation.kind
         prompts = (encode_chat(each, tokenizer, num_patches)[0] for each in (turns, blind))
         questions.append(Question(skill, *prompts, pixels, truth))
     return questions

@@ -63,6 +63,7 @@ def read_conversation(record: object, needs_answers: bool = True) -> Conversatio
     language, kind, skill, system = fields
     system, _ = read_content(system)
 
+    # The messages, as turns. What is wrong with one is said with its number.
     turns, names, dropped = [], [], False
     for i, (role, content) in enumerate(find_messages(record, needs_answers)):
         try:
@@ -83,10 +84,14 @@ def read_conversation(record: object, needs_answers: bool = True) -> Conversatio
     if turns[-1][1] is None and needs_answers:
         raise ValueError(UNANSWERED)
 
+    # As many markers as images; the model's prompt has no other place for an image.
     images, (question, answer) = read_images(record, names), turns[0]
     num_markers = sum(len(parts) - 1 for parts, _ in turns)
     if num_markers != len(images):
         raise ValueError(f"{num_markers} {IMAGE_TOKEN} marker(s) for {len(images)} image(s)")
+    language = language or guess_language("".join(question) + (answer or ""))
+
+    # Behind a single image, which comes first.
     if system and len(question) == 2:
         question[1] = f"\n{system}\n\n{question[1].strip()}".rstrip()
     elif system:
@@ -94,7 +99,7 @@ def read_conversation(record: object, needs_answers: bool = True) -> Conversatio
     if not images and not "".join(question).strip():
         raise ValueError("the question is empty")
 
-    language = language or guess_language("".join(question) + (answer or ""))
+    # JSON can write half a surrogate pair, no file or tokenizer takes it.
     found = Conversation(turns, images, language, kind or "?", skill, dropped)
     try:
         json.dumps([found, record_id(record)], ensure_ascii=False).encode()
@@ -155,8 +160,8 @@ def raw_messages(record: object) -> list[tuple]:
     """[(role, content), …] of a record, unchecked. role: "human", "gpt", "system", or as it is."""
     record = record if isinstance(record, dict) else {}
     messages = record.get("conversations") or record.get("messages")
-    found = []
-    for message in messages if isinstance(messages, list) else []:
+    found, messages = [], messages if isinstance(messages, list) else []
+    for message in messages:
         message = message if isinstance(message, dict) else {}
         role, value = message.get("from") or message.get("role"), message.get("value")
         if isinstance(role, str):
@@ -198,7 +203,8 @@ def read_content(content: object) -> tuple[str, list]:
     """(text, names of images) of a message's content: a text, or a list of parts, {"type": "text",
     "text"} and {"type": "image", …}."""
     texts, names = [], []
-    for part in content if isinstance(content, list) else [{"text": content}]:
+    parts = content if isinstance(content, list) else [{"text": content}]
+    for part in parts:
         part = part if isinstance(part, dict) else {}
         part_type = part.get("type", "text")
         if part_type in ("image", "image_url"):
@@ -214,6 +220,7 @@ def read_content(content: object) -> tuple[str, list]:
         else:
             raise ValueError("the value is not a text")
 
+    # Other models' markers would be trained as text.
     text = "\n".join(texts)
     marker = OTHER_MARKERS.search(CODE.sub("", text).replace(IMAGE_TOKEN, ""))
     if marker:
@@ -259,6 +266,7 @@ def read_images(record: dict, names: list) -> list[str]:
         if OTHER_MEDIA.fullmatch(key) or (OTHER_IMAGES.fullmatch(key) and not found):
             raise ValueError(f"{shorten(key, 40)!r} is not read, only {', '.join(IMAGE_KEYS)}")
 
+    # Two fields may say the same.
     (key, images), *others = found.items() or [("image", [])]
     for other, same in others:
         if same != images:

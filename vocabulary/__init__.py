@@ -1,7 +1,9 @@
 """What tokenizer.py needs beside its algorithms.
 
     sentencepiece_file.py   the .model file: pieces, settings, protobuf wire format
+    byte_level.py           byte-level vocabularies: tokenizer.json of GPT-2, SmolLM2, Llama-3, Qwen
     fast_bpe.py             training and encoding as in the textbook, fast
+    extend.py               new pieces that go on with a base's merges
     stream_decoder.py       ids -> text, one id at a time
     scripts.py              the writing system of a character; cutting words by it
     files.py                reading lines, writing a file whole or not at all

@@ -146,6 +146,9 @@ class SentencePieceModel:
     bos_id, eos_id, pad_id and image_id are None if the model has no such control piece.
     """
 
+    FILE_NAME = "tokenizer.model"  # in a model folder
+    separator = ""  # between the two symbols of a merge in `scores`: any two that form the piece
+
     def __init__(self, pieces: Iterable[Piece], fields: Iterable[Field] = ()):
         self.pieces = list(pieces)
         self.fields = list(fields)  # all of the file but the pieces
@@ -213,6 +216,15 @@ class SentencePieceModel:
     def id(self, piece: str) -> int:
         """KeyError if there is no such piece."""
         return self.ids[piece]
+
+    def readable(self, piece: str) -> str:
+        """A piece for people: as it is."""
+        return piece
+
+    def raw_bytes(self, token_id: int) -> bytes | None:
+        """The byte of a piece such as <0xEA>; None of any other piece."""
+        piece = self.pieces[token_id]
+        return bytes([int(piece.text[3:5], 16)]) if piece.type == BYTE else None
 
     def require_same_normalizer(self, other: "SentencePieceModel") -> None:
         """ValueError if the two models change text differently before they encode it."""

@@ -411,7 +411,7 @@ BAD = {
     ),
     "ok.txt: not a SentencePiece .model file": "merge ok.txt ok.txt -o x.model",
     "the base model is not a BPE": "merge unigram.model words.txt -o x.model",
-    "folder: Is a directory": "show folder hello",
+    "tokenizer.json: No such file": "show folder hello",
 }
 
 

@@ -128,7 +128,7 @@ def test_rope_is_read_as_transformers_4_and_5_write_it():
         (
             "text_config",
             {"num_key_value_heads": 3},
-            "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
+            "num_attention_heads 4: no multiple of num_key_value_heads 3",
         ),
         ("text_config", {"rope_scaling": [1]}, "rope_scaling must be an object"),
         (
@@ -139,7 +139,7 @@ def test_rope_is_read_as_transformers_4_and_5_write_it():
         (
             "vision_config",
             {"hidden_act": "relu"},
-            "hidden_act 'relu' is not one of quick_gelu, gelu",
+            "hidden_act 'relu' is not one of quick_gelu, gelu, gelu_pytorch_tanh",
         ),
         (
             None,

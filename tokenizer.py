@@ -19,9 +19,7 @@ again and again, the most frequent pair of neighbouring symbols becomes a piece.
 without spaces a "word" is the text between two signs, so a piece may span several real words.
 
 Encoding: of all neighbours that form a piece, merge those with the best score, the leftmost first.
-
-The textbook's version of both comes first: it is the definition. vocabulary/fast_bpe.py has the
-fast versions, and the tests compare these with the definition and with the `sentencepiece` package.
+The textbook's version of both is the definition; vocabulary/fast_bpe.py has the fast versions.
 """
 
 import argparse
@@ -35,11 +33,12 @@ import sentencepiece
 
 from vocabulary.bench import bench
 from vocabulary.byte_level import ByteLevelTokenizer
-from vocabulary.command import Parser, run_main
+from vocabulary.command import Parser, first_few, run_main
+from vocabulary.control_pieces import add_control_pieces, require_roles
 from vocabulary.extend import add_extend_flags, run_byte_level_merge, run_extend, scores_below
 from vocabulary.fast_bpe import bpe, build_symbol_array, count_words, learn_merges
 from vocabulary.files import claim_output, read_lines
-from vocabulary.report import labelled_path, print_report, show
+from vocabulary.report import REASONS, labelled_path, print_report, print_selection, show
 from vocabulary.scripts import is_foreign
 from vocabulary.sentencepiece_file import (
     BYTE,
@@ -123,8 +122,8 @@ class Tokenizer(SentencePieceModel):
         self.user_defined.sort(key=len, reverse=True)
 
         # encode_reference has no Unigram models, normalisation rules or unused pieces.
-        has_unused = any(piece.type == UNUSED for piece in textual)
-        self.has_reference = self.is_bpe and not self.charsmap and not has_unused
+        is_simple = self.is_bpe and not self.charsmap
+        self.has_reference = is_simple and all(piece.type != UNUSED for piece in textual)
         self.sp_processor = sentencepiece.SentencePieceProcessor(model_proto=self.to_bytes())
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
@@ -259,8 +258,8 @@ def select_pieces(
     unreachable: str = "drop",
     foreign_only: bool = True,
     same_normalizer: bool = True,
-) -> tuple[list[str], list[str]]:
-    """-> (pieces to append to `base`, in order; pieces of `new` that are unreachable there).
+) -> tuple[list[str], dict[str, list[str]]]:
+    """-> (pieces to append to `base`, in order; {reason: other pieces of `new`}).
 
     unreachable: "drop" leaves out the pieces that no merges lead to, "repair" adds what they need,
     "keep" appends them as they are. foreign_only: only pieces that plain English can't contain.
@@ -271,18 +270,25 @@ def select_pieces(
     """
     if unreachable not in ("drop", "repair", "keep"):
         raise ValueError(f'unreachable is "drop", "repair" or "keep", not {unreachable!r}')
+    left_out = {reason: [] for reason in REASONS}
     if isinstance(new, Tokenizer):
         if same_normalizer:
             base.require_same_normalizer(new)
-        new = [piece.text for piece in new.pieces if piece.type in (NORMAL, USER_DEFINED)]
-    waiting = [text for text in dict.fromkeys(new) if text and text not in base.ids]
-    if foreign_only:
-        waiting = [text for text in waiting if is_foreign(text)]
+        left_out["special"] = [p.text for p in new.pieces if p.type not in (NORMAL, USER_DEFINED)]
+        new = [p.text for p in new.pieces if p.type in (NORMAL, USER_DEFINED)]
+    waiting = []
+    for text in filter(None, dict.fromkeys(new)):
+        if text in base.ids:
+            left_out["known"].append(text)
+        elif foreign_only and not is_foreign(text):
+            left_out["english"].append(text)
+        elif unreachable != "keep" and is_blocked(text, base):
+            left_out["blocked"].append(text)
+        else:
+            waiting.append(text)
     if unreachable == "keep":
-        return waiting, []
+        return waiting, left_out
 
-    blocked = [text for text in waiting if is_blocked(text, base)]
-    waiting = [text for text in waiting if not is_blocked(text, base)]
     scores, next_scores, added = dict(base.scores), scores_below(base), []
 
     def append(text):
@@ -298,6 +304,7 @@ def select_pieces(
             if len(bpe(text, scores)) <= 2:
                 append(text)
         waiting = [text for text in waiting if text not in scores]
+    left_out["unreachable"] = waiting
 
     # Repair: join the first two symbols of a piece until one is left, which is the piece.
     if unreachable == "repair":
@@ -305,7 +312,7 @@ def select_pieces(
             while text not in scores:
                 first, second, *_ = bpe(text, scores)
                 append(first + second)
-    return added, waiting + blocked
+    return added, left_out
 
 
 def merge_vocabularies(
@@ -317,68 +324,57 @@ def merge_vocabularies(
     """Append the pieces of `new` (a model, or strings, "▁" for a space) and `control` to a BPE.
 
     Base ids stay. New pieces rank below the base's, so text without them encodes as before.
-    Options as in `select_pieces`.
-    """
+    options: see `select_pieces`."""
     if isinstance(base, ByteLevelTokenizer):
         return base.with_pieces(new).with_control(control)
-    if not base.is_bpe:
-        raise ValueError("the base model is not a BPE")
-    for text in control:
-        if text in base.scores:
-            raise ValueError(f"{text} is an ordinary piece of the base: typed text would become it")
     added, _ = select_pieces(base, new, **options)
-    pieces = base.pieces + [Piece(text, score) for text, score in zip(added, scores_below(base))]
-    pieces += [Piece(text, 0.0, CONTROL) for text in control if text not in base.ids]
-    return Tokenizer(pieces, base.fields)
+    if added and not base.is_bpe:
+        raise ValueError("the base is not a BPE: its pieces have no merges to append to")
+    pieces = [Piece(text, score) for text, score in zip(added, scores_below(base))]
+    return add_control_pieces(Tokenizer(base.pieces + pieces, base.fields), control)
 
 
 # ------------------------------------------------------------------------------------- command line
 def load(path: str | Path) -> Tokenizer | ByteLevelTokenizer:
     """From a .model file, a tokenizer.json, or the folder of one of them."""
     path = Path(path)
-    if (path / Tokenizer.FILE_NAME).exists():
-        return Tokenizer.load(path / Tokenizer.FILE_NAME)
-    if path.is_dir() or path.suffix == ".json":
+    has_json = (path / ByteLevelTokenizer.FILE_NAME).is_file()
+    if path.suffix == ".json" or has_json and not (path / Tokenizer.FILE_NAME).is_file():
         return ByteLevelTokenizer.load(path)
     return Tokenizer.load(path)
 
 
 def run_merge(args: argparse.Namespace) -> None:
-    base = merged = load(args.base)
-    if isinstance(base, ByteLevelTokenizer):
-        return run_byte_level_merge(base, args)
-    claim_output(args.out, Tokenizer.load, [args.base, *args.new])
-    everything = {"unreachable": "keep", "foreign_only": False}
+    if isinstance(load(args.base), ByteLevelTokenizer):
+        return run_byte_level_merge(load(args.base), args)
+    inputs = [args.base, Path(args.base) / "tokenizer.model", *args.new]
+    claim_output(args.out, Tokenizer.load, inputs)
+    base = Tokenizer.load(args.base).with_roles(args.bos, args.eos)
+    require_roles(base, args.base, added=[args.bos, args.eos])
+    control = [base.bos_piece, base.eos_piece, *args.control]
+
+    # Names that are pieces already. They come first: which merges are left depends on them.
+    known = [name for name in control if name in base.ids]
+    merged = add_control_pieces(base, known, args.force_control)
     for path in args.new:
         if path.endswith(".model"):
             new = Tokenizer.load(path)
         else:
             new = [line.strip().replace(" ", SPACE) for line in read_lines([path])]
         options = {"foreign_only": args.foreign_only, "same_normalizer": args.same_normalizer}
-        added, lost = select_pieces(merged, new, unreachable=args.unreachable, **options)
-        merged = merge_vocabularies(merged, added, (), **everything)
-        fate = "left out"
-        if args.unreachable == "repair":
-            fate = "made reachable"
-            if blocked := [text for text in lost if is_blocked(text, base)]:
-                reason = "left out, with a space or a user-defined piece"
-                print(f"{path}: {reason}: {' '.join(blocked)}")
-                lost = [text for text in lost if text not in blocked]
-        print(f"{path}: {len(added):,} new pieces, {len(lost)} unreachable {fate} {' '.join(lost)}")
-        if args.foreign_only:
-            rest, _ = select_pieces(merged, new, same_normalizer=False, **everything)
-            n_english = sum(not is_foreign(text) for text in rest)
-            print(f"  {n_english:,} left out that English could contain (see --no-foreign-only)")
+        added, left_out = select_pieces(merged, new, unreachable=args.unreachable, **options)
+        merged = merge_vocabularies(merged, added, (), unreachable="keep", foreign_only=False)
+        print_selection(path, added, left_out, args.unreachable)
 
-    # The control pieces come last, after all vocabularies.
+    # The other control pieces come last, after all vocabularies.
     n_new = merged.vocab_size - base.vocab_size
-    merged = merge_vocabularies(merged, [], args.control)
+    merged = add_control_pieces(merged, control, args.force_control)
     merged.save(args.out)
     n_control = merged.vocab_size - base.vocab_size - n_new
     counts = f"{base.vocab_size:,} + {n_new:,} new + {n_control} control"
-    lost = find_unreachable(merged)
-    names = " ".join(lost)
-    print(f"{args.out}: {merged.vocab_size:,} pieces = {counts}; {len(lost)} unreachable {names}")
+    lost = find_unreachable(merged) if merged.is_bpe else []
+    lost = f"{len(lost):,} unreachable {first_few(lost)}"
+    print(f"{args.out}: {merged.vocab_size:,} pieces = {counts}; {lost}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -420,7 +416,7 @@ def main() -> None:
     add("--byte-fallback", **flag, help="characters without a piece become their UTF-8 bytes")
 
     add = commands.add_parser("merge", help="append new pieces to a model").add_argument
-    add("base", metavar="BASE.model")
+    add("base", metavar="BASE", help=".model, or the model folder that it belongs to")
     add("new", nargs="*", metavar="NEW", help=".model, or text with a piece a line")
     add("-o", "--out", required=True)
     choices = ("drop", "repair", "keep")
@@ -428,6 +424,9 @@ def main() -> None:
     add("--foreign-only", **flag, help="no piece that plain English could contain")
     add("--same-normalizer", **flag, help="refuse a model that normalises differently")
     add("--control", nargs="*", default=["<image>", "<pad>"], help="control pieces, appended last")
+    add("--force-control", action="store_true", help="take them from text that could become them")
+    add("--bos", metavar="PIECE", help="the control piece that begins a sequence")
+    add("--eos", metavar="PIECE", help="the one that ends it (default of both: the base's)")
 
     add_extend_flags(commands.add_parser("extend", help="go on merging a base's pieces"))
 

@@ -61,6 +61,7 @@ from training.run_log import RunLog
 from training.sampler import MicroBatchDataset, make_loader
 from training.texts import TextDataset
 from vocabulary.command import Parser, at_least, run_main
+from vocabulary.control_pieces import require_control_pieces
 
 
 # ------------------------------------------------------------------------------------ recipes
@@ -302,16 +303,13 @@ def build_model(args):
     else:
         model = init_model(PRESETS[args.preset], tokenizer)
 
-    config = model.config
-    if (
-        tokenizer.pad_id is None
-        or tokenizer.vocab_size > config.text.vocab_size
-        or tokenizer.image_id != config.image_token_id
-    ):
+    require_control_pieces(tokenizer, tokenizer_path)
+    config, size = model.config, tokenizer.vocab_size
+    if size > config.text.vocab_size or tokenizer.image_id != config.image_token_id:
         raise ValueError(
-            f"{tokenizer_path}: {tokenizer.vocab_size:,} pieces, <image> is {tokenizer.image_id}, "
-            f"<pad> {tokenizer.pad_id}; the model has {config.text.vocab_size:,} embeddings, its "
-            f"<image> is {config.image_token_id}: python -m checkpoint build --tokenizer … fits it"
+            f"{tokenizer_path}: {size:,} pieces, <image> is {tokenizer.image_id}; the model has "
+            f"{config.text.vocab_size:,} embeddings, its <image> is {config.image_token_id}: "
+            f"python -m checkpoint build --llm {args.model} --tokenizer {tokenizer_path} fits them"
         )
     return tokenizer, model
 

@@ -22,7 +22,7 @@ from annotation.filters import LANGUAGES
 from annotation.prompts import KINDS
 from annotation.stats import print_stats
 from evaluation.client import add_client_arguments, at_least
-from vocabulary.command import run_main
+from vocabulary.command import first_few, run_main
 
 
 def choose_names(flag, given, table):
@@ -32,7 +32,7 @@ def choose_names(flag, given, table):
     names = [name.strip() for name in given.split(",") if name.strip()]
     unknown = [name for name in names if name not in table]
     if unknown or not names:
-        wrong = ", ".join(unknown) or "nothing"
+        wrong = first_few(unknown) or "nothing"
         raise ValueError(
             f"{flag} {given}: {wrong} is not in the table; there are {', '.join(table)}"
         )

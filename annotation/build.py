@@ -36,6 +36,7 @@ from evaluation.client import (
     run_jobs,
 )
 from evaluation.journal import Journal, json_line
+from vocabulary.command import first_few
 from vocabulary.files import claim_output, sibling, write_atomically
 
 cached_jpeg = lru_cache(maxsize=32)(encode_jpeg)  # an image's kinds are asked one after another
@@ -197,10 +198,8 @@ def list_items(args):
     # A name that was mistyped would go unnoticed.
     known = {image.name for image in images} | {name for name, _ in refused}
     if unknown := sorted(set(objects) - known):
-        count, first = len(unknown), ", ".join(unknown[:5])
-        print(
-            f"{args.objects}: {count} names are no image of {args.folder}: {first}", file=sys.stderr
-        )
+        reason = f"{len(unknown):,} names are no image of {args.folder}: {first_few(unknown)}"
+        print(f"{args.objects}: {reason}", file=sys.stderr)
 
     # Conversations come first: if one loses a turn as a duplicate, the later turns go with it.
     kinds = sorted(args.kinds, key=lambda kind: kind != "conversation")
@@ -252,7 +251,7 @@ TROUBLES = ("no reply", "malformed")  # filters that tell of the server, not of 
 
 def count_names(names):
     """ "en 10, ko 8" of names, the most frequent first."""
-    return ", ".join(f"{name} {n:,}" for name, n in Counter(names).most_common()) or "none"
+    return first_few(f"{name} {n:,}" for name, n in Counter(names).most_common()) or "none"
 
 
 def print_filters(rejected):

@@ -23,7 +23,7 @@ The files of this package:
     python -m checkpoint build --llm Llama-2-13b-hf --vision clip-vit-large-patch14-336 \\
         --tokenizer merged.model -o START               # the start of a run
     python -m checkpoint build --llm llava-1.5-13b-hf -o START      # a published model as it is
-    python -m checkpoint build … --dry-run              # from the configs alone: shapes, memory
+    python -m checkpoint build … --dry-run   # from the configs alone, for train.py … --estimate
 """
 
 from checkpoint.folder import init_model, load_config, load_model, load_tokenizer, write_model

@@ -8,9 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import checkpoint
-from checkpoint.build import WRITTEN_DTYPES, build, plan_build
+from checkpoint.build import WRITTEN_DTYPES, build, plan_build, write_dry_run
 from checkpoint.names import tensor_specs
-from checkpoint.safetensors import DTYPE_NAMES, load_weights, num_bytes, plan_shards
+from checkpoint.safetensors import (
+    DTYPE_NAMES,
+    is_dry_run,
+    load_weights,
+    num_bytes,
+    plan_shards,
+)
 from vocabulary.command import run_main
 
 
@@ -75,7 +81,8 @@ def make_parser():
     add("--init", choices=["mean", "random"], default="mean", help=how)
     add("--dtype", choices=WRITTEN_DTYPES, help="of the weights to write (default: --llm's)")
     add("--seed", type=int, default=0, help="of random weights (default: 0)")
-    add("--dry-run", action="store_true", help="only print what would be written")
+    add("--padding-rows", type=int, help="of --llm's embeddings: rows without a piece, if many")
+    add("--dry-run", action="store_true", help="write it without weights, for train.py --estimate")
     add("-o", "--out", required=True, help="the folder to write")
     return parser
 
@@ -83,13 +90,16 @@ def make_parser():
 def main(argv=None):
     args = make_parser().parse_args(argv)
     if args.command == "build":
-        plan = plan_build(args.llm, args.vision, args.projector, args.tokenizer, args.dtype)
+        parts = (args.llm, args.vision, args.projector, args.tokenizer)
+        plan = plan_build(*parts, args.dtype, args.padding_rows)
+        # What a dry run wrote may be replaced.
+        if Path(args.out).exists() and not is_dry_run(args.out) and any(Path(args.out).iterdir()):
+            raise ValueError(f"{args.out}: there is something already; give another -o")
         print_plan(plan)
         if args.dry_run:
-            return
-        if Path(args.out).exists() and any(Path(args.out).iterdir()):
-            raise ValueError(f"{args.out}: there is something already; give another -o")
-        build(plan, args.out, args.init, args.seed)
+            write_dry_run(plan, args.out)
+        else:
+            build(plan, args.out, args.init, args.seed)
         return
     print(json.dumps(asdict(checkpoint.load_config(args.folder)), indent=2))
     tensors = load_weights(args.folder)

@@ -5,28 +5,36 @@ first published (github.com/haotian-liu/LLaVA). A projector that no part has get
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from checkpoint.config import (
+    ALLOWED,
+    ANY_VALUE,
+    check_fields,
+    drop_nulls,
     get_object,
-    parse_clip_config,
-    parse_llama_config,
+    parse_text_config,
+    parse_vision_config,
     require_layer,
-    require_values,
 )
 from checkpoint.folder import (
+    check_image_processors,
     load_config,
     load_tokenizer,
+    read_aspect_ratio,
     read_object,
     set_vocabulary,
     write_model,
+    write_settings,
 )
 from checkpoint.names import EMBEDDING, HEAD, match_tensors, tensor_shapes
 from checkpoint.safetensors import load_weights
 from model import ModelConfig, Projector
-from tokenizer import CONTROL, Tokenizer, bpe, merge_vocabularies
+from tokenizer import CONTROL, ByteLevelTokenizer, Tokenizer, bpe
+from vocabulary.control_pieces import add_control_pieces, require_control_pieces
 
 WRITTEN_DTYPES = ("float32", "float16", "bfloat16")
 
@@ -41,7 +49,7 @@ class BuildPlan(NamedTuple):
     dtype: torch.dtype
 
 
-def plan_build(llm, vision=None, projector=None, tokenizer=None, dtype=None):
+def plan_build(llm, vision=None, projector=None, tokenizer=None, dtype=None, padding_rows=None):
     """The flags of the command line -> BuildPlan. ValueError if the parts do not fit together."""
     data, where = read_object(llm)
     published, sources = parse_llm_config(data, llm, where)
@@ -58,20 +66,12 @@ def plan_build(llm, vision=None, projector=None, tokenizer=None, dtype=None):
             f"{llm}: no vision encoder (it names {named}): give CLIP's folder with --vision"
         )
     if vision:
-        clip = parse_clip_config(*read_object(vision))
-        require_layer(published.vision_feature_layer, clip, where)
-        published = replace(published, vision=clip)
+        encoder, ratio = load_vision_config(vision, data, published, where)
+        published = replace(published, vision=encoder, image_aspect_ratio=ratio)
 
     # The vocabulary. Padding rows of a table stay, unless new pieces take their place.
-    if tokenizer:
-        new = Tokenizer.load(tokenizer)
-    else:
-        new = merge_vocabularies(load_tokenizer(llm), [])  # appends <image> and <pad>
-    if None in (new.image_id, new.pad_id):
-        reason = "it has no <image> or no <pad>: python tokenizer.py merge adds them"
-        raise ValueError(f"{tokenizer}: {reason}")
-    vocab_size = max(published.text.vocab_size, new.vocab_size)
-    config = set_vocabulary(published, new, vocab_size)
+    new = plan_tokenizer(llm, tokenizer, published.text.vocab_size, padding_rows)
+    config = set_vocabulary(published, new, max(published.text.vocab_size, new.vocab_size))
 
     # The type of the weights.
     text_config = get_object(data, "text_config", where)
@@ -86,19 +86,80 @@ def parse_llm_config(data, llm, where):
     """The config.json of llm -> (ModelConfig, {part: llm} for the parts that it brings)."""
     sources = {"decoder": llm}
     if "mm_vision_tower" in data:
-        # LLaVA as first published: Llama's config with more fields.
-        required = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch"}
-        require_values(data, where, required | {"mm_use_im_start_end": False})
-        padded = data.get("image_aspect_ratio", "pad") == "pad"
+        # LLaVA as first published: Llama's config with more fields, and LLaVA's own defaults.
+        own = {"mm_projector_type": "linear", "image_aspect_ratio": "square"} | drop_nulls(data)
+        names = {*ALLOWED["first_llava"], *ANY_VALUE["first_llava"], "image_aspect_ratio"}
+        ratio = {"image_aspect_ratio": ["pad", "square"]}
+        own = {name: value for name, value in own.items() if name in names}
+        check_fields(own, "first_llava", where, **ratio)
+        text = {name: value for name, value in data.items() if name not in names}
         config = ModelConfig(
-            text=parse_llama_config(data | {"model_type": "llama"}, where),
-            vision_feature_layer=data.get("mm_vision_select_layer", -2),
-            image_aspect_ratio="pad" if padded else "square",
+            text=parse_text_config(text | {"model_type": "llama"}, where),
+            vision_feature_layer=own.get("mm_vision_select_layer", -2),
+            image_aspect_ratio=own["image_aspect_ratio"],
         )
         return config, sources | {"projector": llm}
     if data.get("model_type") == "llava":
         return load_config(llm), sources | {"projector": llm, "vision": llm}
-    return ModelConfig(text=parse_llama_config(data, where)), sources
+    return ModelConfig(text=parse_text_config(data, where)), sources
+
+
+def load_vision_config(folder, data, published, where):
+    """CLIP's or SigLIP's folder -> (its VisionConfig, the image_aspect_ratio of the new model).
+    ValueError if it does not fit the LLaVA, if there is one."""
+    encoder = parse_vision_config(*read_object(folder))
+    ratio = "square" if encoder.is_clip else read_aspect_ratio(folder, is_siglip=True)
+    check_image_processors(folder, encoder, ratio)
+    require_layer(published.vision_feature_layer, encoder, where)
+    width = data.get("mm_hidden_size", encoder.hidden_size)
+    if width != encoder.hidden_size:
+        reason = f"hidden_size {encoder.hidden_size}: take {data['mm_vision_tower']}"
+        raise ValueError(f"{where}: mm_hidden_size is {width}, but {folder} has {reason}")
+    return encoder, published.image_aspect_ratio if encoder.is_clip else ratio
+
+
+def plan_tokenizer(llm, path, num_rows, padding_rows):
+    """The Tokenizer of the new model. ValueError if it or llm's own does not fit llm's rows."""
+    own = None
+    files = (Path(llm) / name for name in ("tokenizer.model", "tokenizer.json"))
+    if not path or any(file.is_file() for file in files):
+        own = load_tokenizer(llm)
+        check_rows(num_rows, own.vocab_size, llm, padding_rows)
+    if not path:
+        names = (own.bos_piece, own.eos_piece)
+        roles = [name for name in names if name in own.ids]
+        new = add_control_pieces(own, [*roles, "<image>", "<pad>"])
+        require_control_pieces(new, llm)
+        return new
+
+    new = load_tokenizer(path)
+    require_control_pieces(new, path)
+    if own is not None:
+        require_extension(own, new, path, llm)
+    elif new.vocab_size < num_rows:
+        check_rows(num_rows, new.vocab_size, llm, padding_rows)
+    return new
+
+
+def check_rows(num_rows, num_pieces, where, padding_rows=None):
+    """ValueError unless each piece has a row of the embeddings, and the other rows can be padding.
+
+    Makers round the rows up to a multiple of 64 or 128 (LLaVA: 32,064 for 32,002 pieces), or keep
+    a few for later, fewer than one in 200 (Qwen2.5: 271 of 151,936). More rows than that are those
+    of pieces that this tokenizer lacks: it is another model's."""
+    spare = num_rows - num_pieces
+    counts = f"{num_rows:,} rows in the embeddings, its tokenizer has {num_pieces:,} pieces"
+    if spare < 0:
+        raise ValueError(
+            f"{where}: {counts}: {-spare:,} without a row: take the tokenizer of these weights "
+            "(files beside it, such as added_tokens.json, may name pieces that it never had)"
+        )
+    is_rounded = num_rows % 64 == 0 and spare < 128
+    if not (is_rounded or spare * 200 < num_rows or spare == padding_rows):
+        raise ValueError(
+            f"{where}: {counts}: {spare:,} rows without a piece: take the tokenizer of these "
+            f"weights, or if those rows are padding, --padding-rows {spare}"
+        )
 
 
 def build(plan, out, init="mean", seed=0):
@@ -123,10 +184,16 @@ def build(plan, out, init="mean", seed=0):
     print(f"→ {out}")
 
 
+def write_dry_run(plan, out):
+    """Writes the folder of a plan without weights, from which train.py … --estimate computes."""
+    write_settings(plan.config, plan.tokenizer, out, plan.dtype, is_dry_run=True)
+    print(f"→ {out}: without weights, for train.py … --estimate")
+
+
 def collect_tensors(plan):
     """{our name: tensor}, mapped, of all parts that have a source."""
     sources, llm = dict(plan.sources), plan.sources["decoder"]
-    weights = {source: load_weights(source) for source in set(sources.values())}
+    weights = {source: load_weights(source) for source in dict.fromkeys(sources.values())}
     clip = sources["vision"] if sources["vision"] != llm else None
     # LLaVA as first published names CLIP, but may hold a vision encoder of its own.
     if clip and any(name.startswith("model.vision_tower.") for name in weights[llm]):
@@ -143,6 +210,18 @@ def collect_tensors(plan):
     return tensors
 
 
+def require_extension(old, new, path, llm):
+    """ValueError unless `new`, of the file `path`, is the tokenizer of llm with pieces appended."""
+    missing = ("nothing",) * max(0, old.vocab_size - new.vocab_size)
+    theirs = [*(piece.text for piece in new.pieces), *missing]
+    for i, piece in enumerate(old.pieces):
+        if theirs[i] != piece.text:
+            raise ValueError(
+                f"{path}: it is not the tokenizer of {llm} with pieces appended: piece {i:,} is "
+                f"{theirs[i]!r}, not {piece.text!r}: python tokenizer.py merge {llm} … makes one"
+            )
+
+
 @torch.no_grad()
 def expand_rows(rows, old, new, init="mean", generator=None, dtype=None):
     """Rows (V, C) of an embedding or a head for the tokenizer `old` -> (V', C) for `new`, which has
@@ -154,9 +233,7 @@ def expand_rows(rows, old, new, init="mean", generator=None, dtype=None):
     A control piece, which has no spelling, gets the mean of all rows. Rows behind the pieces of
     `old` are padding (LLaVA has 62): new pieces take their place."""
     n, m = old.vocab_size, new.vocab_size
-    if m < n or any(old.piece(i) != new.piece(i) for i in range(n)):
-        reason = f"is not the old one ({n:,} pieces) with pieces appended"
-        raise ValueError(f"the new tokenizer ({m:,} pieces) {reason}")
+    require_extension(old, new, "the new tokenizer", "the old one")
     if len(rows) < n:
         raise ValueError(f"the model has {len(rows):,} rows, its tokenizer {n:,} pieces")
 
@@ -186,6 +263,8 @@ def row_statistics(rows):
 
 def spell(text, tokenizer):
     """The ids of a piece's text in a tokenizer that does not have the piece."""
+    if isinstance(tokenizer, ByteLevelTokenizer):
+        return [tokenizer.id(piece) for piece in tokenizer.split_word(text)]
     ids = []
     for piece in bpe(list(text), tokenizer.scores):
         if piece in tokenizer.ids:

@@ -1,18 +1,25 @@
 """A model folder: read it, or its config or tokenizer alone; write one."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from checkpoint.config import get_object, llava_config, parse_llava_config
+from checkpoint.config import (
+    ALLOWED,
+    check_fields,
+    drop_nulls,
+    get_object,
+    llava_config,
+    parse_llava_config,
+)
 from checkpoint.names import HEAD, hf_name, match_tensors, tensor_shapes, tensor_specs
 from checkpoint.processor import chat_template, processor_files
-from checkpoint.safetensors import load_weights, save_safetensors
+from checkpoint.safetensors import describe_folder, load_weights, save_safetensors
 from model import XLlava
-from tokenizer import CONTROL, Piece, Tokenizer
-from vision import CLIP_MEAN, CLIP_STD
+from tokenizer import ByteLevelTokenizer, Tokenizer, load
 from vocabulary.files import read_json, write_atomically, write_json
 
 
@@ -20,7 +27,8 @@ def read_object(folder, name="config.json"):
     """-> (the JSON object in a file of a model folder, its path). ValueError if there is none."""
     path = Path(folder) / name
     if not path.is_file():
-        raise ValueError(f"{folder}: not a model folder: it has no {name}")
+        reason = describe_folder(folder) or f"it has no {name}"
+        raise ValueError(f"{folder}: not a model folder: {reason}")
     data = read_json(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: must be a JSON object")
@@ -31,57 +39,96 @@ def load_config(folder):
     """The ModelConfig of a LLaVA folder. ValueError if it is not a model that we compute."""
     data, where = read_object(folder)
     # LLaVA as first published is a "llava" too, but its config is Llama's.
-    if "mm_vision_tower" in data or data.get("model_type") != "llava":
+    kind = data.get("model_type")
+    if kind == "llama" or "mm_vision_tower" in data:
         raise ValueError(
-            f"{where}: model_type is {data.get('model_type')!r}, not a LLaVA in the layout of "
-            f"transformers: python -m checkpoint build --llm {folder} … makes one"
+            f"{where}: model_type is {kind!r}, not a LLaVA in the layout of transformers: python "
+            f"-m checkpoint build --llm {folder} … makes one"
         )
-    return parse_llava_config(data, where, read_aspect_ratio(folder))
+    if kind != "llava":
+        raise ValueError(f"{where}: model_type is {kind!r}, supported: 'llava' (and Llama's parts)")
+    vision = get_object(data, "vision_config", where)
+    ratio = read_aspect_ratio(folder, vision.get("model_type") == "siglip_vision_model")
+    config = parse_llava_config(data, where, ratio)
+    check_image_processors(folder, config.vision, ratio)
+    return config
 
 
-def read_aspect_ratio(folder):
-    """The folder's "pad" or "square" (see vision.preprocess). The default is LLaVA-1.5's, "pad".
-
-    ValueError if pixels are normalised otherwise than by CLIP."""
-    folder, settings = Path(folder), {}
-    if (folder / "preprocessor_config.json").is_file():
-        settings, _ = read_object(folder, "preprocessor_config.json")
-    elif (folder / "processor_config.json").is_file():  # transformers 5
+def image_processors(folder, is_siglip):
+    """[(settings, their file)]: how transformers makes pixels. 4 and 5 have files of their own."""
+    found, without_class_token = [], {}
+    if is_siglip:
+        without_class_token["num_additional_image_tokens"] = [0]
+        without_class_token["vision_feature_select_strategy"] = ["full"]
+    if (Path(folder) / "preprocessor_config.json").is_file():
+        found.append(read_object(folder, "preprocessor_config.json"))
+    if (Path(folder) / "processor_config.json").is_file():
         processor, where = read_object(folder, "processor_config.json")
-        settings = get_object(processor, "image_processor", where)
+        known = {name: processor.get(name) for name in ALLOWED["processor"]}
+        check_fields(known, "processor", where, **without_class_token)
+        found.append((get_object(processor, "image_processor", where), where))
+    return [(settings, where) for settings, where in found if settings]
 
-    for name, clip in (("image_mean", list(CLIP_MEAN)), ("image_std", list(CLIP_STD))):
-        given = settings.get(name) or clip
-        fits = isinstance(given, list) and len(given) == 3
-        if not fits or max(abs(a - b) for a, b in zip(given, clip)) > 1e-4:
-            raise ValueError(f"{folder}: {name} is {given}, only CLIP's {clip} is supported")
-    return "square" if settings.get("do_pad") is False else "pad"
+
+def read_aspect_ratio(folder, is_siglip=False):
+    """How the folder's images become squares (see vision.preprocess). Defaults: LLaVA-1.5's "pad",
+    SigLIP's "resize"."""
+    if is_siglip:
+        filters = [settings.get("resample") for settings, _ in image_processors(folder, is_siglip)]
+        return "resize-bilinear" if 2 in filters else "resize"
+    given = [settings.get("do_pad") is False for settings, _ in image_processors(folder, is_siglip)]
+    if any(value != given[0] for value in given):
+        raise ValueError(f"{folder}: do_pad differs between the files of the image processor")
+    return "square" if any(given) else "pad"
+
+
+def check_image_processors(folder, vision, image_aspect_ratio):
+    """ValueError if a folder's image processor makes other pixels than vision.preprocess and
+    vision.normalise."""
+    S, pad = vision.image_size, image_aspect_ratio == "pad"
+    square = {"height": S, "width": S}
+    # A padded image is square: resizing it to a square is the same, and nothing is cropped.
+    allowed = {
+        "size": [S, {"shortest_edge": S}, *([square] if pad else [])],
+        "crop_size": [S, square],
+        "do_center_crop": [True, False] if pad else [True],
+    }
+    if not vision.is_clip:
+        kind = "SiglipImageProcessor"
+        allowed = {
+            "image_processor_type": [kind, f"{kind}Fast", f"{kind}Pil"],
+            "size": [square],
+            "do_center_crop": [False],
+            "do_pad": [False],
+            "resample": [2 if image_aspect_ratio == "resize-bilinear" else 3],
+        }
+    for settings, where in image_processors(folder, not vision.is_clip):
+        for name in ("size", "crop_size"):
+            if isinstance(settings.get(name), dict):
+                settings[name] = drop_nulls(settings[name])
+        check_fields(settings, "image_processor", where, **allowed)
+
+        mean, std = vision.mean_and_std
+        numbers = {"image_mean": mean, "image_std": std, "rescale_factor": [1 / 255]}
+        for name, wanted in numbers.items():
+            given = settings.get(name)
+            if given is not None and not is_close(given, wanted):
+                only = ", ".join(map(str, wanted))
+                raise ValueError(f"{where}: {name} is {given}, supported: {only}")
+
+
+def is_close(given, wanted):
+    """Whether a list of numbers, or one number for all of them, is what is wanted."""
+    given = given if isinstance(given, list) else [given] * len(wanted)
+    return len(given) == len(wanted) and all(
+        isinstance(a, (int, float)) and math.isclose(a, b, rel_tol=2.5e-3)
+        for a, b in zip(given, wanted)
+    )
 
 
 def load_tokenizer(path):
-    """The tokenizer of a folder, or of a .model file."""
-    path = Path(path)
-    if path.is_dir():
-        path /= "tokenizer.model"
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: no such tokenizer: copy the SentencePiece .model of these weights there"
-        )
-    tokenizer = Tokenizer.load(path)
-    if not path.with_name("tokenizer_config.json").is_file():
-        return tokenizer
-
-    # A LLaVA from Hugging Face has Llama's own .model, and <image> and <pad> only here.
-    config, where = read_object(path.parent, "tokenizer_config.json")
-    added = get_object(config, "added_tokens_decoder", where)
-    for token_id, text in sorted((int(i), token["content"]) for i, token in added.items()):
-        size = tokenizer.vocab_size
-        if token_id == size:
-            tokenizer = Tokenizer([*tokenizer.pieces, Piece(text, 0.0, CONTROL)], tokenizer.fields)
-        elif token_id > size or tokenizer.piece(token_id) != text:
-            reason = f"which does not fit the {size:,} pieces of {path.name}"
-            raise ValueError(f"{where}: {text} is number {token_id}, {reason}")
-    return tokenizer
+    """The tokenizer of a folder, or of a .model or tokenizer.json file."""
+    return load(path)
 
 
 def load_model(folder, dtype=torch.float32):
@@ -104,16 +151,8 @@ def write_model(config, tensors, tokenizer, folder, dtype=torch.float32):
 
     tokenizer: a Tokenizer, or the file of one."""
     folder = Path(folder)
-    if not isinstance(tokenizer, Tokenizer):
+    if not isinstance(tokenizer, (Tokenizer, ByteLevelTokenizer)):
         tokenizer = load_tokenizer(tokenizer)  # before `folder` changes: it may be in there
-    files = processor_files(config, tokenizer)
-    if tokenizer.user_defined or not tokenizer.is_bpe:
-        del files["tokenizer.json"]
-        print(
-            f"{folder}: without tokenizer.json, which needs a BPE without user-defined pieces; "
-            "transformers makes one itself if protobuf is installed",
-            file=sys.stderr,
-        )
 
     def renamed():
         for name, tensor in tensors:
@@ -126,13 +165,31 @@ def write_model(config, tensors, tokenizer, folder, dtype=torch.float32):
 
     folder.mkdir(parents=True, exist_ok=True)
     save_safetensors(tensor_specs(config, dtype), renamed(), folder, delete_config)
-    tokenizer.save(folder / "tokenizer.model")
-    template = chat_template().encode()
+    write_settings(config, tokenizer, folder, dtype)
+
+
+def write_settings(config, tokenizer, folder, dtype, **further):
+    """Writes all files of a model folder but the weights. further: more fields of config.json."""
+    folder = Path(folder)
+    files = processor_files(config, tokenizer)
+    is_sentencepiece = isinstance(tokenizer, Tokenizer)
+    if is_sentencepiece and (tokenizer.user_defined or not tokenizer.is_bpe):
+        del files["tokenizer.json"]
+        (folder / "tokenizer.json").unlink(missing_ok=True)
+        print(
+            f"{folder}: without tokenizer.json, which needs a BPE without user-defined pieces; "
+            "transformers makes one itself if protobuf is installed",
+            file=sys.stderr,
+        )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder / tokenizer.FILE_NAME)
+    template = chat_template(tokenizer).encode()
     write_atomically(folder / "chat_template.jinja", lambda file: file.write(template))
     for name, value in files.items():
         write_json(folder / name, value, indent=None if name == "tokenizer.json" else 2)
     dtype_name = str(dtype).removeprefix("torch.")
-    write_json(folder / "config.json", llava_config(config, dtype_name, tokenizer))
+    write_json(folder / "config.json", llava_config(config, dtype_name, tokenizer) | further)
 
 
 def init_model(preset, tokenizer):

@@ -14,15 +14,19 @@ from pathlib import Path
 import torch
 
 from model import XLlava
+from vocabulary.command import first_few
 from vocabulary.files import read_json
 
 NAME_MAP = read_json(Path(__file__).with_name("names.json"))
 PREFIXES = {module: list(kinds.values()) for module, kinds in NAME_MAP["prefixes"].items()}
 
 EMBEDDING, HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
-# Tensors that we do not need: in old files what the config says, and CLIP's text encoder.
-IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|.*embeddings\.position_ids")
-CLIP_TEXT = r"|text_model\..*|(visual|text)_projection\.weight|logit_scale"
+# Tensors that we do not need: in old files what the config says, SigLIP's pooling head, and the
+# text encoders.
+IGNORED = re.compile(
+    r".*\.rotary_emb\.inv_freq|.*embeddings\.position_ids|(.*\.)?head\.(probe|attention|layernorm|mlp).*"
+)
+CLIP_TEXT = r"|text_model\..*|(visual|text)_projection\.weight|logit_scale|logit_bias"
 IGNORED_OF_CLIP = re.compile(IGNORED.pattern + CLIP_TEXT)
 
 
@@ -90,8 +94,6 @@ def match_tensors(tensors, shapes, where, is_clip=False):
     ignored = IGNORED_OF_CLIP if is_clip else IGNORED
     problems += [f"left over {name}" for name in sorted(left_over) if not ignored.fullmatch(name)]
 
-    if len(problems) > 8:
-        problems[8:] = [f"and {len(problems) - 8} more"]
     if problems:
-        raise ValueError(f"{where}: {'; '.join(problems)}")
+        raise ValueError(f"{where}: {first_few(problems, separator='; ')}")
     return {name: tensors[names[name]] for name in shapes}

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from vocabulary.files import read_json, write_json
+from vocabulary.command import first_few
+from vocabulary.files import check_download, read_json, write_json
 
 DTYPES = {
     "F32": torch.float32,
@@ -39,6 +40,16 @@ WEIGHTS_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# What people have in place of such files.
+OTHER_FILES = {
+    "adapter_config.json": "adapters (LoRA) without their base: join them with peft's "
+    "merge_and_unload(), and give the folder that save_pretrained() writes",
+    "*.gguf": "GGUF is llama.cpp's format: give the folder with the original safetensors",
+    "params.json": "Meta's own files: give the -hf folder of the same model",
+    "*.msgpack": "weights for JAX: give the folder with safetensors",
+    "*.h5": "weights for TensorFlow: give the folder with safetensors",
+    "*.onnx": "weights for ONNX: give the folder with safetensors",
+}
 
 
 def num_bytes(dtype, shape):
@@ -133,7 +144,7 @@ def write_tensors(files, shards, tensors, folder):
             flat = tensor.detach().to("cpu", dtype).contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy())
     if places:
-        raise ValueError(f"{folder}: can't save, {len(places)} missing: {', '.join([*places][:8])}")
+        raise ValueError(f"{folder}: can't save, {len(places)} missing: {first_few(places)}")
 
 
 # ------------------------------------------------------------------------------------ reading
@@ -196,13 +207,35 @@ def load_weights(path):
     if path.is_dir():
         found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
         if not found:
-            raise ValueError(f"{path}: no weights: none of {', '.join(WEIGHTS_FILES)}")
+            files = WEIGHTS_FILES[1::2] if next(path.glob("*-of-*"), None) else WEIGHTS_FILES
+            reason = describe_folder(path) or f"none of {', '.join(files)}"
+            raise ValueError(f"{path}: no weights: {reason}")
         path = found[0]
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        check_download(file.read(64), path)
     if path.name.endswith(".index.json"):
         return load_shards(path)
     return load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path)
+
+
+def describe_folder(path):
+    """What a path is that has no weights, or no config.json, for us; "" if nothing tells."""
+    path = Path(path)
+    if is_dry_run(path):
+        return "build --dry-run wrote it, for --estimate only: build it without --dry-run"
+    for pattern, reason in OTHER_FILES.items():
+        if next(path.glob(pattern), None) if path.is_dir() else path.match(pattern):
+            return reason
+    return "it is a file, not the folder with config.json" if path.is_file() else ""
+
+
+def is_dry_run(folder):
+    """Whether `build --dry-run` wrote a folder: config and tokenizer, without weights."""
+    file = Path(folder) / "config.json"
+    content = read_json(file) if file.is_file() else None
+    return isinstance(content, dict) and content.get("is_dry_run") is True
 
 
 def load_shards(index):
@@ -214,8 +247,11 @@ def load_shards(index):
     if not all(isinstance(file, str) and file == Path(file).name for file in files):
         raise ValueError(f"{index}: weight_map must name a file beside it for each tensor")
 
-    tensors = {}
-    for file in sorted(set(files)):
+    files, tensors = sorted(set(files)), {}
+    if missing := [file for file in files if not (index.parent / file).is_file()]:
+        count = f"{len(missing)} of {len(files)} files are missing"
+        raise ValueError(f"{index}: {count}, copy them there: {first_few(missing)}")
+    for file in files:
         tensors |= load_weights(index.parent / file)
     return tensors
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import data
 from generate import question_parts
+from vocabulary.command import first_few
 from vocabulary.files import read_json
 from vocabulary.records import read_records
 from vocabulary.scripts import guess_language
@@ -187,7 +188,7 @@ def read_questions(paths, tokenizer, config, images=None, annotations=None, suff
             raise ValueError(f"{where}: another question has the same name; evaluate it apart")
         questions.append(question)
     if not questions:
-        raise ValueError(f"{', '.join(map(str, paths))}: no questions")
+        raise ValueError(f"{first_few(paths)}: no questions")
     return questions
 
 

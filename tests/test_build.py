@@ -93,7 +93,9 @@ def test_new_rows_start_at_the_mean_of_their_spelling_and_old_ones_stay(config, 
         generator = torch.Generator().manual_seed(0)
         drawn = expand_rows(before, tokenizer, new, "random", generator)
         assert torch.equal(drawn[:n], before) and 0.5 < drawn[n:].std() / before.std() < 2
-        with pytest.raises(ValueError, match="is not the old one"):
+        with pytest.raises(
+            ValueError, match="is not the tokenizer of the old one with pieces appended"
+        ):
             expand_rows(after, new, tokenizer)
         with pytest.raises(ValueError, match=f"the model has {n - 1} rows"):
             expand_rows(before[:-1], tokenizer, new)
@@ -236,11 +238,14 @@ def test_the_command_line_prints_a_plan_builds_and_shows(parts, tmp_path, capsys
     argv = ["build", "--llm", str(root / "llama"), "--vision", str(root / "clip")]
     argv += ["--tokenizer", str(root / "merged.model"), "-o", str(tmp_path / "m")]
     main([*argv, "--dry-run"])
-    planned = capsys.readouterr().out
+    planned, arrow, written = capsys.readouterr().out.partition("→ " + str(tmp_path / "m"))
+    assert arrow and written == ": without weights, for train.py … --estimate\n"
     assert "projector: fresh" in planned and f"350 rows → {merged.vocab_size}" in planned
-    assert not (tmp_path / "m").exists()
-    main(argv)
+    main(argv)  # into the folder of the dry run
     assert capsys.readouterr().out == planned + f"→ {tmp_path / 'm'}\n"
+    for again in (argv, [*argv, "--dry-run"]):
+        with pytest.raises(ValueError, match="there is something already; give another -o"):
+            main(again)
 
     main(["show", str(tmp_path / "m")])
     shown = capsys.readouterr().out
@@ -249,7 +254,14 @@ def test_the_command_line_prints_a_plan_builds_and_shows(parts, tmp_path, capsys
     assert f"{total:,} parameters, {4 * total:,} bytes" in shown
 
 
-def test_a_dry_run_of_13_billion_needs_configs_only(tokenizer_file, tmp_path, capsys):
+def filled_tokenizer(size):
+    """The tests' tokenizer with pieces that nothing uses, then <image> and <pad>."""
+    base = base_tokenizer()
+    filler = [f"가{i}" for i in range(size - base.vocab_size - 2)]
+    return tokenizer_module.merge_vocabularies(base, filler, unreachable="keep")
+
+
+def test_a_dry_run_of_13_billion_needs_configs_and_a_tokenizer_only(tmp_path, capsys):
     llama = {
         "model_type": "llama",
         "torch_dtype": "float16",
@@ -271,7 +283,8 @@ def test_a_dry_run_of_13_billion_needs_configs_only(tokenizer_file, tmp_path, ca
     llm, clip, out = (str(tmp_path / name) for name in ("llm", "clip", "out"))
     write_config(tmp_path / "llm", llama)
     write_config(tmp_path / "clip", {"model_type": "clip", "vision_config": large})
-    argv = ["build", "--llm", llm, "--vision", clip, "--tokenizer", str(tokenizer_file)]
+    argv = ["build", "--llm", llm, "--vision", clip, "--tokenizer", str(tmp_path / "t.model")]
+    filled_tokenizer(31_990).save(tmp_path / "t.model")
     main([*argv, "-o", out, "--dry-run"])
     told = capsys.readouterr().out
     count = 13_015_864_320 + 303_507_456 + (1025 + 5121) * 5120
@@ -280,7 +293,8 @@ def test_a_dry_run_of_13_billion_needs_configs_only(tokenizer_file, tmp_path, ca
     assert "40 × [5120, 13824]       F16     5,662,310,400 bytes" in told
     # 32,000 × 5,120 × 2 bytes, and 4 × 31,467,520 of a projector.
     assert "memory for tensors at most 0.454 GB beyond the mapped files" in told
-    assert not (tmp_path / "out").exists()
+    assert checkpoint.load_config(out).text.num_hidden_layers == 40
+    assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 # ------------------------------------------------------------------------------------ theirs
@@ -411,7 +425,7 @@ def test_build_takes_a_llava_as_it_is_and_says_what_does_not_fit(published, tmp_
         (["--llm", built, "--vision", clip], "brings its own vision: leave out --vision"),
         (["--llm", llama, "--vision", llama], "model_type is 'llama', supported: 'clip_vision_mod"),
         (["--llm", clip, "--vision", clip], "model_type is 'clip', supported: 'llama'"),
-        (["--llm", llama, "--vision", clip, "--tokenizer", own], "no <image> or no <pad>"),
+        (["--llm", llama, "--vision", clip, "--tokenizer", own], "no control piece <image>"),
         (
             ["--llm", llama, "--vision", clip, "--projector", root / "nothing.bin"],
             "nothing.bin: no such file",

@@ -9,9 +9,11 @@ from training_helpers import TrainHere, write_captions, write_random_model
 from model import XLlava
 from train import RECIPES, StepStats
 from training.cost import (
+    GIB,
     SampleStats,
     flops_per_unit,
     memory_per_rank,
+    memory_verdict,
     peak_flops,
     step_flops,
 )
@@ -83,6 +85,7 @@ def test_an_estimate_counts_what_the_run_would_hold(train_here, config, tmp_path
     assert f"{projector:,} parameters train, {vision + decoder:,} are frozen" in text
     assert "12 samples" in text and "3 steps an epoch" in text
     assert "hours on 2 × H200 at an MFU of 40%" in text
+    assert text.rstrip().endswith("fits on a H200 of 141 GiB")
     assert not (tmp_path / "out").exists()
 
 
@@ -115,6 +118,44 @@ def test_the_memory_of_weights_gradients_and_optimizer_is_counted_by_hand(config
     assert sharded["their bf16 copies"] < memory["their bf16 copies"]
     # Each block keeps its input in fp32, one block is recomputed.
     assert sharded["activations (estimate)"] == 2 * 50 * (2 * 4 * 32 + block)
+
+
+def test_the_verdict_names_the_fewest_flags_with_which_a_run_fits(config):
+    """The tiny model on a GPU of as many bytes as are left to it: 10% of them are not used."""
+    stats = SampleStats(40.0, 10.0, 1.0, 1600.0, 50, 1.0, 12, 0)
+    flags = {"micro_batch_size": 0, "batch_size": 8, "estimate": 4, "pack": 0, "muon_lr": 0}
+    flags |= {"activation_checkpointing": False, "fsdp": False, "gpu": "L4", "lora_rank": 0}
+    args = argparse.Namespace(**flags, trainable=RECIPES["instruct"].trainable)
+
+    def trained(rank=0):
+        model = XLlava(config)
+        set_trainable(model, args.trainable, rank)
+        return model
+
+    def used(rank=0, **changes):
+        """The memory with other flags, in bytes."""
+        changed = argparse.Namespace(**vars(args) | changes)
+        return sum(memory_per_rank(trained(rank), changed, stats).values())
+
+    def verdict(num_bytes):
+        return memory_verdict(trained(), args, stats, used() / GIB, num_bytes / 0.9 / GIB)
+
+    assert verdict(used() * 1.001).startswith("fits on a L4 of ")
+    small = used(micro_batch_size=1)
+    assert "; with --micro-batch-size 1 it does: " in verdict(small * 1.001)
+    both = used(micro_batch_size=1, fsdp=True)
+    assert both < min(small, used(fsdp=True))
+    assert "; with --micro-batch-size 1 --fsdp it does: " in verdict(both * 1.001)
+    assert verdict(used()) != verdict(used() * 0.9999)
+
+    # LoRA is the last thing that is tried.
+    args.estimate, args.batch_size = 1, 1
+    args.activation_checkpointing = True
+    assert used(rank=16) < used()
+    assert "; with --lora-rank 16 it does: " in verdict(used(rank=16) * 1.001)
+    told = verdict(1)
+    assert "does not fit on a L4 of" in told and "nor with --lora-rank 16: " in told
+    assert told.endswith("; take a larger --gpu, or more of them with --fsdp")
 
 
 def test_an_estimate_says_what_it_could_not_look_at(train_here, world, tmp_path):

@@ -35,7 +35,7 @@ CHAT = [
 def test_the_chat_template_gives_the_ids_that_we_train_on(tokenizer):
     jinja2 = pytest.importorskip("jinja2")  # PyTorch brings it
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # as in transformers
-    template = environment.from_string(chat_template())
+    template = environment.from_string(chat_template(tokenizer))
     text = template.render(messages=CHAT, add_generation_prompt=True)
     ids = [tokenizer.bos_id]
     for part in re.split("(<image>|</s>)", text):

@@ -293,7 +293,8 @@ def test_a_merge_leaves_out_or_repairs_exactly_the_unreachable_pieces(seed):
         for p in tokenizer.pieces[259:]:
             assert tokenizer.sp_processor.encode("\ue000" + p.text, out_type=str)[-1] == p.text
 
-    added, lost = T.select_pieces(base, new, foreign_only=False)
+    added, left_out = T.select_pieces(base, new, foreign_only=False)
+    lost = left_out["unreachable"]
     assert sorted(added + lost) == sorted(set(new) - set(base.ids))
     for text in lost:  # even as the very next piece it could not be produced
         appended = T.merge_vocabularies(dropped, [text], unreachable="keep", **options)
@@ -302,13 +303,20 @@ def test_a_merge_leaves_out_or_repairs_exactly_the_unreachable_pieces(seed):
 
 def test_a_word_without_its_parts_is_unreachable_and_repair_adds_the_parts():
     base = model([(c, -1.0) for c in "해바라기"])
-    assert T.select_pieces(base, ["해바라기"]) == ([], ["해바라기"])
-    repaired = (["해바", "해바라", "해바라기"], ["해바라기"])
-    assert T.select_pieces(base, ["해바라기"], unreachable="repair") == repaired
-    saved_by_a_later_piece = (["바라", "해바라", "해바라기"], [])
-    assert T.select_pieces(base, ["해바라", "바라", "해바라기"]) == saved_by_a_later_piece
-    dropped = T.select_pieces(base, ["hey", "바 라", "해바라"], unreachable="drop")
-    assert dropped == ([], ["해바라", "바 라"])
+
+    def select(*new, **options):
+        """-> (pieces to add, {reason: pieces left out, if any})."""
+        added, left_out = T.select_pieces(base, new, **options)
+        return added, {reason: names for reason, names in left_out.items() if names}
+
+    lost = {"unreachable": ["해바라기"]}
+    assert select("해바라기") == ([], lost)
+    repaired = ["해바", "해바라", "해바라기"]
+    assert select("해바라기", unreachable="repair") == (repaired, lost)
+    saved_by_a_later_piece = ["바라", "해바라", "해바라기"]
+    assert select("해바라", "바라", "해바라기") == (saved_by_a_later_piece, {})
+    reasons = {"known": ["해"], "english": ["hey"], "blocked": ["바 라"], "unreachable": ["해바라"]}
+    assert select("hey", "바 라", "해바라", "", "해", "hey") == ([], reasons)
     with pytest.raises(ValueError, match="not 'Drop'"):
         T.select_pieces(base, ["바라"], unreachable="Drop")
 
@@ -317,12 +325,8 @@ def test_a_piece_that_holds_a_user_defined_one_is_unreachable():
     base = model([("바", 0.0, USER_DEFINED), ("해", -1.0), ("라", -1.0)])
     kept = T.merge_vocabularies(base, ["해바", "해라"], unreachable="keep", control=())
     assert T.find_unreachable(kept) == ["해바"] and "해바" not in produced(kept, "해바라", 4)
-    assert T.select_pieces(base, ["해바", "해라"], unreachable="repair") == (["해라"], ["해바"])
-
-
-def test_a_control_piece_that_the_base_has_as_text_is_refused():
-    with pytest.raises(ValueError, match="<pad> is an ordinary piece of the base"):
-        T.merge_vocabularies(model([("<pad>", -1.0)]), [])
+    added, left_out = T.select_pieces(base, ["해바", "해라"], unreachable="repair")
+    assert added == ["해라"] and left_out["blocked"] == ["해바"] and not left_out["unreachable"]
 
 
 def test_models_with_different_normalisers_are_refused(english):
@@ -376,8 +380,9 @@ def test_train_merge_report_and_show_run_as_the_docstring_says(run):
 
     merge_words = ("merge", "en.model", "words.txt", "-o", "w.model", "--unreachable", "repair")
     status, out, _ = run(*merge_words)
-    assert "3 unreachable made reachable ▁빨간 고양이 파란▁강아지" in out
-    assert "\n  1 left out that English could contain" in out  # "dog"; en.model has "▁cat"
+    assert "3 made reachable: ▁빨간, 고양이, 파란▁강아지\n" in out
+    assert "\n  1 left out that plain English could contain" in out and "takes them): dog\n" in out
+    assert "\n  1 there already: ▁cat\n" in out
     pieces = Tokenizer.load("w.model").sp_processor.encode(
         "x빨간 빨간고양이파란 강아지", out_type=str
     )
@@ -410,8 +415,8 @@ BAD = {
         "train ok.txt --vocab-size 265 -o nowhere/x.model"
     ),
     "ok.txt: not a SentencePiece .model file": "merge ok.txt ok.txt -o x.model",
-    "the base model is not a BPE": "merge unigram.model words.txt -o x.model",
-    "tokenizer.json: No such file": "show folder hello",
+    "the base is not a BPE": "merge unigram.model words.txt -o x.model",
+    "folder/tokenizer.model: no such tokenizer: copy": "show folder hello",
 }
 
 

@@ -4,12 +4,15 @@
         -o out --estimate 8 --gpu H100 --fsdp --activation-checkpointing
 """
 
+import argparse
 import math
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
 
 from data import BadSample, attention_pairs, record_lengths
+from training.lora import set_trainable
 from training.optimizers import takes_muon
 
 # Part of the device's name: (dense bf16 FLOP/s, GiB), from the makers' data sheets.
@@ -221,10 +224,46 @@ def print_estimate(model, dataset, args):
         print(f"  {name:24} {num_bytes / GIB:10.2f} GiB a process")
     total = sum(memory.values()) / GIB
     print(f"  {'together':24} {total:10.2f} GiB of the {args.gpu}'s {available}")
-    if total > 0.9 * available:
-        print("too much: --fsdp, --activation-checkpointing, --lora-rank or a smaller micro-batch")
 
     flops = steps * args.batch_size * step_flops(flops_per_unit(model), stats)
     hours = flops / (args.estimate * peak * args.mfu) / 3600
     gpus = f"{args.estimate} × {args.gpu}"
     print(f"{flops:.3g} FLOPs: {hours:,.2f} hours on {gpus} at an MFU of {args.mfu:.0%}")
+    print(memory_verdict(model, args, stats, total, available))
+
+
+def memory_verdict(model, args, stats, total, available):
+    """One line: whether a run fits, and else the fewest flags with which it does. total: in GiB.
+    May change the model, as the last thing that is tried is LoRA."""
+    limit = 0.9 * available  # the rest: CUDA's context, and holes between tensors
+    gpu = f"a {args.gpu} of {available} GiB"
+    if total <= limit:
+        return f"fits on {gpu}"
+
+    # What may help, and is not there yet.
+    options = []
+    if not args.activation_checkpointing:
+        options.append(("--activation-checkpointing", {"activation_checkpointing": True}))
+    if args.pack or (args.micro_batch_size or args.batch_size // args.estimate) > 1:
+        instead = " instead of --pack" if args.pack else ""
+        options.append((f"--micro-batch-size 1{instead}", {"micro_batch_size": 1, "pack": 0}))
+    if args.estimate > 1 and not args.fsdp:
+        options.append(("--fsdp", {"fsdp": True}))
+    can_take_lora = "decoder" in args.trainable and not args.lora_rank
+
+    # One of them, two, all; then the same with LoRA.
+    for lora in ([], ["--lora-rank 16"])[: 1 + can_take_lora]:
+        if lora:
+            with torch.device("meta"):
+                set_trainable(model, args.trainable, 16)
+        for count in range(len(options) + 1):
+            for chosen in combinations(options, count):
+                changed = argparse.Namespace(**vars(args))
+                for _, values in chosen:
+                    vars(changed).update(values)
+                total = sum(memory_per_rank(model, changed, stats).values()) / GIB
+                flags = " ".join([flag for flag, _ in chosen] + lora)
+                if total <= limit:
+                    return f"does not fit on {gpu}; with {flags} it does: {total:.2f} GiB"
+    also = f", nor with {flags}: {total:.2f} GiB" if flags else ""
+    return f"does not fit on {gpu}{also}; take a larger --gpu, or more of them with --fsdp"

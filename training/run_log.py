@@ -20,6 +20,7 @@ from checkpoint import write_atomically
 from training.cost import flops_per_unit, peak_flops, size, step_flops
 from training.distributed import all_reduce, is_rank0, print_rank0
 from training.resume import run_settings
+from vocabulary.command import first_few
 
 try:
     import resource
@@ -131,9 +132,7 @@ class RunLog:
         ValueError after --max-skips steps in a row."""
         wrong = [batch for batch, loss in zip(micro_batches, losses) if not math.isfinite(loss)]
         indices = [i for batch in wrong or micro_batches for i in batch["sample_indices"]]
-        names = "; ".join(self.dataset.name(i) for i in indices[:8])
-        if len(indices) > 8:
-            names += f"; and {len(indices) - 8} more"
+        names = first_few(map(self.dataset.name, indices), separator="; ")
 
         cause = "gradient" if math.isfinite(stats.loss_sum) else "loss"
         skipped = f"the step is skipped ({self.skips_in_a_row} in a row)"

@@ -226,7 +226,8 @@ def read_merges(model: dict) -> list[str]:
 class ByteLevelTokenizer:
     """Text -> ids -> text, with the vocabulary and settings of a byte-level `tokenizer.json`.
 
-    bos_id, eos_id, pad_id and image_id are None if no piece has that role.
+    bos_id, eos_id, pad_id and image_id are None if no piece has that role. Where the file names no
+    begin of sequence, the end is both, as in GPT-2.
     """
 
     FILE_NAME = "tokenizer.json"  # in a model folder
@@ -253,7 +254,12 @@ class ByteLevelTokenizer:
         self.ids = {piece.text: i for i, piece in enumerate(self.pieces)}
         self.user_defined = [p.text for p in self.pieces if p.type == USER_DEFINED]
         self.user_defined.sort(key=len, reverse=True)
-        self.bos_id, self.eos_id, self.pad_id, self.image_id = map(self.role_id, ROLES)
+        roles = map(self.role_piece, ROLES)
+        self.bos_piece, self.eos_piece, self.pad_piece, self.image_piece = roles
+        self.bos_piece = self.bos_piece or self.eos_piece
+        self.system_message = self.config.get("system_message") or ""  # see chat_markers.py
+        self.bos_id, self.eos_id = self.ids.get(self.bos_piece), self.ids.get(self.eos_piece)
+        self.pad_id, self.image_id = self.ids.get(self.pad_piece), self.ids.get(self.image_piece)
 
         # The earlier a merge, the higher its score, as in a SentencePiece model.
         self.merges = read_merges(model)
@@ -272,14 +278,14 @@ class ByteLevelTokenizer:
         self.whole_words = bool(model.get("ignore_merges"))
         self.cache = {}  # word -> its ids
 
-    def role_id(self, role: str) -> int | None:
-        """The id of a role in tokenizer_config.json, where a token is a string or an object."""
+    def role_piece(self, role: str) -> str | None:
+        """The piece of a role in tokenizer_config.json, where a token is a string or an object."""
         token = self.config.get(role)
         if isinstance(token, dict):
             token = token["content"]
         if token is not None and token not in self.ids:
             raise ValueError(f"{role} {token!r} is not in the vocabulary")
-        return self.ids.get(token)
+        return token
 
     # ---------------------------------------------------------------------- encoding and decoding
 
@@ -428,6 +434,12 @@ class ByteLevelTokenizer:
                 config[role] = text
         return type(self)(data, config)
 
+    def with_roles(self, bos: str | None, eos: str | None) -> "ByteLevelTokenizer":
+        """The tokenizer with other pieces that begin and end a sequence; new ones are appended."""
+        roles = {role: text for role, text in (("bos_token", bos), ("eos_token", eos)) if text}
+        longer = self.with_control(roles.values())
+        return type(self)(longer.data, longer.config | roles)
+
     # ------------------------------------------------------------------------------------ the files
 
     def model_vocab(self) -> dict[str, int]:
@@ -447,16 +459,14 @@ class ByteLevelTokenizer:
         }
 
     def to_bytes(self) -> bytes:
-        """Both files in one: the same bytes mean the same tokenizer."""
-        return json.dumps([self.file_content(), self.config], ensure_ascii=False).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "ByteLevelTokenizer":
-        return cls(*json.loads(data))
+        """The same bytes mean the same ids: of all that is computed here, and of nothing else."""
+        content = {name: x for name, x in self.file_content().items() if name != "post_processor"}
+        roles = {name: self.config.get(name) for name in (*ROLES, "system_message")}
+        return json.dumps([content, roles], ensure_ascii=False).encode()
 
     def __reduce__(self):
         """A pickle, for a data loader's worker."""
-        return type(self).from_bytes, (self.to_bytes(),)
+        return type(self), (self.data, self.config)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ByteLevelTokenizer":

@@ -27,6 +27,13 @@ def at_least(least, kind=int):
     return number
 
 
+def first_few(names, most=8, separator=", "):
+    """The first names of a list that may be long: "a, b, c and 9 more"."""
+    names = list(names)
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return separator.join(map(str, names[:most])) + rest
+
+
 def run_main(main, name):
     """Runs main() and ends the process: 0, or 1 with one line for what a user can cause."""
     # A terminal that lacks a character shows it escaped. Printing never fails.

@@ -256,7 +256,7 @@ def run_byte_level_merge(base: ByteLevelTokenizer, args: argparse.Namespace) -> 
         raise ValueError(
             "--unreachable repair is for SentencePiece; here, extend reaches all pieces"
         )
-    longer = base
+    longer = base = base.with_roles(args.bos, args.eos)
     for path in args.new:
         other = ByteLevelTokenizer.load(path)
         pieces = [p.text for p in other.pieces if p.type == NORMAL and p.text not in longer.ids]

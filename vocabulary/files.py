@@ -68,6 +68,14 @@ def set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
+def check_download(start: bytes, path: str | os.PathLike) -> None:
+    """ValueError if a file begins as what is often downloaded in place of the file itself."""
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path}: a Git LFS pointer, not the file itself: git lfs pull fetches it")
+    if start.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html", b"entry not found")):
+        raise ValueError(f"{path}: a web page, not the file itself: log in and download it again")
+
+
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -> None:
     """Write `value` as UTF-8 JSON with a newline at the end, whole or not at all."""
     text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
@@ -88,7 +96,9 @@ def read_lines(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
 
 def read_json(path: str | os.PathLike) -> object:
     """The value in a JSON file. ValueError names the file if it is not JSON."""
+    data = Path(path).read_bytes()
+    check_download(data, path)
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None

@@ -10,14 +10,34 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vocabulary.byte_level import ByteLevelTokenizer
+from vocabulary.command import first_few
 from vocabulary.files import read_lines
 from vocabulary.sentencepiece_file import BYTE, NORMAL, UNKNOWN
+
+# Why tokenizer.select_pieces leaves a piece out.
+REASONS = {
+    "special": "left out that stand for control, bytes or unknown text",
+    "known": "there already",
+    "english": "left out that plain English could contain (--no-foreign-only takes them)",
+    "blocked": "left out with a space or a user-defined piece inside",
+    "unreachable": "left out that no merges lead to (--unreachable repair adds what they need)",
+}
 
 
 def labelled_path(text: str) -> tuple[str, str]:
     """ "ko=out/ko.txt" -> ("ko", "out/ko.txt"), "out/ko.txt" -> ("ko.txt", "out/ko.txt")."""
     label, equals, path = text.partition("=")
     return (label, path) if equals else (Path(text).name, text)
+
+
+def print_selection(path: str, added: list[str], left_out: dict[str, list], unreachable: str):
+    """Print how many pieces of a file are added, and the others by reason: see `select_pieces`."""
+    print(f"{path}: {len(added):,} new pieces")
+    for reason, names in left_out.items():
+        repaired = reason == "unreachable" and unreachable == "repair"
+        fate = "made reachable" if repaired else REASONS[reason]
+        if names:
+            print(f"  {len(names):,} {fate}: {first_few(names)}")
 
 
 def fertility_counts(tokenizer, lines: Iterable[str]) -> tuple[Counter, Counter]:
@@ -85,13 +105,12 @@ def print_report(models: dict, texts: dict[str, str], unreachable: Callable) -> 
         known = models[first].ids
         new = [p.text for p in models[name].pieces if p.type == NORMAL and p.text not in known]
         lost = unreachable(models[name]) if models[name].is_bpe else []
-        readable = models[name].readable
-        first_lost = " ".join(map(readable, lost[:10]))
-        print(f"\n{name}: {len(new):,} new pieces, {len(lost)} unreachable {first_lost}")
+        names = [models[name].readable(text) for text in lost]
+        print(f"\n{name}: {len(new):,} new pieces, {len(lost):,} unreachable {first_few(names)}")
         longest = sorted(new, key=len, reverse=True)[:8]
-        print(f"  longest: {' '.join(map(readable, longest))}")
-        idle = [text for text in new if text not in used[name]]
-        print(f"  never used in these texts: {len(idle):,} {' '.join(map(readable, idle[:12]))}")
+        print(f"  longest: {', '.join(map(models[name].readable, longest))}")
+        idle = [models[name].readable(text) for text in new if text not in used[name]]
+        print(f"  never used in these texts: {len(idle):,} {first_few(idle)}")
 
 
 def show(tokenizer, text: str) -> str:

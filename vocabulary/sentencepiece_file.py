@@ -9,6 +9,7 @@ The fields that we use, by number (sentencepiece_model.proto):
     ModelProto      1 piece, repeated   2 TrainerSpec   3 NormalizerSpec
     SentencePiece   1 text   2 score, a float   3 type (absent: NORMAL)
     TrainerSpec     3 model_type (2: BPE)   35 byte_fallback   44 unk_surface
+                    41 bos_id   42 eos_id   46 bos_piece   47 eos_piece
     NormalizerSpec  1 name   2 precompiled_charsmap   3 add_dummy_prefix
                     4 remove_extra_whitespaces   5 escape_whitespaces
 """
@@ -16,12 +17,15 @@ The fields that we use, by number (sentencepiece_model.proto):
 import os
 import struct
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
-from vocabulary.files import write_atomically
+from vocabulary.files import check_download, read_json, write_atomically
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of a piece
 PIECE, TRAINER, NORMALIZER = 1, 2, 3  # field numbers of ModelProto
+BOS_PIECE, EOS_PIECE = 46, 47  # field numbers of TrainerSpec; their ids have numbers less by five
+MODEL_NAME = "tokenizer.model"  # of the file in a model folder
 SPACE = "▁"  # U+2581: a space, in every piece
 
 VARINT, FIXED_64, BYTES, FIXED_32 = 0, 1, 2, 5  # wire types
@@ -140,13 +144,34 @@ def bpe_fields(
     return [(number, BYTES, write_message(spec)) for number, spec in specs]
 
 
+def read_added_tokens(folder: Path) -> tuple[dict[int, str], list[str | None]]:
+    """({id: piece}, [begin, end]): what transformers' files in a folder name, or None.
+
+    A LLaVA from Hugging Face has Llama's own .model, and <image> and <pad> only in these files.
+    """
+    files = [folder / "added_tokens.json", folder / "tokenizer_config.json"]
+    old, config = (read_json(file) if file.is_file() else {} for file in files)
+    try:
+        added = {token_id: text for text, token_id in old.items()}
+        tokens = config.get("added_tokens_decoder") or {}
+        added |= {int(token_id): token["content"] for token_id, token in tokens.items()}
+        roles = [config.get("bos_token"), config.get("eos_token")]
+        roles = [token["content"] if isinstance(token, dict) else token for token in roles]
+        return dict(sorted(added.items())), roles
+    except (AttributeError, LookupError, TypeError, ValueError):
+        names = " or ".join(file.name for file in files)
+        raise ValueError(f"{folder}: {names} is not as transformers writes it") from None
+
+
 class SentencePieceModel:
     """A .model file: its pieces, the ids of its special pieces, its settings. An id is a position.
 
     bos_id, eos_id, pad_id and image_id are None if the model has no such control piece.
+    bos_piece, eos_piece: the names of the pieces that begin and end a sequence.
     """
 
     FILE_NAME = "tokenizer.model"  # in a model folder
+    system_message = ""  # see chat_markers.py; a .model file has no place for one
     separator = ""  # between the two symbols of a merge in `scores`: any two that form the piece
 
     def __init__(self, pieces: Iterable[Piece], fields: Iterable[Field] = ()):
@@ -165,8 +190,10 @@ class SentencePieceModel:
 
         # Special pieces.
         self.unk_id = [piece.type for piece in self.pieces].index(UNKNOWN)
-        self.bos_id = self.control_id("<s>")
-        self.eos_id = self.control_id("</s>")
+        self.bos_piece = self.role_piece(BOS_PIECE, "<s>", 1)
+        self.eos_piece = self.role_piece(EOS_PIECE, "</s>", 2)
+        self.bos_id = self.control_id(self.bos_piece)
+        self.eos_id = self.control_id(self.eos_piece)
         self.pad_id = self.control_id("<pad>")
         self.image_id = self.control_id("<image>")
 
@@ -175,9 +202,31 @@ class SentencePieceModel:
         messages = [value for field, _, value in self.fields if field == number]
         return {n: value for message in messages for n, _, value in read_message(message)}
 
+    def role_piece(self, number: int, name: str, piece_id: int) -> str:
+        """The name of the piece with a role, in TrainerSpec by name or id; else Llama's."""
+        trainer = self.spec(TRAINER)
+        name = trainer.get(number, name.encode()).decode()
+        piece_id = trainer.get(number - 5, piece_id)
+        if name not in self.ids and piece_id < len(self.pieces):  # a large one stands for -1: none
+            text = self.pieces[piece_id].text
+            if self.pieces[piece_id].type == CONTROL and text not in ("<pad>", "<image>"):
+                return text
+        return name
+
     def control_id(self, text: str) -> int | None:
         i = self.ids.get(text)
         return i if i is not None and self.pieces[i].type == CONTROL else None
+
+    def with_roles(self, bos: str | None, eos: str | None):
+        """The model with other names, in its TrainerSpec, of the pieces that begin and end."""
+        names = {number: text for number, text in ((BOS_PIECE, bos), (EOS_PIECE, eos)) if text}
+        if not names:
+            return self
+        specs = [read_message(value) for number, _, value in self.fields if number == TRAINER]
+        trainer = [field for spec in specs for field in spec if field[0] not in names]
+        trainer += [(number, BYTES, text.encode()) for number, text in names.items()]
+        others = [field for field in self.fields if field[0] != TRAINER]
+        return type(self)(self.pieces, [(TRAINER, BYTES, write_message(trainer)), *others])
 
     def to_bytes(self) -> bytes:
         pieces = [(PIECE, BYTES, write_piece(piece)) for piece in self.pieces]
@@ -195,9 +244,39 @@ class SentencePieceModel:
 
     @classmethod
     def load(cls, path: str | os.PathLike):
-        """Raises OSError if the file can't be read, ValueError (one line) if it is no .model."""
-        with open(path, "rb") as file:
-            return cls.from_bytes(file.read(), str(path))
+        """A .model file, or a folder's tokenizer.model with what transformers' files add to it.
+
+        Raises OSError if the file can't be read, ValueError (one line) if it is no .model.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path /= MODEL_NAME
+            if not path.is_file():
+                reason = "copy the SentencePiece .model of these weights there"
+                raise ValueError(f"{path}: no such tokenizer: {reason}")
+        data = path.read_bytes()
+        check_download(data, path)
+        model = cls.from_bytes(data, str(path))
+        if path.name != MODEL_NAME:
+            return model
+
+        # Pieces that are only in transformers' files, and other names of begin and end.
+        added, roles = read_added_tokens(path.parent)
+        pieces, size = model.pieces, model.vocab_size
+        for token_id, text in added.items():
+            if token_id == len(pieces):
+                pieces = [*pieces, Piece(text, 0.0, CONTROL)]
+            elif token_id > len(pieces) or pieces[token_id].text != text:
+                reason = f"which does not fit the {size:,} pieces of {MODEL_NAME}"
+                raise ValueError(f"{path.parent}: {text} is number {token_id}, {reason}")
+        known = {piece.text for piece in pieces}
+        for text in filter(None, roles):
+            if text not in known:
+                where = path.with_name("tokenizer_config.json")
+                raise ValueError(f"{where}: {text!r} is no piece of {MODEL_NAME}")
+        given = (model.bos_piece, model.eos_piece)
+        changed = [new if new != old else None for new, old in zip(roles, given)]
+        return cls(pieces, model.fields).with_roles(*changed)
 
     def save(self, path: str | os.PathLike) -> None:
         write_atomically(path, lambda file: file.write(self.to_bytes()))

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import checkpoint
-from checkpoint.config import parse_vision_config, parse_text_config, parse_llava_config
+from checkpoint.config import parse_llava_config, parse_text_config, parse_vision_config
 from model import DecoderConfig, parameter_counts
 from vision import VisionConfig
 
@@ -133,8 +133,8 @@ def test_rope_is_read_as_transformers_4_and_5_write_it():
         ("text_config", {"rope_scaling": [1]}, "rope_scaling must be an object"),
         (
             "vision_config",
-            {"model_type": "siglip_vision_model"},
-            "vision_feature_select_strategy is 'default', supported: 'full'",
+            {"model_type": "siglip2_vision_model"},
+            "model_type is 'siglip2_vision_model', supported: 'clip_vision_model', 'siglip_vi",
         ),
         (
             "vision_config",

@@ -31,7 +31,7 @@ import torch
 import vision
 from checkpoint import load_config, load_tokenizer
 from model import IGNORE_INDEX, Layout
-from vocabulary.chat_markers import chat_markers
+from vocabulary.chat_markers import chat_markers, encode_answer
 from vocabulary.command import Parser, first_few, run_main
 from vocabulary.records import read_record, scan_records
 
@@ -67,7 +67,7 @@ def encode_chat(turns, tokenizer, num_patches):
 
         # The answer is a target, up to its </s>.
         if answer is not None:
-            ids += tokenizer.encode(chat.answer_prefix + answer) + [tokenizer.eos_id]
+            ids += encode_answer(answer, tokenizer)
             loss_mask += [1] * (len(ids) - len(loss_mask))
             ids += chat.next_turn
             loss_mask += [0] * len(chat.next_turn)

@@ -313,9 +313,6 @@ class ByteLevelTokenizer:
                 ids += self.cache[word]
         return ids + ([self.eos_id] if eos else [])
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
-
     def split_words(self, text: str) -> list[str]:
         """Normalise, then cut with each pattern in turn what the ones before have left."""
         words = [unicodedata.normalize(self.form, text) if self.form else text]

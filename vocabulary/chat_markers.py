@@ -51,3 +51,9 @@ def chat_markers(tokenizer) -> ChatMarkers:
     # SentencePiece puts a space before each text by itself.
     space = "" if getattr(tokenizer, "add_dummy_prefix", False) else " "
     return ChatMarkers(begin, [], first, user, assistant, [], space, [])
+
+
+def encode_answer(answer: str, tokenizer) -> list[int]:
+    """The ids that follow a question: the answer and its end."""
+    prefix = chat_markers(tokenizer).answer_prefix
+    return [*tokenizer.encode(prefix + answer), tokenizer.eos_id]

@@ -78,8 +78,7 @@ def processor_files(config, tokenizer):
     tokenizer_config = roles | {"model_max_length": config.text.max_position_embeddings}
     if isinstance(tokenizer, ByteLevelTokenizer):
         tokenizer_config["add_bos_token"] = not is_chatml(tokenizer)
-        if tokenizer.system_message:
-            tokenizer_config["system_message"] = tokenizer.system_message
+        tokenizer_config["system_message"] = tokenizer.system_message
     values = {
         "generation_config.json": {
             "bos_token_id": tokenizer.bos_id,

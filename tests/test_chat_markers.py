@@ -79,6 +79,16 @@ def test_chatml_by_hand_with_its_targets():
     )
 
 
+def test_a_bases_own_system_message_is_found_in_its_template():
+    assert byte_level(chat_template=SMOLLM2).system_message == SYSTEM
+    # Qwen2.5 writes the line break as an escape, and has the roles beside it.
+    qwen = "{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}{%- else %}"
+    qwen += "{{- '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}"
+    assert byte_level(chat_template=qwen).system_message == "You are Qwen."
+    assert byte_level(chat_template=SMOLLM2, system_message="").system_message == ""
+    assert byte_level(chat_template="{{ messages }}").system_message == ""
+
+
 def test_llavas_template_by_hand_with_and_without_its_system_message():
     tokenizer = byte_level("<|begin|>", "<|end|>")
     turns = [(["", "\nWhat is it?"], "a cat"), ("Where?", "left")]
@@ -92,7 +102,7 @@ def test_llavas_template_by_hand_with_and_without_its_system_message():
 
 @pytest.mark.parametrize("kind", ["SmolLM2", "Llama-3", "Qwen2"])
 def test_chatml_gives_the_ids_of_the_bases_own_template(kind):
-    tokenizer = byte_level(kind=kind, system_message=SYSTEM)
+    tokenizer = byte_level(kind=kind, chat_template=SMOLLM2)
     messages, turns = [], []
     for question, answer in [
         ("고양이는 1 2?", "빨간색!"),

@@ -39,6 +39,8 @@ LETTER_OF |= {byte: chr(0x100 + i) for i, byte in enumerate(HIDDEN)}
 BYTE_OF = {letter: byte for byte, letter in LETTER_OF.items()}
 
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# In the Jinja code of a ChatML template: what stands there if a conversation has no system message.
+DEFAULT_SYSTEM = re.compile(r"'<\|im_start\|>system(?:\n|\\n)([^'{}]+)<\|im_end\|>")
 ROLES = ("bos_token", "eos_token", "pad_token", "image_token")
 
 # The parts of a tokenizer.json, and the values that we compute. An empty tuple: any value.
@@ -257,7 +259,10 @@ class ByteLevelTokenizer:
         roles = map(self.role_piece, ROLES)
         self.bos_piece, self.eos_piece, self.pad_piece, self.image_piece = roles
         self.bos_piece = self.bos_piece or self.eos_piece
-        self.system_message = self.config.get("system_message") or ""  # see chat_markers.py
+        self.system_message = self.config.get("system_message")  # see chat_markers.py
+        if self.system_message is None:
+            found = DEFAULT_SYSTEM.search(str(self.config.get("chat_template")))
+            self.system_message = found[1] if found else ""
         self.bos_id, self.eos_id = self.ids.get(self.bos_piece), self.ids.get(self.eos_piece)
         self.pad_id, self.image_id = self.ids.get(self.pad_piece), self.ids.get(self.image_piece)
 
@@ -458,8 +463,8 @@ class ByteLevelTokenizer:
     def to_bytes(self) -> bytes:
         """The same bytes mean the same ids: of all that is computed here, and of nothing else."""
         content = {name: x for name, x in self.file_content().items() if name != "post_processor"}
-        roles = {name: self.config.get(name) for name in (*ROLES, "system_message")}
-        return json.dumps([content, roles], ensure_ascii=False).encode()
+        roles = [self.bos_piece, self.eos_piece, self.pad_piece, self.image_piece]
+        return json.dumps([content, roles, self.system_message], ensure_ascii=False).encode()
 
     def __reduce__(self):
         """A pickle, for a data loader's worker."""
@@ -473,7 +478,10 @@ class ByteLevelTokenizer:
         if path.is_dir():
             path /= cls.FILE_NAME
         beside = path.with_name("tokenizer_config.json")
+        template = path.with_name("chat_template.jinja")  # newer folders have it here
         config = read_json(beside) if beside.is_file() else {}
+        if template.is_file() and isinstance(config, dict):
+            config.setdefault("chat_template", template.read_text(encoding="utf-8"))
         try:
             return cls(read_json(path), config)
         except (LookupError, TypeError, AttributeError) as error:

@@ -10,8 +10,9 @@ as SmolLM2 and Qwen have it in the chat_template of their tokenizer_config.json:
 
 A tokenizer whose end of sequence is <|im_end|> takes ChatML, any other one LLaVA-1.5's.
 
-Neither begins with a system message by default, as transformers' LLaVA-1.5 doesn't. LLaVA-1.5's own
-code and some ChatML models do: `system_message` in tokenizer_config.json puts one in front.
+A ChatML base's own system message is found in its chat_template, and stands in front. LLaVA-1.5's
+is left out, as in transformers' LLaVA-1.5 (LLaVA's own code has it). `system_message` in the
+tokenizer_config.json of a byte-level model folder sets another one, or "" for none.
 """
 
 from typing import NamedTuple

@@ -427,7 +427,8 @@ def show(path, tokenizer, config, max_length, count=3):
         line, previous = "", None
         for token, is_target in zip(sample.ids, sample.loss_mask):
             if not (token == previous == tokenizer.image_id):
-                line += f"\033[{32 if is_target else 90}m{tokenizer.piece(token)}\033[0m "
+                piece = tokenizer.readable(tokenizer.piece(token))
+                line += f"\033[{32 if is_target else 90}m{piece}\033[0m "
             previous = token
         print(line)
 

@@ -289,20 +289,15 @@ def select_pieces(
     if unreachable == "keep":
         return waiting, left_out
 
-    scores, next_scores, added = dict(base.scores), scores_below(base), []
-
-    def append(text):
-        """Add a piece that ranks below all others."""
-        added.append(text)
-        scores[text] = next(next_scores)
-
     # Passes repeat while they add something, as a piece may need one that comes later in `new`.
+    scores, next_scores, added = dict(base.scores), scores_below(base), []
     n_before = -1
     while n_before != len(added):
         n_before = len(added)
         for text in waiting:
             if len(bpe(text, scores)) <= 2:
-                append(text)
+                added.append(text)
+                scores[text] = next(next_scores)  # below all others
         waiting = [text for text in waiting if text not in scores]
     left_out["unreachable"] = waiting
 
@@ -311,7 +306,8 @@ def select_pieces(
         for text in waiting:
             while text not in scores:
                 first, second, *_ = bpe(text, scores)
-                append(first + second)
+                added.append(first + second)
+                scores[first + second] = next(next_scores)
     return added, left_out
 
 
@@ -329,7 +325,7 @@ def merge_vocabularies(
         return base.with_pieces(new).with_control(control)
     added, _ = select_pieces(base, new, **options)
     if added and not base.is_bpe:
-        raise ValueError("the base is not a BPE: its pieces have no merges to append to")
+        raise ValueError("the base is not a BPE, such as Llama's: pieces can't be appended to it")
     pieces = [Piece(text, score) for text, score in zip(added, scores_below(base))]
     return add_control_pieces(Tokenizer(base.pieces + pieces, base.fields), control)
 
@@ -373,7 +369,7 @@ def run_merge(args: argparse.Namespace) -> None:
     n_control = merged.vocab_size - base.vocab_size - n_new
     counts = f"{base.vocab_size:,} + {n_new:,} new + {n_control} control"
     lost = find_unreachable(merged) if merged.is_bpe else []
-    lost = f"{len(lost):,} unreachable {first_few(lost)}"
+    lost = f"{len(lost):,} unreachable {first_few(lost)}".strip()
     print(f"{args.out}: {merged.vocab_size:,} pieces = {counts}; {lost}")
 
 

@@ -295,6 +295,7 @@ def build_model(args):
     config = load_config(args.model) if args.model else None
     tokenizer_path = args.tokenizer or args.model
     tokenizer = load_tokenizer(tokenizer_path)
+    require_control_pieces(tokenizer, tokenizer_path)
     if args.estimate:
         with torch.device("meta"):
             model = XLlava(config) if config else init_model(PRESETS[args.preset], tokenizer)
@@ -303,7 +304,6 @@ def build_model(args):
     else:
         model = init_model(PRESETS[args.preset], tokenizer)
 
-    require_control_pieces(tokenizer, tokenizer_path)
     config, size = model.config, tokenizer.vocab_size
     if size > config.text.vocab_size or tokenizer.image_id != config.image_token_id:
         raise ValueError(

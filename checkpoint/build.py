@@ -151,8 +151,8 @@ def check_rows(num_rows, num_pieces, where, padding_rows=None):
     counts = f"{num_rows:,} rows in the embeddings, its tokenizer has {num_pieces:,} pieces"
     if spare < 0:
         raise ValueError(
-            f"{where}: {counts}: {-spare:,} without a row: take the tokenizer of these weights "
-            "(files beside it, such as added_tokens.json, may name pieces that it never had)"
+            f"{where}: {counts}: {-spare:,} without a row: take the tokenizer of these weights, or "
+            "delete what it never had from added_tokens.json and tokenizer_config.json"
         )
     is_rounded = num_rows % 64 == 0 and spare < 128
     if not (is_rounded or spare * 200 < num_rows or spare == padding_rows):

@@ -93,6 +93,14 @@ def test_another_models_tokenizer_is_refused_in_a_dry_run_too(folders):
     write_json_config(llm, {**SIZES, "model_type": "llama", "vocab_size": 349})
     assert "1 without a row: take the tokenizer of these weights" in refusal(llm, clip)
 
+    # Baichuan-2's added_tokens.json names a piece that the model never had.
+    write_json_config(llm, {**SIZES, "model_type": "llama"})
+    checkpoint.write_json(llm / "added_tokens.json", {"<pad>": 350})
+    told = refusal(llm, clip)
+    assert "1 without a row" in told and told.endswith("and tokenizer_config.json")
+    (llm / "added_tokens.json").unlink()
+    build(llm, clip, "--dry-run", out="advice-2")
+
     # Merged from another base: the first piece that differs is named, and the advice helps.
     write_json_config(llm, {**SIZES, "model_type": "llama"})
     other = tokenizer_module.train(LINES * 50, 351, split_scripts=False)
@@ -313,7 +321,7 @@ def test_weights_that_are_missing_or_stand_for_others_are_called_what_they_are(f
     assert told.endswith("model-00009-of-00020.safetensors and 11 more")
     for file in files:
         (llm / file).write_text(POINTER, encoding="utf-8")
-    assert f"{llm / files[0]}: a Git LFS pointer, not the file itself" in weights_error(llm, clip)
+    assert f"{llm / files[0]}: a Git LFS pointer, not the file; " in weights_error(llm, clip)
 
 
 @pytest.mark.parametrize(
@@ -322,9 +330,9 @@ def test_weights_that_are_missing_or_stand_for_others_are_called_what_they_are(f
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (POINTER, "a Git LFS pointer, not the file itself: git lfs pull fetches it"),
-        ("<!DOCTYPE html>\n<html>…", "a web page, not the file itself"),
-        ("Entry not found", "a web page, not the file itself"),
+        (POINTER, "a Git LFS pointer, not the file; `git lfs pull` fetches it"),
+        ("<!DOCTYPE html>\n<html>…", "a web page, not the file; log in"),
+        ("Entry not found", "a web page, not the file; log in"),
     ],
 )
 def test_what_was_downloaded_in_place_of_a_file_is_called_what_it_is(

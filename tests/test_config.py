@@ -248,7 +248,13 @@ def test_fields_that_do_not_change_the_model_are_passed_over():
     free |= {"layer_types": ["full_attention"] * 32, "sliding_window": None, "unknown": None}
     free |= {"rope_scaling": {"type": "default", "rope_theta": 1e4}, "use_sliding_window": False}
     assert parse_text_config(free, "x") == parse_text_config({}, "x")
+    # openai/clip-vit-large-patch14-336 has a field for each thing that transformers 4.21 knew.
     free = {"dropout": 0.0, "projection_dim": 768, "bad_words_ids": None, "return_dict": True}
+    free |= dict.fromkeys(("length_penalty", "top_p", "typical_p", "repetition_penalty"), 1.0)
+    free |= dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), 1)
+    free |= {"chunk_size_feed_forward": 0, "id2label": {"0": "LABEL_0"}, "max_length": 20}
+    free |= {"tie_word_embeddings": True, "torchscript": False, "initializer_factor": 1.0}
+    free |= {"label2id": {"LABEL_0": 0}, "pruned_heads": {}, "diversity_penalty": 0.0, "top_k": 50}
     assert parse_vision_config(free, "x") == parse_vision_config({}, "x")
     free = {"ignore_index": -100, "image_seq_length": 576, "image_aspect_ratio": "pad"}
     free |= {"mm_patch_merge_type": "flat", "text_config": {"vocab_size": 32064}}

@@ -163,7 +163,7 @@ def test_a_folders_tokenizer_has_the_pieces_and_roles_that_transformers_files_ad
 def test_a_git_lfs_pointer_is_called_what_it_is(tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:9e55\nsize 499723\n"
     (tmp_path / "tokenizer.model").write_text(pointer, encoding="utf-8")
-    with pytest.raises(ValueError, match="a Git LFS pointer, not the file itself: git lfs pull"):
+    with pytest.raises(ValueError, match="a Git LFS pointer, not the file; `git lfs pull"):
         Tokenizer.load(tmp_path)
 
 

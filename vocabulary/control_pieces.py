@@ -68,5 +68,5 @@ def require_control_pieces(tokenizer, path: str | os.PathLike) -> None:
         names = "<image>" if tokenizer.image_id is None else "<pad>"
         raise ValueError(
             f"{path}: no control piece {names}: python tokenizer.py merge {path} -o NEW.model adds "
-            "it, and python -m checkpoint build … --tokenizer NEW.model gives it a row"
+            "it (and python -m checkpoint build --tokenizer NEW.model its row to a base)"
         )

@@ -5,9 +5,17 @@ Pipeline: below everything. checkpoint/ and the other folders write through thes
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+# Patterns of a file's first bytes -> what it is, and what to do.
+DOWNLOADS = {
+    rb"version https://git-lfs": "a Git LFS pointer, not the file; `git lfs pull` fetches it",
+    rb"(?i)\s*(<!doctype html|<html|entry not found)": "a web page, not the file; log in and "
+    "download it again",
+}
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
@@ -70,10 +78,9 @@ def set_aside(path: Path) -> Path:
 
 def check_download(start: bytes, path: str | os.PathLike) -> None:
     """ValueError if a file begins as what is often downloaded in place of the file itself."""
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path}: a Git LFS pointer, not the file itself: git lfs pull fetches it")
-    if start.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html", b"entry not found")):
-        raise ValueError(f"{path}: a web page, not the file itself: log in and download it again")
+    for pattern, what in DOWNLOADS.items():
+        if re.match(pattern, start):
+            raise ValueError(f"{path}: {what}")
 
 
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -> None:

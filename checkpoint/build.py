@@ -49,10 +49,17 @@ class BuildPlan(NamedTuple):
     dtype: torch.dtype
 
 
-def plan_build(llm, vision=None, projector=None, tokenizer=None, dtype=None, padding_rows=None):
+def plan_build(
+    llm, vision=None, projector=None, tokenizer=None, dtype=None, padding_rows=None, layer=None
+):
     """The flags of the command line -> BuildPlan. ValueError if the parts do not fit together."""
     data, where = read_object(llm)
     published, sources = parse_llm_config(data, llm, where)
+    if layer is not None:
+        own = published.vision_feature_layer
+        if "projector" in sources and layer != own:
+            raise ValueError(f"{llm}: its projector was trained on layer {own}, not on {layer}")
+        published = replace(published, vision_feature_layer=layer)
 
     # What comes from elsewhere.
     for part, given in (("vision", vision), ("projector", projector)):

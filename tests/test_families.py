@@ -137,6 +137,13 @@ def test_an_encoder_has_transformers_hidden_states(name, tmp_path):
         assert close(ours.vision(pixels, layer), states[layer])
     assert ours.encode_images(pixels).shape == (1, 4, 32)
 
+    last = plan_build(tmp_path / "llm", tmp_path / "vit", layer=-1).config
+    assert last.vision_feature_layer == -1
+    with pytest.raises(ValueError, match="trained on layer -2, not on -1"):
+        plan_build(tmp_path / "out", layer=-1)
+    with pytest.raises(ValueError, match="the vision feature layer is 4"):
+        plan_build(tmp_path / "llm", tmp_path / "vit", layer=4)
+
 
 PAIRS = [(name, "SigLIP") for name in DECODERS] + [("Qwen3", "CLIP"), ("Qwen3", "SigLIP2")]
 

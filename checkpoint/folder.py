@@ -9,6 +9,7 @@ import torch
 
 from checkpoint.config import (
     ALLOWED,
+    TEXT_DEFAULTS,
     check_fields,
     drop_nulls,
     get_object,
@@ -40,13 +41,13 @@ def load_config(folder):
     data, where = read_object(folder)
     # LLaVA as first published is a "llava" too, but its config is Llama's.
     kind = data.get("model_type")
-    if kind == "llama" or "mm_vision_tower" in data:
+    if kind in TEXT_DEFAULTS or "mm_vision_tower" in data:
         raise ValueError(
             f"{where}: model_type is {kind!r}, not a LLaVA in the layout of transformers: python "
             f"-m checkpoint build --llm {folder} … makes one"
         )
     if kind != "llava":
-        raise ValueError(f"{where}: model_type is {kind!r}, supported: 'llava' (and Llama's parts)")
+        raise ValueError(f"{where}: model_type is {kind!r}, supported: 'llava'")
     vision = get_object(data, "vision_config", where)
     ratio = read_aspect_ratio(folder, vision.get("model_type") == "siglip_vision_model")
     config = parse_llava_config(data, where, ratio)

@@ -394,22 +394,19 @@ class ByteLevelTokenizer:
         normal = [piece.text for piece in self.pieces if piece.type == NORMAL]
         return [text for text in normal if not self.is_reachable(text)]
 
-    def with_pieces(
-        self, pieces: Iterable[str], merges: Iterable[str] = ()
-    ) -> "ByteLevelTokenizer":
+    def with_pieces(self, pieces: Iterable[str]) -> "ByteLevelTokenizer":
         """Append pieces, in letters, and below all others the merges that make them.
 
-        merges: default, for each piece the two symbols that the merges above it leave of it.
-        ValueError if they leave more: no merge would reach the piece.
+        The merge of a piece joins the two symbols that the merges above it leave. ValueError if
+        they leave more: no merge would reach the piece.
         """
-        pieces, merges, scores = list(pieces), list(merges), dict(self.scores)
-        if not merges:
-            for piece in pieces:
-                symbols = bpe(piece, scores, self.separator)
-                if len(symbols) != 2:
-                    raise ValueError(f"no merge reaches the piece {piece}: {' '.join(symbols)}")
-                merges.append(" ".join(symbols))
-                scores[merges[-1]] = -len(scores)
+        pieces, merges, scores = list(pieces), [], dict(self.scores)
+        for piece in pieces:
+            symbols = bpe(piece, scores, self.separator)
+            if len(symbols) != 2:
+                raise ValueError(f"no merge reaches the piece {piece}: {' '.join(symbols)}")
+            merges.append(" ".join(symbols))
+            scores[merges[-1]] = -len(scores)
         return type(self)(self.file_content(pieces, merges), self.config)
 
     def with_vocabulary(self, other: "ByteLevelTokenizer", pieces: Iterable[str]):

@@ -23,9 +23,8 @@ PREFIXES = {module: list(kinds.values()) for module, kinds in NAME_MAP["prefixes
 EMBEDDING, HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
 # Tensors that we do not need: in old files what the config says, SigLIP's pooling head, and the
 # text encoders.
-IGNORED = re.compile(
-    r".*\.rotary_emb\.inv_freq|.*embeddings\.position_ids|(.*\.)?head\.(probe|attention|layernorm|mlp).*"
-)
+POOLING = r"(.*\.)?head\.(probe|attention|layernorm|mlp).*"
+IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|.*embeddings\.position_ids|" + POOLING)
 CLIP_TEXT = r"|text_model\..*|(visual|text)_projection\.weight|logit_scale|logit_bias"
 IGNORED_OF_CLIP = re.compile(IGNORED.pattern + CLIP_TEXT)
 

@@ -8,8 +8,8 @@ A file of conversations is LLaVA's JSON, a list of records, or JSON Lines, one r
 
 vocabulary/conversations.py reads it, and the other ways in which public sets write the same.
 
-The chat template is LLaVA-1.5's. Only `encode_chat` knows it: training samples and prompts for
-inference both come from there. The targets of this conversation are "a cat</s>" and "left</s>":
+The chat template is LLaVA-1.5's, or ChatML. Only `encode_chat` fills it in: training samples and
+prompts for inference both come from there. Here the targets are "a cat</s>" and "left</s>":
 
     <s>USER: <image>\\nWhat is it? ASSISTANT: a cat</s>USER: Where? ASSISTANT: left</s>
 
@@ -33,6 +33,7 @@ import torch
 import vision
 from checkpoint import load_config, load_tokenizer
 from model import IGNORE_INDEX, Layout
+from vocabulary.chat_markers import chat_markers, encode_answer
 from vocabulary.command import Parser, at_least, first_few, run_main
 from vocabulary.conversations import (
     IMAGE_KEYS,
@@ -54,25 +55,31 @@ def encode_chat(turns, tokenizer, num_patches):
 
     turns: [(question, answer), …]. A question is a string, or a list of strings with an image
     between each two. The last answer may be None: the ids are then a prompt for inference.
-    Each part is tokenized by itself and begins with "▁", so the ids are those of LLaVA-1.5."""
-    ids, loss_mask = [tokenizer.bos_id], [0]
-    for question, answer in turns:
+    Each part is tokenized by itself, as in transformers. Around it: vocabulary/chat_markers.py."""
+    chat = chat_markers(tokenizer)
+    ids = list(chat.begin)
+    loss_mask = [0] * len(ids)
+    for n, (question, answer) in enumerate(turns):
         parts = [question] if isinstance(question, str) else list(question)
-        parts[0] = "USER: " + parts[0]
-        parts[-1] += " ASSISTANT:"
+        parts[0] = (chat.question_prefix if n else chat.first_prefix) + parts[0]
+        parts[-1] += chat.question_suffix
 
         # The question is context: no targets.
+        ids += chat.turn
         for i, part in enumerate(parts):
             if i > 0:
                 ids += [tokenizer.image_id] * num_patches
             if part:
                 ids += tokenizer.encode(part)
+        ids += chat.reply
         loss_mask += [0] * (len(ids) - len(loss_mask))
 
         # The answer is a target, up to its </s>.
         if answer is not None:
-            ids += tokenizer.encode(answer) + [tokenizer.eos_id]
+            ids += encode_answer(answer, tokenizer)
             loss_mask += [1] * (len(ids) - len(loss_mask))
+            ids += chat.next_turn
+            loss_mask += [0] * len(chat.next_turn)
     return ids, loss_mask
 
 
@@ -405,7 +412,8 @@ def show(path, tokenizer, config, max_length, count=3):
         line, previous = "", None
         for token, is_target in zip(sample.ids, sample.loss_mask):
             if not (token == previous == tokenizer.image_id):
-                line += f"\033[{32 if is_target else 90}m{tokenizer.piece(token)}\033[0m "
+                piece = tokenizer.readable(tokenizer.piece(token))
+                line += f"\033[{32 if is_target else 90}m{piece}\033[0m "
             previous = token
         print(line)
 

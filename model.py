@@ -33,6 +33,7 @@ from kernels import (
     swiglu,
 )
 from kernels import rope as apply_rope
+from kernels.rope import RopeScaling, rope_table
 from vision import VisionConfig, ViT
 from vocabulary.command import Parser, run_main
 
@@ -55,13 +56,15 @@ class DecoderConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
+    rope_scaling: RopeScaling | None = None
+    model_type: str = "llama"  # "qwen2": biases of q, k and v; "qwen3": norms of each head's q, k
 
     def __post_init__(self):
         H, K = self.num_attention_heads, self.num_key_value_heads
+        if self.model_type not in ("llama", "qwen2", "qwen3"):
+            raise ValueError(f"model_type {self.model_type!r}: must be llama, qwen2 or qwen3")
         if H % K:
-            raise ValueError(
-                f"num_attention_heads {H} is not a multiple of num_key_value_heads {K}"
-            )
+            raise ValueError(f"num_attention_heads {H}: no multiple of num_key_value_heads {K}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd: RoPE rotates pairs of channels")
 
@@ -73,7 +76,7 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: DecoderConfig = field(default_factory=DecoderConfig)
     vision_feature_layer: int = -2  # which hidden state of the ViT goes to the projector
-    image_aspect_ratio: str = "pad"  # "pad" or "square", see vision.preprocess
+    image_aspect_ratio: str = "pad"  # how an image becomes a square: see vision.preprocess
     image_token_id: int = -1  # id of <image>; set when the vocabulary is known
     pad_token_id: int = -1
 
@@ -116,12 +119,15 @@ class Attention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        C, D = config.hidden_size, config.head_dim
+        C, D, bias = config.hidden_size, config.head_dim, config.model_type == "qwen2"
         self.head_dim = D
-        self.q_proj = nn.Linear(C, config.num_attention_heads * D, bias=False)
+        self.q_proj = nn.Linear(C, config.num_attention_heads * D, bias)
         self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=False)
-        self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias=False)
-        self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias=False)
+        self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias)
+        self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias)
+        normed = config.model_type == "qwen3"
+        self.q_norm = RMSNorm(D, config.rms_norm_eps) if normed else nn.Identity()
+        self.k_norm = RMSNorm(D, config.rms_norm_eps) if normed else nn.Identity()
 
     def forward(self, x, rope, layout=PLAIN, cache=None):
         """x (B, T, C) -> (B, T, C), or (n, C) if the layout has loss_positions.
@@ -131,7 +137,7 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, C) -> (B, T, H, D)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, C) -> (B, T, K, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
-        q, k = apply_rope(q, k, *rope)
+        q, k = apply_rope(self.q_norm(q), self.k_norm(k), *rope)
 
         if cache is not None:
             out = self.attend_cached(q, k, v, *cache)
@@ -207,7 +213,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Llama 2 (transformers: LlamaForCausalLM)."""
+    """Llama 2 and what followed it (transformers: Llama, Qwen2 and Qwen3ForCausalLM)."""
 
     def __init__(self, config):
         super().__init__()
@@ -237,18 +243,13 @@ class Decoder(nn.Module):
 
     @torch.inference_mode(False)  # a table made while generating is used in training, too
     def rope_cos_sin(self, length, device):
-        """cos and sin of the angles t · theta^(−2i/D), each float32 (at least length, D/2).
-
-        t: position, i: pair of channels, here i and i + D/2 as in transformers' Llama (RoFormer,
-        arXiv 2104.09864, eq. 15, pairs 2i and 2i + 1)."""
+        """cos and sin of each position's angles, each float32 (at least length, D/2)."""
         # Grow in powers of two, so that decoding does not build a new table at each step.
         length = 1 << (length - 1).bit_length()
         if (device, length) not in self.rope_cache:
-            D = self.config.head_dim
-            inv_freq = self.config.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
-            freqs = torch.arange(length, dtype=torch.float64)[:, None] * inv_freq
-            cos, sin = freqs.cos().float(), freqs.sin().float()
-            self.rope_cache[device, length] = cos.to(device), sin.to(device)
+            config = self.config
+            table = rope_table(length, config.head_dim, config.rope_theta, config.rope_scaling)
+            self.rope_cache[device, length] = [values.to(device) for values in table]
         return self.rope_cache[device, length]
 
     def forward(self, x, layout=PLAIN, cache=None):
@@ -339,7 +340,7 @@ class XLlava(nn.Module):
     def encode_images(self, pixels):
         """Images uint8 (I, 3, S, S) -> image features (I, N, C) for the decoder."""
         hidden = self.vision(pixels, self.config.vision_feature_layer)
-        return self.projector(hidden[:, 1:])  # without the class token
+        return self.projector(hidden[:, -self.config.vision.num_patches :])  # no class token
 
     def embed_inputs(self, ids, pixels=None):
         """Token ids (B, T) with N <image> ids per image, and the images uint8 (I, 3, S, S) in
@@ -436,7 +437,6 @@ def main():
     parser = Parser(description=__doc__)
     parser.add_argument("preset", nargs="?", choices=PRESETS, help="show this one with its fields")
     args = parser.parse_args()
-
     for name, config in PRESETS.items():
         if args.preset in (None, name):
             counts = parameter_counts(config)

@@ -7,7 +7,8 @@ the tokens, and English keeps its ids.
 
     python tokenizer.py train ko.txt --vocab-size 8000 -o ko.model     # text -> a .model file
     python tokenizer.py merge llama2.model ko.model -o both.model      # then <image> and <pad>
-    python tokenizer.py merge llama2.model words.txt -o both.model --unreachable repair
+    python tokenizer.py extend llama2.model ko.txt --pieces 8000 -o both.model
+    python tokenizer.py extend SmolLM2-135M ko.txt --pieces 8000 -o both   # byte-level
     python tokenizer.py report llama2.model both.model --text ko=ko.txt en=en.txt
     python tokenizer.py show llama2.model both.model "햄버거"
     python tokenizer.py bench ko.txt --vocab-size 8000                 # beside the libraries
@@ -25,15 +26,16 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 
 from vocabulary.bench import bench
+from vocabulary.byte_level import ByteLevelTokenizer
 from vocabulary.command import Parser, first_few, run_main
 from vocabulary.control_pieces import add_control_pieces, require_roles
+from vocabulary.extend import add_extend_flags, run_byte_level_merge, run_extend, scores_below
 from vocabulary.fast_bpe import bpe, build_symbol_array, count_words, learn_merges
 from vocabulary.files import claim_output, read_lines
 from vocabulary.report import REASONS, labelled_path, print_report, print_selection, show
@@ -54,9 +56,8 @@ from vocabulary.stream_decoder import StreamDecoder
 
 BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 
+
 # ------------------------------------------------------------------------------ the textbook's BPE
-
-
 def learn_merges_textbook(words: dict[str, int], n_pieces: int, max_piece_length: int) -> list[str]:
     """The definition of training: {word: count} -> pieces, in the order of their merges.
 
@@ -92,12 +93,12 @@ def merge_pair(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ..
     return tuple(merged)
 
 
-def bpe_textbook(symbols: Iterable[str], scores: dict[str, float]) -> list[str]:
+def bpe_textbook(symbols: Iterable[str], scores: dict[str, float], separator="") -> list[str]:
     """The definition of encoding: merge the neighbours with the best score, the leftmost first."""
     symbols = list(symbols)
     while True:
-        pairs = enumerate(zip(symbols, symbols[1:]))
-        candidates = [(-scores[a + b], i) for i, (a, b) in pairs if a + b in scores]
+        pairs = enumerate(map(separator.join, zip(symbols, symbols[1:])))
+        candidates = [(-scores[pair], i) for i, pair in pairs if pair in scores]
         if not candidates:
             return symbols
         _, i = min(candidates)
@@ -105,8 +106,6 @@ def bpe_textbook(symbols: Iterable[str], scores: dict[str, float]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------- encoding and decoding
-
-
 class Tokenizer(SentencePieceModel):
     """Text -> ids -> text, with the pieces and settings of a SentencePiece file.
 
@@ -178,8 +177,6 @@ class Tokenizer(SentencePieceModel):
 
 
 # ----------------------------------------------------------------------------------------- training
-
-
 def train(
     lines: Iterable[str],
     vocab_size: int,
@@ -234,8 +231,6 @@ def train(
 
 
 # ----------------------------------------------------------------------------- merging vocabularies
-
-
 def find_unreachable(tokenizer: Tokenizer) -> list[str]:
     """The pieces that no text can produce: those that their own characters alone don't encode to.
 
@@ -244,6 +239,8 @@ def find_unreachable(tokenizer: Tokenizer) -> list[str]:
     no merge crossed its borders there, so the merges inside ran as they do alone. Conversely, what
     its characters become alone they also become behind a character that is in no piece.
     """
+    if isinstance(tokenizer, ByteLevelTokenizer):
+        return tokenizer.find_unreachable()
     normal = [piece.text for piece in tokenizer.pieces if piece.type == NORMAL]
     scores = tokenizer.scores
     return [text for text in normal if is_blocked(text, tokenizer) or len(bpe(text, scores)) > 1]
@@ -314,18 +311,6 @@ def select_pieces(
     return added, left_out
 
 
-def scores_below(tokenizer: Tokenizer) -> Iterator[float]:
-    """Falling scores for new pieces, below all base pieces but runs of spaces.
-
-    Llama-2 has those at -1e9, so that "  cat" is "▁▁", "▁cat". New words must rank above them.
-    """
-    merged = [s for text, s in tokenizer.scores.items() if len(text) > 1 and text.strip(SPACE)]
-    score = np.float32(min(merged, default=0.0))
-    while True:  # one less, or where float32 can't tell that apart, the next number
-        score = min(score - np.float32(1), np.nextafter(score, np.float32(-np.inf)))
-        yield float(score)
-
-
 def merge_vocabularies(
     base: Tokenizer,
     new: Tokenizer | Iterable[str],
@@ -336,6 +321,8 @@ def merge_vocabularies(
 
     Base ids stay. New pieces rank below the base's, so text without them encodes as before.
     options: see `select_pieces`."""
+    if isinstance(base, ByteLevelTokenizer):
+        return base.with_pieces(new).with_control(control)
     added, _ = select_pieces(base, new, **options)
     if added and not base.is_bpe:
         raise ValueError("the base is not a BPE, such as Llama's: pieces can't be appended to it")
@@ -344,9 +331,18 @@ def merge_vocabularies(
 
 
 # ------------------------------------------------------------------------------------- command line
+def load(path: str | Path) -> Tokenizer | ByteLevelTokenizer:
+    """From a .model file, a tokenizer.json, or the folder of one of them."""
+    path = Path(path)
+    has_json = (path / ByteLevelTokenizer.FILE_NAME).is_file()
+    if path.suffix == ".json" or has_json and not (path / Tokenizer.FILE_NAME).is_file():
+        return ByteLevelTokenizer.load(path)
+    return Tokenizer.load(path)
 
 
 def run_merge(args: argparse.Namespace) -> None:
+    if isinstance(load(args.base), ByteLevelTokenizer):
+        return run_byte_level_merge(load(args.base), args)
     inputs = [args.base, Path(args.base) / "tokenizer.model", *args.new]
     claim_output(args.out, Tokenizer.load, inputs)
     base = Tokenizer.load(args.base).with_roles(args.bos, args.eos)
@@ -388,12 +384,14 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.out}: {tokenizer.vocab_size:,} pieces")
     elif args.command == "merge":
         run_merge(args)
+    elif args.command == "extend":
+        run_extend(load(args.base), args, merge_vocabularies, find_unreachable)
     elif args.command == "report":
-        models = {path: Tokenizer.load(path) for path in args.models}
+        models = {path: load(path) for path in args.models}
         print_report(models, dict(args.text), find_unreachable)
     elif args.command == "show":
         for path in args.models:
-            print(f"{path[-28:]:28} {show(Tokenizer.load(path), args.text)}")
+            print(f"{path[-28:]:28} {show(load(path), args.text)}")
     else:
         bench(args.file, args.vocab_size)
 
@@ -425,6 +423,8 @@ def main() -> None:
     add("--force-control", action="store_true", help="take them from text that could become them")
     add("--bos", metavar="PIECE", help="the control piece that begins a sequence")
     add("--eos", metavar="PIECE", help="the one that ends it (default of both: the base's)")
+
+    add_extend_flags(commands.add_parser("extend", help="go on merging a base's pieces"))
 
     add = commands.add_parser("report", help="tokens per character, word and byte").add_argument
     add("models", nargs="+", metavar="MODEL")

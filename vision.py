@@ -2,7 +2,9 @@
 
 Reading order: tokenizer → **vision** → model → data → train → generate.
 The ViT is CLIP's (Radford et al. 2021, arXiv 2103.00020), with the same parts: CLIP ViT-L/14-336
-loads into it, and what the demo trains opens in transformers' CLIPVisionModel.
+loads into it, and what the demo trains opens in transformers' CLIPVisionModel. SigLIP's and
+SigLIP2's of a fixed resolution (2303.15343, 2502.14786) are the same without class token and
+pre_norm.
 
     image (3, S, S) ─ cut into S/P × S/P patches ─ linear layer ─ + class token, + positions
         ─ pre_norm ─ L × [ x + attention(norm1(x)) ; x + mlp(norm2(x)) ] ─ hidden states
@@ -33,6 +35,8 @@ from vocabulary.formats import find_file, shorten
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MEAN_COLOUR = (122, 116, 104)  # CLIP_MEAN in 8 bits: almost zero after normalisation
+HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
+MODES = ("pad", "square", "resize", "resize-bilinear")  # of `preprocess`
 
 # A larger image is refused: a small file may unpack to gigabytes (a decompression bomb).
 MAX_PIXELS = 50_000_000
@@ -122,13 +126,20 @@ def preprocess(image, size, image_aspect_ratio="pad"):
 
     "pad" (LLaVA-1.5): pad the short side with CLIP's mean colour to a square; nothing is lost.
     "square" (CLIP): resize the short side to `size`, then crop the centre.
+    "resize" (SigLIP), "resize-bilinear" (SigLIP2): resize both sides; shapes are distorted.
     The result stays in 8 bits, a quarter of the bytes to move; `normalise` follows on the GPU."""
     if image_aspect_ratio == "pad":
         image = pad_and_resize(image, size)
     elif image_aspect_ratio == "square":
         image = resize_and_crop(image, size)
+    elif image_aspect_ratio == "resize":
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    elif image_aspect_ratio == "resize-bilinear":
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
     else:
-        raise ValueError(f"image_aspect_ratio {image_aspect_ratio!r}: must be 'pad' or 'square'")
+        raise ValueError(
+            f"image_aspect_ratio {image_aspect_ratio!r}: must be one of {', '.join(MODES)}"
+        )
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())  # (S, S, 3) -> (3, S, S)
 
 
@@ -160,10 +171,10 @@ def resize_and_crop(image, size):
     return image.crop((left, top, left + size, top + size))
 
 
-def normalise(pixels):
-    """uint8 (B, 3, S, S) -> float32 (B, 3, S, S): (x / 255 − mean) / std with CLIP's constants."""
-    mean = torch.tensor(CLIP_MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(CLIP_STD, device=pixels.device).view(3, 1, 1)
+def normalise(pixels, mean=CLIP_MEAN, std=CLIP_STD):
+    """uint8 (B, 3, S, S) -> float32 (B, 3, S, S): (x / 255 − mean) / std, per colour channel."""
+    mean = torch.tensor(mean, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(std, device=pixels.device).view(3, 1, 1)
     return (pixels.float() / 255 - mean) / std
 
 
@@ -173,12 +184,20 @@ def quick_gelu(x):
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+def gelu_tanh(x):
+    """SigLIP's approximation."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu, "gelu_pytorch_tanh": gelu_tanh}
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Shape of the ViT. The fields have the names of transformers' CLIPVisionConfig."""
+    """Shape of the ViT. The fields have the names of transformers' CLIPVisionConfig.
+
+    model_type: CLIP's has a class token and a norm before the blocks. SigLIP's has neither of them,
+    but a bias of the patches, and pixels from −1 to 1."""
 
     image_size: int = 336
     patch_size: int = 14
@@ -188,10 +207,13 @@ class VisionConfig:
     num_attention_heads: int = 16
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    model_type: str = "clip_vision_model"  # or "siglip_vision_model"
 
     def __post_init__(self):
         S, P, C, H = self.image_size, self.patch_size, self.hidden_size, self.num_attention_heads
-        if S % P:
+        if self.model_type not in ("clip_vision_model", "siglip_vision_model"):
+            raise ValueError(f"model_type {self.model_type!r}: must be CLIP's or SigLIP's")
+        if S % P and self.is_clip:
             raise ValueError(f"image_size {S} is not a multiple of patch_size {P}")
         if C % H:
             raise ValueError(f"hidden_size {C} is not a multiple of num_attention_heads {H}")
@@ -201,12 +223,21 @@ class VisionConfig:
             )
 
     @property
+    def is_clip(self):
+        return self.model_type == "clip_vision_model"
+
+    @property
+    def mean_and_std(self):
+        """Of each colour channel, in the pixels that the ViT was trained on."""
+        return (CLIP_MEAN, CLIP_STD) if self.is_clip else (HALF, HALF)
+
+    @property
     def num_patches(self):
         return (self.image_size // self.patch_size) ** 2
 
 
 class VisionAttention(nn.Module):
-    """Full self-attention over all patches and the class token."""
+    """Full self-attention over all patches and the class token, if there is one."""
 
     def __init__(self, config):
         super().__init__()
@@ -247,18 +278,19 @@ class VisionBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """CLIP's vision encoder (transformers: CLIPVisionTransformer).
+    """CLIP's or SigLIP's vision encoder (transformers: CLIPVisionModel, SiglipVisionModel).
 
-    LLaVA never calls `final_norm`; it is there because the published weights have it."""
+    LLaVA never calls `final_norm`; it is there because the published weights have it. SigLIP's
+    pooling head, which LLaVA does not call either, is left out."""
 
     def __init__(self, config):
         super().__init__()
-        C = config.hidden_size
+        C, P = config.hidden_size, config.patch_size
         self.config = config
-        self.class_embed = nn.Parameter(torch.zeros(C))
-        self.patch_embed = nn.Conv2d(3, C, config.patch_size, config.patch_size, bias=False)
-        self.pos_embed = nn.Parameter(torch.zeros(config.num_patches + 1, C))
-        self.pre_norm = nn.LayerNorm(C, config.layer_norm_eps)
+        self.class_embed = nn.Parameter(torch.zeros(C)) if config.is_clip else None
+        self.patch_embed = nn.Conv2d(3, C, P, P, bias=not config.is_clip)
+        self.pos_embed = nn.Parameter(torch.zeros(config.num_patches + config.is_clip, C))
+        self.pre_norm = nn.LayerNorm(C, config.layer_norm_eps) if config.is_clip else nn.Identity()
         self.layers = nn.ModuleList(VisionBlock(config) for _ in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(C, config.layer_norm_eps)
 
@@ -275,20 +307,23 @@ class ViT(nn.Module):
 
         # A patch has 3 · P · P inputs. Class token and positions start as small noise.
         nn.init.normal_(self.patch_embed.weight, std=self.patch_embed.weight[0].numel() ** -0.5)
-        nn.init.normal_(self.class_embed, std=0.02)
+        if self.class_embed is not None:
+            nn.init.normal_(self.class_embed, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.02)
 
     def forward(self, pixels, layer=-1):
-        """pixels uint8 (B, 3, S, S) -> hidden states (B, 1 + N, C), the class token first.
+        """pixels uint8 (B, 3, S, S) -> hidden states (B, 1 + N, C), the class token first; SigLIP's
+        (B, N, C).
 
         layer counts as in transformers' hidden_states: −1 is the output of the last block, −2 of
         the one before (LLaVA-1.5), 0 the input of the first block."""
-        x = normalise(pixels).to(self.patch_embed.weight.dtype)
+        x = normalise(pixels, *self.config.mean_and_std).to(self.patch_embed.weight.dtype)
         x = self.embed_patches(x)  # (B, N, C)
-        class_token = self.class_embed.expand(len(x), 1, -1).to(x.dtype)
-        x = torch.cat([class_token, x], dim=1) + self.pos_embed.to(x.dtype)  # (B, 1 + N, C)
+        if self.class_embed is not None:
+            class_token = self.class_embed.expand(len(x), 1, -1).to(x.dtype)
+            x = torch.cat([class_token, x], dim=1)  # (B, 1 + N, C)
 
-        x = self.pre_norm(x)
+        x = self.pre_norm(x + self.pos_embed.to(x.dtype))
         # −1 % (L + 1) = L: all blocks. −2: all but the last. 0: none.
         for block in self.layers[: layer % (len(self.layers) + 1)]:
             x = block(x)
@@ -299,10 +334,11 @@ class ViT(nn.Module):
         overlap."""
         B, _, S, _ = x.shape
         P = self.config.patch_size
+        n = S // P  # patches in a row; SigLIP drops pixels that are not enough for a patch
         # Split both sides of the image into (patch, offset), and gather the offsets of a patch.
-        x = x.view(B, 3, S // P, P, S // P, P)
+        x = x[:, :, : n * P, : n * P].reshape(B, 3, n, P, n, P)
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, 3 * P * P)  # (B, 3, S, S) -> (B, N, 3·P·P)
-        return F.linear(x, self.patch_embed.weight.flatten(1))
+        return F.linear(x, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -318,9 +354,9 @@ def main():
     parser.add_argument("--size", type=int, default=336, help="pixels per side (default: 336)")
     parser.add_argument(
         "--image-aspect-ratio",
-        choices=["pad", "square"],
+        choices=MODES,
         default="pad",
-        help="pad to a square (LLaVA-1.5, the default), or crop the centre (CLIP)",
+        help="pad to a square (LLaVA-1.5, the default), crop the centre (CLIP), or resize (SigLIP)",
     )
     parser.add_argument("-o", "--out", default="preprocessed.png", help="the PNG to write")
     args = parser.parse_args()

@@ -73,10 +73,11 @@ def make_parser():
 
     make = commands.add_parser("build", help="a model folder from published parts")
     add = make.add_argument
-    add("--llm", required=True, help="Llama's folder, or LLaVA's in either layout")
-    add("--vision", help="CLIP's folder, if --llm has no vision encoder")
+    add("--llm", required=True, help="Llama's or Qwen's folder, or LLaVA's in either layout")
+    add("--vision", help="CLIP's or SigLIP's folder, if --llm has no vision encoder")
+    add("--layer", type=int, help="hidden state of --vision for the projector (default: -2)")
     add("--projector", help="a file with one, as LLaVA has after its first stage (default: random)")
-    add("--tokenizer", help="a .model that begins with the pieces of --llm (default: --llm's)")
+    add("--tokenizer", help="one that begins with the pieces of --llm (default: --llm's)")
     how = "rows of new pieces: the mean of the old pieces that spelled them (default), or random"
     add("--init", choices=["mean", "random"], default="mean", help=how)
     add("--dtype", choices=WRITTEN_DTYPES, help="of the weights to write (default: --llm's)")
@@ -91,7 +92,7 @@ def main(argv=None):
     args = make_parser().parse_args(argv)
     if args.command == "build":
         parts = (args.llm, args.vision, args.projector, args.tokenizer)
-        plan = plan_build(*parts, args.dtype, args.padding_rows)
+        plan = plan_build(*parts, args.dtype, args.padding_rows, args.layer)
         # What a dry run wrote may be replaced.
         if Path(args.out).exists() and not is_dry_run(args.out) and any(Path(args.out).iterdir()):
             raise ValueError(f"{args.out}: there is something already; give another -o")

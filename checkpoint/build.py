@@ -16,14 +16,15 @@ from checkpoint.config import (
     check_fields,
     drop_nulls,
     get_object,
-    parse_clip_config,
-    parse_llama_config,
+    parse_text_config,
+    parse_vision_config,
     require_layer,
 )
 from checkpoint.folder import (
     check_image_processors,
     load_config,
     load_tokenizer,
+    read_aspect_ratio,
     read_object,
     set_vocabulary,
     write_model,
@@ -32,7 +33,7 @@ from checkpoint.folder import (
 from checkpoint.names import EMBEDDING, HEAD, match_tensors, tensor_shapes
 from checkpoint.safetensors import load_weights
 from model import ModelConfig, Projector
-from tokenizer import CONTROL, Tokenizer, bpe
+from tokenizer import CONTROL, ByteLevelTokenizer, Tokenizer, bpe
 from vocabulary.control_pieces import add_control_pieces, require_control_pieces
 
 WRITTEN_DTYPES = ("float32", "float16", "bfloat16")
@@ -48,10 +49,17 @@ class BuildPlan(NamedTuple):
     dtype: torch.dtype
 
 
-def plan_build(llm, vision=None, projector=None, tokenizer=None, dtype=None, padding_rows=None):
+def plan_build(
+    llm, vision=None, projector=None, tokenizer=None, dtype=None, padding_rows=None, layer=None
+):
     """The flags of the command line -> BuildPlan. ValueError if the parts do not fit together."""
     data, where = read_object(llm)
     published, sources = parse_llm_config(data, llm, where)
+    if layer is not None:
+        own = published.vision_feature_layer
+        if "projector" in sources and layer != own:
+            raise ValueError(f"{llm}: its projector was trained on layer {own}, not on {layer}")
+        published = replace(published, vision_feature_layer=layer)
 
     # What comes from elsewhere.
     for part, given in (("vision", vision), ("projector", projector)):
@@ -65,7 +73,8 @@ def plan_build(llm, vision=None, projector=None, tokenizer=None, dtype=None, pad
             f"{llm}: no vision encoder (it names {named}): give CLIP's folder with --vision"
         )
     if vision:
-        published = replace(published, vision=load_clip_config(vision, data, published, where))
+        encoder, ratio = load_vision_config(vision, data, published, where)
+        published = replace(published, vision=encoder, image_aspect_ratio=ratio)
 
     # The vocabulary. Padding rows of a table stay, unless new pieces take their place.
     new = plan_tokenizer(llm, tokenizer, published.text.vocab_size, padding_rows)
@@ -92,32 +101,35 @@ def parse_llm_config(data, llm, where):
         check_fields(own, "first_llava", where, **ratio)
         text = {name: value for name, value in data.items() if name not in names}
         config = ModelConfig(
-            text=parse_llama_config(text | {"model_type": "llama"}, where),
+            text=parse_text_config(text | {"model_type": "llama"}, where),
             vision_feature_layer=own.get("mm_vision_select_layer", -2),
             image_aspect_ratio=own["image_aspect_ratio"],
         )
         return config, sources | {"projector": llm}
     if data.get("model_type") == "llava":
         return load_config(llm), sources | {"projector": llm, "vision": llm}
-    return ModelConfig(text=parse_llama_config(data, where)), sources
+    return ModelConfig(text=parse_text_config(data, where)), sources
 
 
-def load_clip_config(folder, data, published, where):
-    """The VisionConfig of CLIP's folder. ValueError if it does not fit the LLaVA, if it is one."""
-    clip = parse_clip_config(*read_object(folder))
-    check_image_processors(folder, clip.image_size, "square")
-    require_layer(published.vision_feature_layer, clip, where)
-    width = data.get("mm_hidden_size", clip.hidden_size)
-    if width != clip.hidden_size:
-        reason = f"hidden_size {clip.hidden_size}: take {data['mm_vision_tower']}"
+def load_vision_config(folder, data, published, where):
+    """CLIP's or SigLIP's folder -> (its VisionConfig, the image_aspect_ratio of the new model).
+    ValueError if it does not fit the LLaVA, if there is one."""
+    encoder = parse_vision_config(*read_object(folder))
+    ratio = "square" if encoder.is_clip else read_aspect_ratio(folder, is_siglip=True)
+    check_image_processors(folder, encoder, ratio)
+    require_layer(published.vision_feature_layer, encoder, where)
+    width = data.get("mm_hidden_size", encoder.hidden_size)
+    if width != encoder.hidden_size:
+        reason = f"hidden_size {encoder.hidden_size}: take {data['mm_vision_tower']}"
         raise ValueError(f"{where}: mm_hidden_size is {width}, but {folder} has {reason}")
-    return clip
+    return encoder, published.image_aspect_ratio if encoder.is_clip else ratio
 
 
 def plan_tokenizer(llm, path, num_rows, padding_rows):
     """The Tokenizer of the new model. ValueError if it or llm's own does not fit llm's rows."""
     own = None
-    if not path or (Path(llm) / "tokenizer.model").is_file():
+    files = (Path(llm) / name for name in ("tokenizer.model", "tokenizer.json"))
+    if not path or any(file.is_file() for file in files):
         own = load_tokenizer(llm)
         check_rows(num_rows, own.vocab_size, llm, padding_rows)
     if not path:
@@ -127,7 +139,7 @@ def plan_tokenizer(llm, path, num_rows, padding_rows):
         require_control_pieces(new, llm)
         return new
 
-    new = Tokenizer.load(path)
+    new = load_tokenizer(path)
     require_control_pieces(new, path)
     if own is not None:
         require_extension(own, new, path, llm)
@@ -258,6 +270,8 @@ def row_statistics(rows):
 
 def spell(text, tokenizer):
     """The ids of a piece's text in a tokenizer that does not have the piece."""
+    if isinstance(tokenizer, ByteLevelTokenizer):
+        return [tokenizer.id(piece) for piece in tokenizer.split_word(text)]
     ids = []
     for piece in bpe(list(text), tokenizer.scores):
         if piece in tokenizer.ids:

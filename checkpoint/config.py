@@ -1,4 +1,6 @@
-"""config.json: LlavaConfig, LlamaConfig and CLIPVisionConfig of transformers <-> our ModelConfig.
+"""config.json: transformers' configs of LLaVA and its parts <-> our ModelConfig.
+
+Parts: Llama's, Qwen2's and Qwen3's decoder; CLIP's and SigLIP's vision encoder.
 
 Reads and writes what transformers 4 and 5 read and write. fields.json is the table of the fields
 that are not shapes: the values that we compute, and names whose value does not change the model. A
@@ -6,22 +8,45 @@ file with other values, or with fields of other names, is a ValueError: it may b
 `where`: the name of the file.
 """
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from checkpoint.processor import read_template
+from checkpoint.processor import read_template, select_strategy
+from kernels.rope import RopeScaling
 from model import DecoderConfig, ModelConfig
 from vision import VisionConfig
 from vocabulary.files import read_json
 
 # transformers' values of what a config.json leaves out, where ours are others.
-LLAMA_DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
-CLIP_DEFAULTS = asdict(VisionConfig(224, 32, 768, 3072, 12, 12))
+QWEN_DEFAULTS = {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+}
+TEXT_DEFAULTS = {
+    "llama": {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
+    "qwen2": QWEN_DEFAULTS,
+    "qwen3": QWEN_DEFAULTS | {"head_dim": 128},
+}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+SIGLIP |= {"model_type": "siglip_vision_model"}
+VISION_DEFAULTS = {
+    "clip": asdict(VisionConfig(224, 32, 768, 3072, 12, 12)),
+    "siglip": asdict(VisionConfig(224, 16, 768, 3072, 12, 12, **SIGLIP)),
+}
 
 ALLOWED = read_json(Path(__file__).with_name("fields.json"))
 ANY_VALUE = ALLOWED.pop("any value")
 ANY_VALUE["llama"] += [field.name for field in fields(DecoderConfig)]
 ANY_VALUE["clip"] += [field.name for field in fields(VisionConfig)]
+ANY_VALUE["siglip"] += ANY_VALUE["clip"]
 HINTS = {"quantization_config": "; quantised weights are not read: take the model from before"}
 
 
@@ -82,45 +107,63 @@ def parse_fields(kind, data, where):
         raise ValueError(f"{where}: {error}") from None
 
 
-def parse_llama_config(data, where):
-    """transformers' LlamaConfig -> DecoderConfig."""
+def parse_text_config(data, where):
+    """transformers' LlamaConfig, Qwen2Config or Qwen3Config -> DecoderConfig."""
     if set(data.get("layer_types") or ()) == {"full_attention"}:
         data = data | {"layer_types": None}
+    if data.get("use_sliding_window") is False:  # as in all of Qwen's: the window is not used
+        data = data | {"sliding_window": None}
     check_fields(data, "llama", where)
-    data = LLAMA_DEFAULTS | drop_nulls(data) | {"rope_theta": read_rope_theta(data, where)}
+    theta, scaling = read_rope(data, where)
+    defaults = TEXT_DEFAULTS[data.get("model_type") or "llama"]
+    data = defaults | drop_nulls(data) | {"rope_theta": theta, "rope_scaling": None}
 
     # Two defaults follow from other sizes, which must be valid before we divide.
     sizes = parse_fields(DecoderConfig, data | {"num_key_value_heads": 1, "head_dim": 2}, where)
     data.setdefault("num_key_value_heads", sizes.num_attention_heads)
     data.setdefault("head_dim", sizes.hidden_size // sizes.num_attention_heads)
-    return parse_fields(DecoderConfig, data, where)
+    return replace(parse_fields(DecoderConfig, data, where), rope_scaling=scaling)
 
 
-def read_rope_theta(data, where):
-    """RoPE's base. transformers 4 writes rope_theta and rope_scaling, 5 writes rope_parameters; a
-    file may have all. Each must say the same, and that nothing is scaled."""
-    found = [data.get("rope_theta")]
+def read_rope(data, where):
+    """-> (RoPE's base, a RopeScaling or None). transformers 4 writes rope_theta and rope_scaling, 5
+    writes rope_parameters; a file may have all. Each must say the same."""
+    thetas, scalings = [data.get("rope_theta")], []
     for name in ("rope_scaling", "rope_parameters"):
         rope = get_object(data, name, where)
+        scaled = rope.get("rope_type", rope.get("type")) == "llama3"
+        names = [field.name for field in fields(RopeScaling)] if scaled else []
         for key, value in rope.items():
-            check_fields({"rope_type" if key == "type" else key: value}, "rope", where)
-        found.append(rope.get("rope_theta"))
+            key = "rope_type" if key == "type" else key
+            if key not in names:
+                check_fields({key: value}, "rope", where)
+        for key in names:
+            if rope.get(key) is None:
+                raise ValueError(f"{where}: {name} lacks {key}")
+        if rope:
+            scalings.append(parse_fields(RopeScaling, rope, where) if scaled else None)
+        thetas.append(rope.get("rope_theta"))
 
-    thetas = [theta for theta in found if theta is not None] or [10000.0]
+    thetas = [theta for theta in thetas if theta is not None] or [10000.0]
     if any(theta != thetas[0] for theta in thetas):
         raise ValueError(f"{where}: rope_theta is {' and '.join(map(str, thetas))}: keep one value")
-    return thetas[0]
+    if any(scaling != scalings[0] for scaling in scalings):
+        raise ValueError(f"{where}: rope_scaling and rope_parameters differ: keep one of them")
+    return thetas[0], scalings[0] if scalings else None
 
 
-def parse_clip_config(data, where):
-    """transformers' CLIPVisionConfig, or a CLIPConfig with one inside -> VisionConfig."""
-    if data.get("model_type") == "clip":
+def parse_vision_config(data, where):
+    """transformers' CLIPVisionConfig or SiglipVisionConfig, or a CLIPConfig or SiglipConfig with
+    one inside -> VisionConfig."""
+    kind = data.get("model_type")
+    if kind in ("clip", "siglip"):
         vision = get_object(data, "vision_config", where)
         further = get_object(data, "vision_config_dict", where)
         quantised = {"quantization_config": data.get("quantization_config")}
-        data = {**vision, **further, **quantised, "model_type": "clip_vision_model"}
-    check_fields(data, "clip", where)
-    return parse_fields(VisionConfig, CLIP_DEFAULTS | drop_nulls(data), where)
+        data = {**vision, **further, **quantised, "model_type": f"{kind}_vision_model"}
+    part = "siglip" if data.get("model_type") == "siglip_vision_model" else "clip"
+    check_fields(data, part, where)
+    return parse_fields(VisionConfig, VISION_DEFAULTS[part] | drop_nulls(data), where)
 
 
 def parse_llava_config(data, where, image_aspect_ratio="pad"):
@@ -129,8 +172,12 @@ def parse_llava_config(data, where, image_aspect_ratio="pad"):
     text, vision = (get_object(data, name, where) for name in ("text_config", "vision_config"))
     data, text = drop_nulls(data), drop_nulls(text)
     tied = data.get("tie_word_embeddings") or text.get("tie_word_embeddings")
-    decoder = parse_llama_config(text | {"tie_word_embeddings": bool(tied)}, where)
-    encoder = parse_clip_config(vision, where) if vision else VisionConfig()
+    decoder = parse_text_config(text | {"tie_word_embeddings": bool(tied)}, where)
+    encoder = parse_vision_config(vision, where) if vision else VisionConfig()
+    strategy, supported = data.get("vision_feature_select_strategy"), select_strategy(encoder)
+    if (strategy or "default") != supported:
+        reason = f"is {strategy!r}, supported: {supported!r}"
+        raise ValueError(f"{where}: vision_feature_select_strategy {reason}")
 
     # Absent: transformers' default, and no <pad>.
     layer = data.get("vision_feature_layer", -2)
@@ -157,12 +204,26 @@ def llava_config(config, dtype, tokenizer):
         "vision_feature_layer": config.vision_feature_layer,
         "tie_word_embeddings": config.text.tie_word_embeddings,
     }
-    data["vision_config"] |= {"projection_dim": config.vision.hidden_size, **asdict(config.vision)}
+    data["vision_feature_select_strategy"] = select_strategy(config.vision)
+    data["vision_config"] = asdict(config.vision)
+    if config.vision.is_clip:
+        data["vision_config"]["projection_dim"] = config.vision.hidden_size
+    else:
+        data["vision_config"]["vision_use_head"] = False  # LLaVA does not call it
+
+    # transformers 4 reads rope_scaling, 5 rope_parameters.
+    text = asdict(config.text)
+    scaling = text.pop("rope_scaling")
+    rope = {"rope_type": "llama3" if scaling else "default", **(scaling or {})}
+    rope["rope_theta"] = config.text.rope_theta
+    if scaling:
+        text["rope_scaling"] = rope
     data["text_config"] |= {
+        "architectures": [ARCHITECTURES[config.text.model_type]],
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": config.pad_token_id,
-        **asdict(config.text),
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.text.rope_theta},
+        **text,
+        "rope_parameters": rope,
     }
     return data

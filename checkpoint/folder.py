@@ -9,6 +9,7 @@ import torch
 
 from checkpoint.config import (
     ALLOWED,
+    TEXT_DEFAULTS,
     check_fields,
     drop_nulls,
     get_object,
@@ -19,8 +20,7 @@ from checkpoint.names import HEAD, hf_name, match_tensors, tensor_shapes, tensor
 from checkpoint.processor import chat_template, processor_files
 from checkpoint.safetensors import describe_folder, load_weights, save_safetensors
 from model import XLlava
-from tokenizer import Tokenizer
-from vision import CLIP_MEAN, CLIP_STD
+from tokenizer import ByteLevelTokenizer, Tokenizer, load
 from vocabulary.files import read_json, write_atomically, write_json
 
 
@@ -41,43 +41,52 @@ def load_config(folder):
     data, where = read_object(folder)
     # LLaVA as first published is a "llava" too, but its config is Llama's.
     kind = data.get("model_type")
-    if kind == "llama" or "mm_vision_tower" in data:
+    if kind in TEXT_DEFAULTS or "mm_vision_tower" in data:
         raise ValueError(
             f"{where}: model_type is {kind!r}, not a LLaVA in the layout of transformers: python "
             f"-m checkpoint build --llm {folder} … makes one"
         )
     if kind != "llava":
-        raise ValueError(f"{where}: model_type is {kind!r}, supported: 'llava' (and Llama's parts)")
-    ratio = read_aspect_ratio(folder)
+        raise ValueError(f"{where}: model_type is {kind!r}, supported: 'llava'")
+    vision = get_object(data, "vision_config", where)
+    ratio = read_aspect_ratio(folder, vision.get("model_type") == "siglip_vision_model")
     config = parse_llava_config(data, where, ratio)
-    check_image_processors(folder, config.vision.image_size, ratio)
+    check_image_processors(folder, config.vision, ratio)
     return config
 
 
-def image_processors(folder):
+def image_processors(folder, is_siglip):
     """[(settings, their file)]: how transformers makes pixels. 4 and 5 have files of their own."""
-    found = []
+    found, without_class_token = [], {}
+    if is_siglip:
+        without_class_token["num_additional_image_tokens"] = [0]
+        without_class_token["vision_feature_select_strategy"] = ["full"]
     if (Path(folder) / "preprocessor_config.json").is_file():
         found.append(read_object(folder, "preprocessor_config.json"))
     if (Path(folder) / "processor_config.json").is_file():
         processor, where = read_object(folder, "processor_config.json")
         known = {name: processor.get(name) for name in ALLOWED["processor"]}
-        check_fields(known, "processor", where)
+        check_fields(known, "processor", where, **without_class_token)
         found.append((get_object(processor, "image_processor", where), where))
     return [(settings, where) for settings, where in found if settings]
 
 
-def read_aspect_ratio(folder):
-    """The folder's "pad" or "square" (see vision.preprocess). The default is LLaVA-1.5's, "pad"."""
-    given = [settings.get("do_pad") is False for settings, _ in image_processors(folder)]
+def read_aspect_ratio(folder, is_siglip=False):
+    """How the folder's images become squares (see vision.preprocess). Defaults: LLaVA-1.5's "pad",
+    SigLIP's "resize"."""
+    if is_siglip:
+        filters = [settings.get("resample") for settings, _ in image_processors(folder, is_siglip)]
+        return "resize-bilinear" if 2 in filters else "resize"
+    given = [settings.get("do_pad") is False for settings, _ in image_processors(folder, is_siglip)]
     if any(value != given[0] for value in given):
         raise ValueError(f"{folder}: do_pad differs between the files of the image processor")
     return "square" if any(given) else "pad"
 
 
-def check_image_processors(folder, image_size, image_aspect_ratio):
-    """ValueError if a folder's image processor makes other pixels than vision.preprocess."""
-    S, pad = image_size, image_aspect_ratio == "pad"
+def check_image_processors(folder, vision, image_aspect_ratio):
+    """ValueError if a folder's image processor makes other pixels than vision.preprocess and
+    vision.normalise."""
+    S, pad = vision.image_size, image_aspect_ratio == "pad"
     square = {"height": S, "width": S}
     # A padded image is square: resizing it to a square is the same, and nothing is cropped.
     allowed = {
@@ -85,13 +94,23 @@ def check_image_processors(folder, image_size, image_aspect_ratio):
         "crop_size": [S, square],
         "do_center_crop": [True, False] if pad else [True],
     }
-    for settings, where in image_processors(folder):
+    if not vision.is_clip:
+        kind = "SiglipImageProcessor"
+        allowed = {
+            "image_processor_type": [kind, f"{kind}Fast", f"{kind}Pil"],
+            "size": [square],
+            "do_center_crop": [False],
+            "do_pad": [False],
+            "resample": [2 if image_aspect_ratio == "resize-bilinear" else 3],
+        }
+    for settings, where in image_processors(folder, not vision.is_clip):
         for name in ("size", "crop_size"):
             if isinstance(settings.get(name), dict):
                 settings[name] = drop_nulls(settings[name])
         check_fields(settings, "image_processor", where, **allowed)
 
-        numbers = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "rescale_factor": [1 / 255]}
+        mean, std = vision.mean_and_std
+        numbers = {"image_mean": mean, "image_std": std, "rescale_factor": [1 / 255]}
         for name, wanted in numbers.items():
             given = settings.get(name)
             if given is not None and not is_close(given, wanted):
@@ -109,8 +128,8 @@ def is_close(given, wanted):
 
 
 def load_tokenizer(path):
-    """The tokenizer of a folder, or of a .model file."""
-    return Tokenizer.load(path)
+    """The tokenizer of a folder, or of a .model or tokenizer.json file."""
+    return load(path)
 
 
 def load_model(folder, dtype=torch.float32):
@@ -133,7 +152,7 @@ def write_model(config, tensors, tokenizer, folder, dtype=torch.float32):
 
     tokenizer: a Tokenizer, or the file of one."""
     folder = Path(folder)
-    if not isinstance(tokenizer, Tokenizer):
+    if not isinstance(tokenizer, (Tokenizer, ByteLevelTokenizer)):
         tokenizer = load_tokenizer(tokenizer)  # before `folder` changes: it may be in there
 
     def renamed():
@@ -154,7 +173,8 @@ def write_settings(config, tokenizer, folder, dtype, **further):
     """Writes all files of a model folder but the weights. further: more fields of config.json."""
     folder = Path(folder)
     files = processor_files(config, tokenizer)
-    if tokenizer.user_defined or not tokenizer.is_bpe:
+    is_sentencepiece = isinstance(tokenizer, Tokenizer)
+    if is_sentencepiece and (tokenizer.user_defined or not tokenizer.is_bpe):
         del files["tokenizer.json"]
         (folder / "tokenizer.json").unlink(missing_ok=True)
         print(
@@ -164,7 +184,7 @@ def write_settings(config, tokenizer, folder, dtype, **further):
         )
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder / "tokenizer.model")
+    tokenizer.save(folder / tokenizer.FILE_NAME)
     template = chat_template(tokenizer).encode()
     write_atomically(folder / "chat_template.jinja", lambda file: file.write(template))
     for name, value in files.items():

@@ -21,9 +21,11 @@ NAME_MAP = read_json(Path(__file__).with_name("names.json"))
 PREFIXES = {module: list(kinds.values()) for module, kinds in NAME_MAP["prefixes"].items()}
 
 EMBEDDING, HEAD = "decoder.embed_tokens.weight", "decoder.lm_head.weight"
-# Tensors that we do not need: in old files what the config says, and CLIP's text encoder.
-IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|.*embeddings\.position_ids")
-CLIP_TEXT = r"|text_model\..*|(visual|text)_projection\.weight|logit_scale"
+# Tensors that we do not need: in old files what the config says, SigLIP's pooling head, and the
+# text encoders.
+POOLING = r"(.*\.)?head\.(probe|attention|layernorm|mlp).*"
+IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|.*embeddings\.position_ids|" + POOLING)
+CLIP_TEXT = r"|text_model\..*|(visual|text)_projection\.weight|logit_scale|logit_bias"
 IGNORED_OF_CLIP = re.compile(IGNORED.pattern + CLIP_TEXT)
 
 

@@ -5,10 +5,11 @@ data.encode_chat does; the tokenizer puts the piece in front that begins a seque
 """
 
 import base64
+import json
 from pathlib import Path
 
-from tokenizer import CONTROL, UNKNOWN
-from vision import CLIP_MEAN, CLIP_STD
+from tokenizer import CONTROL, UNKNOWN, ByteLevelTokenizer
+from vocabulary.chat_markers import is_chatml
 from vocabulary.files import read_json
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -19,19 +20,65 @@ def read_template(name):
 
 
 def chat_template(tokenizer):
-    """Jinja code for transformers' apply_chat_template."""
-    template = (TEMPLATES / "chat_template.jinja").read_text(encoding="utf-8").strip()
+    """Jinja code for transformers' apply_chat_template: the same ids as data.encode_chat's."""
+    name = "chatml.jinja" if is_chatml(tokenizer) else "chat_template.jinja"
+    template = (TEMPLATES / name).read_text(encoding="utf-8").strip()
+    template = template.replace("SYSTEM_MESSAGE", json.dumps(tokenizer.system_message))
     return template.replace("</s>", tokenizer.eos_piece)
+
+
+def select_strategy(vision):
+    """Which of the encoder's outputs LLaVA takes: "default" leaves out the class token."""
+    return "default" if vision.is_clip else "full"
+
+
+def image_processor(config):
+    """The settings with which transformers does what vision.preprocess does."""
+    size, mode = config.vision.image_size, config.image_aspect_ratio
+    mean, std = config.vision.mean_and_std
+    square = {"height": size, "width": size}
+    if mode.startswith("resize"):
+        return {
+            "image_processor_type": "SiglipImageProcessor",
+            "do_pad": None,
+            "size": square,
+            "resample": 2 if mode == "resize-bilinear" else 3,
+            "do_center_crop": None,
+            "crop_size": None,
+            "image_mean": mean,
+            "image_std": std,
+        }
+    return {
+        # CLIP's crops the centre; LLaVA's can pad with the mean colour first.
+        "image_processor_type": "LlavaImageProcessor" if mode == "pad" else "CLIPImageProcessor",
+        "do_pad": mode == "pad",
+        "size": {"shortest_edge": size},
+        "crop_size": square,
+        "image_mean": mean,
+        "image_std": std,
+    }
+
+
+def special_pieces(tokenizer):
+    """{role: piece} of those that the tokenizer has."""
+    unk = (
+        tokenizer.unk
+        if isinstance(tokenizer, ByteLevelTokenizer)
+        else tokenizer.piece(tokenizer.unk_id)
+    )
+    roles = {"bos_token": tokenizer.bos_piece, "eos_token": tokenizer.eos_piece, "unk_token": unk}
+    if tokenizer.pad_id is not None:
+        roles["pad_token"] = tokenizer.piece(tokenizer.pad_id)
+    return {role: piece for role, piece in roles.items() if piece}
 
 
 def processor_files(config, tokenizer):
     """{file name: JSON value} of the others."""
-    size, pad = config.vision.image_size, config.image_aspect_ratio == "pad"
-    names = {
-        "bos_token": tokenizer.bos_piece,
-        "eos_token": tokenizer.eos_piece,
-        "unk_token": tokenizer.piece(tokenizer.unk_id),
-    }
+    roles = special_pieces(tokenizer)
+    tokenizer_config = roles | {"model_max_length": config.text.max_position_embeddings}
+    if isinstance(tokenizer, ByteLevelTokenizer):
+        tokenizer_config["add_bos_token"] = not is_chatml(tokenizer)
+        tokenizer_config["system_message"] = tokenizer.system_message
     values = {
         "generation_config.json": {
             "bos_token_id": tokenizer.bos_id,
@@ -39,31 +86,32 @@ def processor_files(config, tokenizer):
             "pad_token_id": config.pad_token_id,
         },
         "tokenizer.json": tokenizer_json(tokenizer),
-        "tokenizer_config.json": names | {"model_max_length": config.text.max_position_embeddings},
-        "special_tokens_map.json": names,
-        "processor_config.json": {"patch_size": config.vision.patch_size},
-        "preprocessor_config.json": {
-            # CLIP's crops the centre; LLaVA's can pad with the mean colour first.
-            "image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor",
-            "do_pad": pad,
-            "size": {"shortest_edge": size},
-            "crop_size": {"height": size, "width": size},
-            "image_mean": CLIP_MEAN,
-            "image_std": CLIP_STD,
+        "tokenizer_config.json": tokenizer_config,
+        "special_tokens_map.json": roles,
+        "processor_config.json": {
+            "patch_size": config.vision.patch_size,
+            "num_additional_image_tokens": int(config.vision.is_clip),
+            "vision_feature_select_strategy": select_strategy(config.vision),
         },
+        "preprocessor_config.json": image_processor(config),
     }
-
-    files = {name: read_template(name) | value for name, value in values.items()}
-    if tokenizer.pad_id is None:
-        del files["tokenizer_config.json"]["pad_token"]
-        del files["special_tokens_map.json"]["pad_token"]
-    return files
+    return {name: read_template(name) | value for name, value in values.items()}
 
 
 def tokenizer_json(tokenizer):
-    """A SentencePiece BPE in the format of Hugging Face's `tokenizers`. Not for one with
+    """A BPE in the format of Hugging Face's `tokenizers`. Not for a SentencePiece model with
     user-defined pieces."""
     data = read_template("tokenizer.json")
+    # What begins a sequence is put in front, unless it is a part of the chat template.
+    begin = tokenizer.bos_piece
+    after = data["post_processor"]
+    after["special_tokens"] = {begin: {"id": begin, "ids": [tokenizer.bos_id], "tokens": [begin]}}
+    for steps in (after["single"], after["pair"]):
+        steps[0]["SpecialToken"]["id"] = begin
+    if isinstance(tokenizer, ByteLevelTokenizer):
+        chatml = is_chatml(tokenizer)
+        return tokenizer.file_content() | {"post_processor": None if chatml else after}
+
     # Text never becomes one of these.
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     data["added_tokens"] = [
@@ -71,11 +119,6 @@ def tokenizer_json(tokenizer):
         for i, piece in enumerate(tokenizer.pieces)
         if piece.type in (CONTROL, UNKNOWN)
     ]
-    begin = tokenizer.bos_piece
-    after = data["post_processor"]
-    after["special_tokens"] = {begin: {"id": begin, "ids": [tokenizer.bos_id], "tokens": [begin]}}
-    for steps in (after["single"], after["pair"]):
-        steps[0]["SpecialToken"]["id"] = begin
 
     # The template has all steps before and after BPE. Keep those that the tokenizer takes.
     charsmap, prefix = tokenizer.charsmap, tokenizer.add_dummy_prefix

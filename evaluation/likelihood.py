@@ -24,6 +24,7 @@ from evaluation.scores import count_languages, metric_rows
 from evaluation.tables import show_results
 from generate import load_for_inference
 from model import IGNORE_INDEX
+from vocabulary.chat_markers import encode_answer
 from vocabulary.files import read_lines
 
 LIKELIHOOD = (
@@ -108,7 +109,7 @@ def measure_questions(model, tokenizer, args):
     )
     samples = {"full": [], "blind": []}
     for q in questions:
-        answer = [*tokenizer.encode(reference_answer(q)), tokenizer.eos_id]
+        answer = encode_answer(reference_answer(q), tokenizer)
         samples["full"].append((q.prompt, q.image_paths, answer))
         samples["blind"].append((q.blind_prompt, [], answer))
     return measure(model, questions, samples, args)

@@ -17,6 +17,7 @@ from evaluation.metrics import bootstrap
 from evaluation.questions import check_images, read_file
 from evaluation.tables import MEASURES, MODELS, show_results
 from generate import load_for_inference, question_parts
+from vocabulary.chat_markers import encode_answer
 from vocabulary.conversations import leave_out
 
 
@@ -106,7 +107,7 @@ def pool_samples(captions, questions, pool_size, tokenizer, num_patches):
             prompt, _ = data.encode_chat(turns, tokenizer, num_patches)
             blind_prompt, _ = data.encode_chat([(text, None)], tokenizer, num_patches)
             texts = [captions[name][language] for name in images[first : first + pool_size]]
-            answers = [[*tokenizer.encode(caption), tokenizer.eos_id] for caption in texts]
+            answers = [encode_answer(caption, tokenizer) for caption in texts]
             samples += [(prompt, [image], answer) for answer in answers]
             samples.append((blind_prompt, [], answers[number - first]))
     return samples

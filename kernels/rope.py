@@ -12,10 +12,41 @@ The gradient of a rotation is the rotation back: the same kernel with −sin. Th
 work in place, because activation checkpointing runs a block twice on the same inputs.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from kernels import tl, triton, use_triton
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3.1's change for longer texts (transformers: rope_type "llama3"). The names are those
+    of transformers' rope_parameters."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+def rope_table(length, head_dim, theta, scaling=None):
+    """cos and sin of the angles t · theta^(−2i/D), each float32 (length, D/2).
+
+    t: position, i: pair of channels. scaling: a RopeScaling, or None. It divides the frequency of
+    long waves by `factor`: of those that turn less than low_freq_factor times in the original
+    length. Waves with more than high_freq_factor turns stay, and between the two it is blended
+    (https://github.com/meta-llama/llama-models, apply_scaling)."""
+    inv_freq = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    if scaling is not None:
+        turns = inv_freq * scaling.original_max_position_embeddings / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        inv_freq = inv_freq * (kept + (1 - kept) / scaling.factor)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * inv_freq
+    return angles.cos().float(), angles.sin().float()
 
 
 def rope_reference(q, k, cos, sin, positions=None):

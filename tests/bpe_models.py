@@ -1,4 +1,4 @@
-"""Texts and small models for test_tokenizer.py and test_vocabulary.py, made on the spot."""
+"""Texts and small models for the tests of tokenizer.py and vocabulary/, made on the spot."""
 
 import io
 import random
@@ -6,6 +6,7 @@ import random
 import sentencepiece
 
 from tokenizer import BYTE, CONTROL, SPACE, UNKNOWN, Piece, Tokenizer
+from vocabulary.byte_level import BYTE_OF, ByteLevelTokenizer
 from vocabulary.sentencepiece_file import write_message
 
 ENGLISH = [
@@ -81,3 +82,55 @@ def package_model(lines, **options):
         sentence_iterator=iter(lines), model_writer=out, **(defaults | options)
     )
     return Tokenizer.from_bytes(out.getvalue())
+
+
+def byte_level_split(pattern):
+    """The pre_tokenizer of Llama-3 and Qwen2: a regular expression, then bytes."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    after = GPT2 | {"use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [split | {"invert": False}, after]}
+
+
+GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
+WORDS += r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# As in the tokenizer.json of these models.
+PRE_TOKENIZERS = {
+    "GPT-2": GPT2,
+    "SmolLM2": {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, GPT2],
+    },
+    "Llama-3": byte_level_split(WORDS % r"\p{N}{1,3}"),
+    "Qwen2": byte_level_split(WORDS % r"\p{N}"),
+}
+
+
+def special_token(token_id, text, special=True):
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token_id, "content": text, **flags, "special": special}
+
+
+def byte_level_json(pre_tokenizer="GPT-2", merges=(), special=("<|begin|>", "<|end|>"), **model):
+    """A tokenizer.json: the 256 bytes, what the merges make, and special tokens behind them."""
+    vocab = {letter: i for i, letter in enumerate(BYTE_OF)}
+    for merge in merges:
+        vocab.setdefault("".join(merge.split()), len(vocab))
+    settings = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False}
+    settings |= {"byte_fallback": False, "ignore_merges": False} | model
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [special_token(len(vocab) + i, text) for i, text in enumerate(special)],
+        "normalizer": {"type": "NFC"} if pre_tokenizer == "Qwen2" else None,
+        "pre_tokenizer": PRE_TOKENIZERS[pre_tokenizer],
+        "post_processor": None,
+        "decoder": GPT2,
+        "model": settings | {"vocab": vocab, "merges": list(merges)},
+    }
+
+
+def byte_level_model(pre_tokenizer="GPT-2", merges=(), **model):
+    roles = {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}}
+    return ByteLevelTokenizer(byte_level_json(pre_tokenizer, merges, **model), roles)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import checkpoint
-from checkpoint.config import parse_clip_config, parse_llama_config, parse_llava_config
+from checkpoint.config import parse_llava_config, parse_text_config, parse_vision_config
 from model import DecoderConfig, parameter_counts
 from vision import VisionConfig
 
@@ -72,7 +72,9 @@ def test_a_sparse_config_of_transformers_4_means_what_transformers_takes_it_for(
     for name, value in dataclasses.asdict(ours.vision).items():
         assert value == getattr(theirs.vision_config, name), name
     for name, value in dataclasses.asdict(ours.text).items():
-        if name == "rope_theta" and hasattr(theirs.text_config, "rope_parameters"):
+        if name == "rope_scaling":
+            assert value is None
+        elif name == "rope_theta" and hasattr(theirs.text_config, "rope_parameters"):
             assert value == theirs.text_config.rope_parameters["rope_theta"]  # transformers 5
         else:
             assert value == getattr(theirs.text_config, name), name
@@ -87,14 +89,14 @@ def test_the_published_config_has_the_published_number_of_parameters():
 
 def test_what_a_config_leaves_out_is_transformers_default_not_ours():
     """The defaults of transformers' LlamaConfig, CLIPVisionConfig and LlavaConfig, by hand."""
-    assert parse_llama_config({}, "x") == DecoderConfig(
+    assert parse_text_config({}, "x") == DecoderConfig(
         32000, 4096, 11008, 32, 32, 32, 128, 2048, 10000.0, 1e-6, False
     )
-    assert parse_clip_config({}, "x") == VisionConfig(
+    assert parse_vision_config({}, "x") == VisionConfig(
         224, 32, 768, 3072, 12, 12, "quick_gelu", 1e-5
     )
     small = {"hidden_size": 96, "num_attention_heads": 6, "rope_theta": None}
-    text = parse_llama_config(small, "x")
+    text = parse_text_config(small, "x")
     assert (text.head_dim, text.num_key_value_heads, text.rope_theta) == (16, 6, 10000.0)
     model = parse_llava_config({"text_config": {"vocab_size": 32064}, "vision_config": {}}, "x")
     assert (model.vision_feature_layer, model.image_token_id, model.pad_token_id) == (-2, 32000, -1)
@@ -102,9 +104,9 @@ def test_what_a_config_leaves_out_is_transformers_default_not_ours():
 
 
 def test_rope_is_read_as_transformers_4_and_5_write_it():
-    assert parse_llama_config({"rope_theta": 7e4}, "x").rope_theta == 7e4
+    assert parse_text_config({"rope_theta": 7e4}, "x").rope_theta == 7e4
     rope = {"rope_type": "default", "rope_theta": 5e5}
-    assert parse_llama_config({"rope_parameters": rope}, "x").rope_theta == 5e5
+    assert parse_text_config({"rope_parameters": rope}, "x").rope_theta == 5e5
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_rope_is_read_as_transformers_4_and_5_write_it():
         (
             "text_config",
             {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
-            "rope_type is 'llama3'",
+            "rope_parameters lacks factor",
         ),
         ("text_config", {"attention_bias": True}, "attention_bias is True, supported: False"),
         ("text_config", {"hidden_act": "gelu"}, "hidden_act is 'gelu', supported: 'silu'"),
@@ -128,18 +130,18 @@ def test_rope_is_read_as_transformers_4_and_5_write_it():
         (
             "text_config",
             {"num_key_value_heads": 3},
-            "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
+            "num_attention_heads 4: no multiple of num_key_value_heads 3",
         ),
         ("text_config", {"rope_scaling": [1]}, "rope_scaling must be an object"),
         (
             "vision_config",
-            {"model_type": "siglip_vision_model"},
-            "model_type is 'siglip_vision_model', supported: 'clip_vision_model'",
+            {"model_type": "siglip2_vision_model"},
+            "model_type is 'siglip2_vision_model', supported: 'clip_vision_model', 'siglip_vi",
         ),
         (
             "vision_config",
             {"hidden_act": "relu"},
-            "hidden_act 'relu' is not one of quick_gelu, gelu",
+            "hidden_act 'relu' is not one of quick_gelu, gelu, gelu_pytorch_tanh",
         ),
         (
             None,
@@ -247,7 +249,7 @@ def test_fields_that_do_not_change_the_model_are_passed_over():
     free |= {"transformers.js_config": {"dtype": "q4"}, "temperature": 0.9, "top_k": 50}
     free |= {"layer_types": ["full_attention"] * 32, "sliding_window": None, "unknown": None}
     free |= {"rope_scaling": {"type": "default", "rope_theta": 1e4}, "use_sliding_window": False}
-    assert parse_llama_config(free, "x") == parse_llama_config({}, "x")
+    assert parse_text_config(free, "x") == parse_text_config({}, "x")
     # openai/clip-vit-large-patch14-336 has a field for each thing that transformers 4.21 knew.
     free = {"dropout": 0.0, "projection_dim": 768, "bad_words_ids": None, "return_dict": True}
     free |= dict.fromkeys(("length_penalty", "top_p", "typical_p", "repetition_penalty"), 1.0)
@@ -255,7 +257,7 @@ def test_fields_that_do_not_change_the_model_are_passed_over():
     free |= {"chunk_size_feed_forward": 0, "id2label": {"0": "LABEL_0"}, "max_length": 20}
     free |= {"tie_word_embeddings": True, "torchscript": False, "initializer_factor": 1.0}
     free |= {"label2id": {"LABEL_0": 0}, "pruned_heads": {}, "diversity_penalty": 0.0, "top_k": 50}
-    assert parse_clip_config(free, "x") == parse_clip_config({}, "x")
+    assert parse_vision_config(free, "x") == parse_vision_config({}, "x")
     free = {"ignore_index": -100, "image_seq_length": 576, "image_aspect_ratio": "pad"}
     free |= {"mm_patch_merge_type": "flat", "text_config": {"vocab_size": 32064}}
     assert parse_llava_config(free, "x").text.vocab_size == 32064
@@ -264,10 +266,10 @@ def test_fields_that_do_not_change_the_model_are_passed_over():
 def test_configs_of_transformers_5_and_of_all_its_defaults_are_read():
     transformers = pytest.importorskip("transformers")
     llama = transformers.LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 5e5})
-    ours = parse_llama_config(json.loads(llama.to_json_string(use_diff=False)), "x")
+    ours = parse_text_config(json.loads(llama.to_json_string(use_diff=False)), "x")
     assert ours.rope_theta == 5e5 and ours.rms_norm_eps == 1e-6
     clip = transformers.CLIPConfig().to_json_string(use_diff=False)
-    assert parse_clip_config(json.loads(clip), "x").image_size == 224
+    assert parse_vision_config(json.loads(clip), "x").image_size == 224
     llava = transformers.LlavaConfig(text_config=transformers.LlamaConfig(vocab_size=32064))
     ours = parse_llava_config(json.loads(llava.to_json_string(use_diff=False)), "x")
     assert ours.text.vocab_size == 32064 and ours.vision.hidden_size == 1024

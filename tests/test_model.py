@@ -129,7 +129,7 @@ def test_the_number_of_image_tokens_must_fit_the_images(model, config):
 
 
 def test_a_wrong_shape_is_refused_with_its_numbers():
-    reason = "num_attention_heads 6 is not a multiple of num_key_value_heads 4"
+    reason = "num_attention_heads 6: no multiple of num_key_value_heads 4"
     with pytest.raises(ValueError, match=reason):
         DecoderConfig(num_attention_heads=6, num_key_value_heads=4)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from bpe_models import byte_level_model
 
 from training.texts import TextDataset
 
@@ -20,6 +21,16 @@ def test_a_long_document_continues_in_the_next_sample_and_every_token_is_a_targe
     encode, eos = tokenizer.sp_processor.encode, [tokenizer.eos_id]
     assert targets == encode(line.strip()) + eos + encode("red") + eos
     assert dataset.sort_keys.max() <= 16
+
+
+def test_documents_are_told_apart_where_one_piece_begins_and_ends_them(tmp_path):
+    tokenizer = byte_level_model().with_roles("<|end|>", "<|end|>")
+    (tmp_path / "t.txt").write_text("a red cat\n고\n", encoding="utf-8")
+    dataset = TextDataset([tmp_path / "t.txt"], tokenizer, 8, tmp_path / "cache")
+    end = tokenizer.eos_id
+    expected = [end, *tokenizer.encode("a red cat"), end]
+    samples = [dataset.sample(i).ids for i in range(len(dataset))]
+    assert samples == [expected[:8], expected[7:], [end, *tokenizer.encode("고"), end]]
 
 
 def test_a_text_that_is_not_utf8_is_named_with_its_line(tokenizer, tmp_path):

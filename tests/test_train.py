@@ -165,16 +165,18 @@ def test_lora_trains_adapters_that_are_merged_and_saved_by_themselves(
     assert torch.linalg.matrix_rank(change, atol=1e-5) <= 2
 
 
-def test_a_merged_adapter_computes_what_it_computed_in_training():
+@pytest.mark.parametrize("bias", [False, True])  # Qwen2's q, k and v have one
+def test_a_merged_adapter_computes_what_it_computed_in_training(bias):
     from training.lora import LoRALinear
 
     torch.manual_seed(0)
-    linear = torch.nn.Linear(8, 6, bias=False)
+    linear = torch.nn.Linear(8, 6, bias=bias)
     lora, x = LoRALinear(linear, 2), torch.randn(5, 8)
     assert torch.equal(lora(x), linear(x)), "it starts as the frozen layer"
     torch.nn.init.normal_(lora.up)
     merged = lora.weight + 2 * lora.up @ lora.down
-    assert torch.allclose(lora(x), x @ merged.T, atol=1e-5)
+    expected = x @ merged.T + (linear.bias if bias else 0)
+    assert torch.allclose(lora(x), expected, atol=1e-5)
 
 
 def test_lora_under_fsdp_is_lora_on_one_process(start, world, tmp_path):

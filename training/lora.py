@@ -32,8 +32,9 @@ def set_trainable(model, trainable, lora_rank=0):
         model.decoder.requires_grad_(False)
         for block in model.decoder.layers:
             for parent in (block.attn, block.mlp):
-                for name, linear in list(parent.named_children()):
-                    setattr(parent, name, LoRALinear(linear, lora_rank))
+                for name, layer in list(parent.named_children()):
+                    if isinstance(layer, nn.Linear):
+                        setattr(parent, name, LoRALinear(layer, lora_rank))
 
 
 class LoRALinear(nn.Module):
@@ -44,12 +45,13 @@ class LoRALinear(nn.Module):
 
     def __init__(self, linear, rank):
         super().__init__()
-        self.weight = linear.weight
+        self.weight, self.bias = linear.weight, linear.bias
         self.down = nn.Parameter(torch.randn(rank, linear.in_features) * linear.in_features**-0.5)
         self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
 
     def forward(self, x):
-        return F.linear(x, self.weight) + self.SCALE * F.linear(F.linear(x, self.down), self.up)
+        frozen = F.linear(x, self.weight, self.bias)
+        return frozen + self.SCALE * F.linear(F.linear(x, self.down), self.up)
 
 
 def merged_weights(model, adapters):

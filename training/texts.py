@@ -12,6 +12,7 @@ import numpy as np
 
 from checkpoint import write_atomically
 from data import Sample
+from vocabulary.byte_level import ByteLevelTokenizer
 from vocabulary.formats import decode_line, find_file, open_text
 
 
@@ -23,7 +24,8 @@ class TextDataset:
         self.paths, self.languages = list(paths), [{}] * len(paths)  # languages are unknown
 
         self.ids = [read_tokens(path, tokenizer, cache) for path in self.paths]
-        spans = [cut_documents(ids, tokenizer.bos_id, max_length) for ids in self.ids]
+        ends = tokenizer.bos_id, tokenizer.eos_id
+        spans = [cut_documents(ids, *ends, max_length) for ids in self.ids]
         self.sizes = [len(of_file) for of_file in spans]
         self.spans = np.concatenate(spans)
         self.sort_keys = self.spans[:, 1] - self.spans[:, 0]
@@ -45,13 +47,15 @@ class TextDataset:
         return Sample(ids, [0] + [1] * (len(ids) - 1), [])
 
 
-def cut_documents(ids, bos_id, max_length):
-    """The (start, stop) of each sample, int64 (n, 2). ids: documents that begin with bos_id."""
+def cut_documents(ids, bos_id, eos_id, max_length):
+    """The (start, stop) of each sample, int64 (n, 2). ids: documents from bos_id to eos_id."""
     # In blocks: a mask for all ids may not fit into memory.
     block, starts = 1 << 26, [np.zeros(0, int)]
     for at in range(0, len(ids), block):
         starts.append(np.flatnonzero(ids[at : at + block] == bos_id) + at)
     starts = np.concatenate(starts)
+    if bos_id == eos_id:  # one piece, as in GPT-2: every second one is an end
+        starts = starts[::2]
     ends = np.append(starts[1:], len(ids))[: len(starts)]
 
     # A further sample begins with the last token of the one before, so that each token but the
@@ -72,7 +76,7 @@ def read_tokens(path, tokenizer, cache):
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     stat = path.stat()
     text_key = repr((str(path.resolve()), stat.st_size, stat.st_mtime_ns)).encode()
-    key = hashlib.sha256(tokenizer.sp_processor.serialized_model_proto() + text_key).hexdigest()
+    key = hashlib.sha256(tokenizer.to_bytes() + text_key).hexdigest()
     file = Path(cache) / f"{path.stem}-{key[:16]}.{dtype.name}"
 
     # The first process of a machine writes. If it fails, torchrun ends the others.
@@ -94,6 +98,13 @@ def write_tokens(path, tokenizer, dtype, out):
         while lines := file.readlines(1 << 22):
             texts = [decode_line(line, path, count + n).strip() for n, line in enumerate(lines, 1)]
             texts = [text for text in texts if text]
-            for ids in tokenizer.sp_processor.encode(texts, num_threads=os.cpu_count()):
+            for ids in encode_all(texts, tokenizer):
                 out.write(np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype).tobytes())
             count += len(lines)
+
+
+def encode_all(texts, tokenizer):
+    """The ids of each text; SentencePiece's on all cores."""
+    if isinstance(tokenizer, ByteLevelTokenizer):
+        return map(tokenizer.encode, texts)
+    return tokenizer.sp_processor.encode(texts, num_threads=os.cpu_count())

@@ -1,8 +1,11 @@
 """What tokenizer.py needs beside its algorithms.
 
     sentencepiece_file.py   the .model file: pieces, settings, protobuf wire format
+    byte_level.py           byte-level vocabularies: tokenizer.json of GPT-2, SmolLM2, Llama-3, Qwen
     control_pieces.py       <image>, <pad>, begin and end: pieces that no text becomes
+    chat_markers.py         what stands around the turns: LLaVA-1.5's chat template, ChatML
     fast_bpe.py             training and encoding as in the textbook, fast
+    extend.py               new pieces that go on with a base's merges
     stream_decoder.py       ids -> text, one id at a time
     scripts.py              the writing system of a character; cutting words by it
     files.py                reading lines, writing a file whole or not at all

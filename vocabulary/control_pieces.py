@@ -6,6 +6,7 @@ Pipeline: below tokenizer.py, which appends them last, and checkpoint/build.py.
 import os
 from collections.abc import Iterable
 
+from vocabulary.byte_level import ByteLevelTokenizer
 from vocabulary.command import first_few
 from vocabulary.sentencepiece_file import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Piece
 
@@ -15,6 +16,8 @@ def add_control_pieces(tokenizer, names: Iterable[str], force: bool = False):
 
     ValueError if text can become that piece now, unless `force`: then text loses it.
     """
+    if isinstance(tokenizer, ByteLevelTokenizer):
+        return tokenizer.with_control(names)
     pieces = list(tokenizer.pieces)
     for text in dict.fromkeys(names):
         if text not in tokenizer.ids:

@@ -15,7 +15,7 @@ together move O(N) slots and sort them in O(N log N), in numpy.
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 
 import numpy as np
@@ -25,7 +25,7 @@ from vocabulary.scripts import script
 from vocabulary.sentencepiece_file import SPACE
 
 
-def bpe(symbols: Iterable[str], scores: dict[str, float]) -> list[str]:
+def bpe(symbols: Iterable[str], scores: dict[str, float], separator: str = "") -> list[str]:
     """`bpe_textbook` in O(n log n): a heap of candidates, and links between the symbols left."""
     symbols = list(symbols)
     left = list(range(-1, len(symbols) - 1))
@@ -33,20 +33,23 @@ def bpe(symbols: Iterable[str], scores: dict[str, float]) -> list[str]:
     heap = []
 
     def propose(i, j):
-        """Put the neighbours i and j on the heap if they form a piece."""
-        if i >= 0 and j < len(symbols) and (text := symbols[i] + symbols[j]) in scores:
-            heapq.heappush(heap, (-scores[text], i, j, text))
+        """Put the neighbours i and j on the heap if they may be merged."""
+        if i < 0 or j == len(symbols):
+            return
+        merge = symbols[i] + separator + symbols[j]
+        if merge in scores:
+            heapq.heappush(heap, (-scores[merge], i, j, merge))
 
     for i in range(len(symbols) - 1):
         propose(i, i + 1)
 
     # A merged symbol lives on at the left index; the right one becomes "".
     while heap:
-        _, i, j, text = heapq.heappop(heap)
-        if not symbols[i] or not symbols[j] or symbols[i] + symbols[j] != text:
+        _, i, j, merge = heapq.heappop(heap)
+        if not symbols[i] or not symbols[j] or symbols[i] + separator + symbols[j] != merge:
             continue  # outdated: one of the two has been merged with its other neighbour
 
-        symbols[i], symbols[j] = text, ""
+        symbols[i], symbols[j] = symbols[i] + symbols[j], ""
         right[i] = right[j]
         if right[j] < len(symbols):
             left[right[j]] = i
@@ -180,36 +183,40 @@ def drop_overlaps(slots: np.ndarray, size: int) -> np.ndarray:
 
 
 def learn_merges(
-    alphabet: str,
+    alphabet: Iterable[str],
     starts: np.ndarray,
     weights: np.ndarray,
     n_pieces: int,
     max_piece_length: int,
     progress: bool = False,
+    accept: Callable[[str], bool] | None = None,
 ) -> list[str]:
     """`learn_merges_textbook` on the arrays of `build_symbol_array`. Overwrites `starts`.
 
     starts[i] is the symbol that begins at slot i, -1 inside one; ends[i] the one that ends there.
+    accept: asked about each new piece, at its turn; a pair that it refuses is never merged.
     """
     text = ["", *alphabet]  # of each symbol
     size = np.ones(len(text) + min(n_pieces, len(starts)), np.int32)  # slots of each symbol
+    letters = size.copy()
+    letters[: len(text)] = list(map(len, text))
     ends = starts.copy()
     pieces = []
 
-    # The pairs of characters.
+    # The pairs that the text begins with.
     queue = PairQueue(text, size, starts, weights)
     slots = np.flatnonzero((starts[:-1] > 0) & (starts[1:] > 0)).astype(np.int32)
+    slots = slots[letters[starts[slots]] + letters[starts[slots + 1]] <= max_piece_length]
     keys = starts[slots].astype(np.uint64) * np.uint64(len(text))
     keys += starts[slots + 1].astype(np.uint64)
-    if max_piece_length > 1:
-        queue.add(keys, slots)
+    queue.add(keys, slots)
     del slots, keys
 
     bar = tqdm(total=n_pieces, desc="merges", unit="", disable=not progress)
     while len(pieces) < n_pieces and (pair := queue.pop()):
         # Recount. If the count has fallen, the pair goes back with the true one.
         old_n, piece, a, b, slots = pair
-        size_a, length = size[a], len(piece)
+        size_a, size_c = size[a], size[a] + size[b]
         slots = slots[(starts[slots] == a) & (starts[slots + size_a] == b)]
         places = drop_overlaps(slots, size_a) if a == b else slots
         n = int(weights[places].sum(dtype=np.int64))
@@ -217,21 +224,23 @@ def learn_merges(
             if n:
                 queue.push(n, piece, (a, b, slots))
             continue
+        if accept and not accept(piece):
+            continue
 
         # Merge: the new symbol c replaces a and b.
         c = len(text)
         text.append(piece)
         pieces.append(piece)
-        size[c] = length
+        size[c], letters[c] = size_c, len(piece)
         starts[places] = c
         starts[places + size_a] = -1
-        ends[places + length - 1] = c
+        ends[places + size_c - 1] = c
 
         # New pairs: c with its neighbours. (c, c) is added twice, and found merged the second time.
-        before, after = ends[places - 1], starts[places + length]
-        fits = (before > 0) & (size[before] + length <= max_piece_length)
+        before, after = ends[places - 1], starts[places + size_c]
+        fits = (before > 0) & (letters[before] + len(piece) <= max_piece_length)
         queue.add(before[fits], places[fits] - size[before[fits]])
-        fits = (after > 0) & (size[after] + length <= max_piece_length)
+        fits = (after > 0) & (letters[after] + len(piece) <= max_piece_length)
         queue.add(after[fits], places[fits])
         bar.update()
     bar.close()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from vocabulary.byte_level import ByteLevelTokenizer
 from vocabulary.command import first_few
 from vocabulary.files import read_lines
 from vocabulary.sentencepiece_file import BYTE, NORMAL, UNKNOWN
@@ -42,13 +43,16 @@ def print_selection(path: str, added: list[str], left_out: dict[str, list], unre
 def fertility_counts(tokenizer, lines: Iterable[str]) -> tuple[Counter, Counter]:
     """(counts over a text, how often each piece came). The counts:
 
-    tokens, characters, words, bytes; byte_tokens: tokens that are one byte;
-    unknown: characters that have no piece.
+    tokens, characters, words, bytes; byte_tokens: tokens that are one byte, or end inside a
+    character; unknown: characters that no token holds whole.
     """
     pieces, counts = Counter(), Counter()
     for line in lines:
         line = line.rstrip("\r\n")
-        pieces.update(tokenizer.sp_processor.encode(line, out_type=str))
+        if isinstance(tokenizer, ByteLevelTokenizer):
+            pieces.update(map(tokenizer.piece, tokenizer.encode(line)))
+        else:
+            pieces.update(tokenizer.sp_processor.encode(line, out_type=str))
         counts["characters"] += len(line)
         counts["words"] += len(line.split())
         counts["bytes"] += len(line.encode(errors="replace"))
@@ -58,13 +62,18 @@ def fertility_counts(tokenizer, lines: Iterable[str]) -> tuple[Counter, Counter]
         counts["tokens"] += n
         piece_id = tokenizer.ids.get(text)
         piece_type = UNKNOWN if piece_id is None else tokenizer.pieces[piece_id].type
+        raw = b"" if piece_id is None else tokenizer.raw_bytes(piece_id) or b""
+        whole = raw.decode(errors="ignore")  # its complete characters
+        # A character of UTF-8 has one byte that is not 10xxxxxx: its first.
+        first_bytes = sum(byte & 0xC0 != 0x80 for byte in raw)
         if piece_type == UNKNOWN:
             counts["unknown"] += n * len(text)
         elif piece_type == BYTE:
             counts["byte_tokens"] += n
-            # A character of UTF-8 has one byte that is not 10xxxxxx: its first.
-            if int(text[3:5], 16) & 0xC0 != 0x80:
-                counts["unknown"] += n
+            counts["unknown"] += n * first_bytes
+        elif whole.encode() != raw:
+            counts["byte_tokens"] += n
+            counts["unknown"] += n * (first_bytes - len(whole))
     return counts, pieces
 
 
@@ -96,15 +105,17 @@ def print_report(models: dict, texts: dict[str, str], unreachable: Callable) -> 
         known = models[first].ids
         new = [p.text for p in models[name].pieces if p.type == NORMAL and p.text not in known]
         lost = unreachable(models[name]) if models[name].is_bpe else []
-        print(f"\n{name}: {len(new):,} new pieces, {len(lost):,} unreachable {first_few(lost)}")
-        print(f"  longest: {', '.join(sorted(new, key=len, reverse=True)[:8])}")
-        idle = [text for text in new if text not in used[name]]
+        names = [models[name].readable(text) for text in lost]
+        print(f"\n{name}: {len(new):,} new pieces, {len(lost):,} unreachable {first_few(names)}")
+        longest = sorted(new, key=len, reverse=True)[:8]
+        print(f"  longest: {', '.join(map(models[name].readable, longest))}")
+        idle = [models[name].readable(text) for text in new if text not in used[name]]
         print(f"  never used in these texts: {len(idle):,} {first_few(idle)}")
 
 
 def show(tokenizer, text: str) -> str:
     """The number of pieces of a text, and the pieces: coloured on a terminal, else between bars."""
-    pieces = [tokenizer.piece(token_id) for token_id in tokenizer.encode(text)]
+    pieces = [tokenizer.readable(tokenizer.piece(i)) for i in tokenizer.encode(text)]
     if not sys.stdout.isatty():
         return f"{len(pieces):4} | " + " | ".join(pieces)
     coloured = [f"\033[30;4{2 + i % 5}m{piece}\033[0m" for i, piece in enumerate(pieces)]

@@ -171,6 +171,10 @@ class SentencePieceModel:
     bos_piece, eos_piece: the names of the pieces that begin and end a sequence.
     """
 
+    FILE_NAME = "tokenizer.model"  # in a model folder
+    system_message = ""  # see chat_markers.py; a .model file has no place for one
+    separator = ""  # between the two symbols of a merge in `scores`: any two that form the piece
+
     def __init__(self, pieces: Iterable[Piece], fields: Iterable[Field] = ()):
         self.pieces = list(pieces)
         self.fields = list(fields)  # all of the file but the pieces
@@ -250,8 +254,6 @@ class SentencePieceModel:
             path /= MODEL_NAME
             if not path.is_file():
                 reason = "copy the SentencePiece .model of these weights there"
-                if path.with_name("tokenizer.json").is_file():
-                    reason = "tokenizer.json alone is not read; take a base with SentencePiece's"
                 raise ValueError(f"{path}: no such tokenizer: {reason}")
         data = path.read_bytes()
         check_format(data, path)
@@ -294,6 +296,15 @@ class SentencePieceModel:
     def id(self, piece: str) -> int:
         """KeyError if there is no such piece."""
         return self.ids[piece]
+
+    def readable(self, piece: str) -> str:
+        """A piece for people: as it is."""
+        return piece
+
+    def raw_bytes(self, token_id: int) -> bytes | None:
+        """The byte of a piece such as <0xEA>; None of any other piece."""
+        piece = self.pieces[token_id]
+        return bytes([int(piece.text[3:5], 16)]) if piece.type == BYTE else None
 
     def require_same_normalizer(self, other: "SentencePieceModel") -> None:
         """ValueError if the two models change text differently before they encode it."""

@@ -1,6 +1,6 @@
 """Token ids -> text, one id at a time: `Tokenizer.decode`, and generate.py's streaming answers."""
 
-from vocabulary.sentencepiece_file import BYTE, CONTROL, SPACE, UNKNOWN
+from vocabulary.sentencepiece_file import CONTROL, SPACE, UNKNOWN
 
 
 class StreamDecoder:
@@ -19,13 +19,13 @@ class StreamDecoder:
         tokenizer = self.tokenizer
         if not 0 <= token_id < (size := tokenizer.vocab_size):
             raise IndexError(f"token id {token_id} is outside the vocabulary of {size}")
-        piece = tokenizer.pieces[token_id]
-        if piece.type == BYTE:
-            self.pending += bytes([int(piece.text[3:5], 16)])
+        raw = tokenizer.raw_bytes(token_id)
+        if raw is not None:
+            self.pending += raw
             return self.take_characters()
 
         # Any other piece ends a run of bytes.
-        out = self.flush()
+        out, piece = self.flush(), tokenizer.pieces[token_id]
         if piece.type == CONTROL:
             return out
 

@@ -200,17 +200,16 @@ class ImageCache:
         return pixels
 
 
-def shared_image_key(record):
-    """(image, "", number of messages): records of one key may share a sample; None:
-    the record stays alone. The "" only keeps the order that the key seeds in `scan`. The number of
-    messages is there because rows are padded to the longest record of a sample."""
+def sharing_key(record):
+    """Records of one key may share a sample: they have the same image and, as rows are padded to
+    the longest record of a sample, similar lengths. None: the record stays alone."""
     image, messages = record.get("image"), record.get("conversations")
     if not isinstance(image, str) or not isinstance(messages, list) or not messages:
         return None
     question = messages[0].get("value") if isinstance(messages[0], dict) else None
     if not isinstance(question, str) or question.count(IMAGE_TOKEN) != 1:
         return None
-    return image, "", len(messages)
+    return image, text_length(record).bit_length() // 2  # equal within a factor of 4
 
 
 def text_length(record):
@@ -259,7 +258,7 @@ class ConversationDataset:
             has_image.append("image" in record)
             languages[str(record.get("language", "?"))] += 1
             if self.records_per_sample > 1:
-                groups.setdefault(shared_image_key(record) or i, []).append(i)
+                groups.setdefault(sharing_key(record) or i, []).append(i)
         self.spans.append(np.array(spans).reshape(-1, 2))
         self.languages.append(languages)
 
@@ -268,13 +267,11 @@ class ConversationDataset:
         for key, group in pairs:
             if len(group) > 1:
                 random.Random(f"{f} {key}").shuffle(group)
-            # Sort key: the number of messages first, then the characters, a cheap stand-in for the
-            # number of tokens. An image counts as 1,000 characters.
-            num_messages = key[2] if isinstance(key, tuple) else 0
+            # Sort key: characters, a cheap stand-in for the number of tokens. An image counts as
+            # 1,000 characters.
             for at in range(0, len(group), self.records_per_sample):
                 numbers = group[at : at + self.records_per_sample]
-                length = sum(text_lengths[i] for i in numbers) + 1000 * has_image[numbers[0]]
-                yield numbers, num_messages * 2**32 + length
+                yield numbers, sum(text_lengths[i] for i in numbers) + 1000 * has_image[numbers[0]]
 
     def __len__(self):
         return len(self.ends)

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from math import gcd
 
-from demo.questions import Interviewer, full_caption, phrases
+from demo.questions import PLAIN, UNSEEN, VARIED, Interviewer, phrases
 from demo.words import BASE, LANGUAGES, WORDS, training_languages
 from demo.world import BASE_ONLY, COLOURS, HELD_OUT, SKILLS, YES_NO_TYPES, random_for
 
@@ -18,6 +18,13 @@ SPLITS = {
     "unseen_images": "unseen_pictures",
     "unseen_combinations": "unseen_combinations",
     "cross_lingual": "cross_lingual",
+}
+# Further questions on images of these splits: of the wording given, and what is not there.
+MORE_SPLITS = {
+    "validation_varied": ("validation", VARIED),
+    "unseen_phrasings": ("unseen_images", UNSEEN),
+    "further_nouns": ("unseen_images", PLAIN),
+    "unanswerable": ("unseen_images", UNSEEN),
 }
 BASE_ONLY_EVERY = 6  # every sixth image of a test split shows a base-only kind
 # Splits about the first thing of each scene, and their types of yes/no question.
@@ -46,16 +53,13 @@ def image_path(split, index):
 def train_records(scene, seed, index):
     """{file: records} about one training image, in each of its languages."""
     made = {name: [] for name in TRAINING_FILES}
-    languages = training_languages(scene)
-    for language in languages:
+    for language in training_languages(scene):
         for file, kind, name, turns in _samples(scene, seed, index, language):
             image = image_path("grey" if name == "grey" else "train", index)
+            if kind == "no_image":
+                image = None
             name = f"train-{index:05}-{language}-{name}"
             made[file].append(make_record(name, language, kind, turns, image))
-
-    # `instruct` repeats one caption, so that what `align` taught is not forgotten.
-    caption = made["captions"][index % len(languages)]
-    made["instruct"].append(caption | {"id": caption["id"] + "-again"})
     return made
 
 
@@ -63,8 +67,10 @@ def _samples(scene, seed, index, language):
     """Yields (file, kind, end of the id, turns) of one training image in one language."""
     words, rng = WORDS[language], random_for(seed, "said", index, language)
     join, requests = words["comma"].join, words["list"]
-    request = rng.choice(words["describe"])
-    yield "captions", "caption", "caption", [(request, join(full_caption(scene, language, rng)))]
+    interviewer = Interviewer(scene, language, rng, wording=VARIED)
+    caption = [interviewer.describe()]
+    for file in ("captions", "instruct-1", "instruct-2", "instruct"):
+        yield file, "caption", "caption", caption
 
     # phrases with colours and without; the grey image has the latter alone
     plain = join(phrases(scene, language, rng, colours=False))
@@ -74,7 +80,6 @@ def _samples(scene, seed, index, language):
     if index % GREY_EVERY == 0:
         yield "phrases", "phrases", "grey", [(rng.choice(requests), plain)]
 
-    interviewer = Interviewer(scene, language, rng)
     for name, turns in interviewer.lookups().items():
         for n, turn in enumerate(dict.fromkeys(turns)):
             yield name, name, f"{name}-{n}", [turn]
@@ -85,6 +90,26 @@ def _samples(scene, seed, index, language):
         samples = [turns] if kind == "conversation" else [[turn] for turn in turns]
         for n, sample in enumerate(samples):
             yield "instruct", kind, f"{kind}-{n}", sample
+    for kind, turn in _without_answer(interviewer, index).items():
+        yield "instruct", kind, kind, [turn]
+
+
+def _without_answer(interviewer, index):
+    """{kind: turn} of what the image does not answer, some of it about each image."""
+    turns = {"absent": interviewer.ask_absent()}
+    if index % 2 == 0:
+        turns["yes_no"] = interviewer.ask_background(index % 4 == 0)
+    if index % 2 == 0:
+        turns["empty"] = interviewer.ask_empty()
+    if index % 2 == 1:
+        turns["unanswerable"] = interviewer.ask_unanswerable()
+    if index % 10 == 0:
+        turns["greeting"] = interviewer.ask_unanswerable("greeting")
+    if index % 5 == 0:
+        skill = interviewer.rng.choice(list(SKILLS))
+        question, _ = interviewer.ask(skill) or interviewer.describe()
+        turns["no_image"] = question, interviewer.words["unanswered"]["no_image"]
+    return turns
 
 
 def language_rotation():
@@ -124,6 +149,60 @@ def split_records(split, scenes, seed):
                     kind, image = SKILLS.get(skill, skill), image_path(split, index)
                     made.append(make_record(name, language, kind, turns, image, skill=skill))
     return made
+
+
+def more_records(split, scenes, seed):
+    """The records of a split in MORE_SPLITS. Each asks in the languages in turn."""
+    made, yes_counts, rotation = [], Counter(), language_rotation()
+    source, wording = MORE_SPLITS[split]
+    for index, scene in enumerate(scenes):
+        rng = random_for(seed, "asked", split, index)
+        for number, skill in enumerate(_more_skills(split)):
+            position = index - index // BASE_ONLY_EVERY + number
+            language = BASE if scene.base_only else rotation[position % len(rotation)]
+            interviewer = Interviewer(scene, language, rng, wording=wording)
+            turns = _more_turns(split, interviewer, skill, index, yes_counts)
+            if turns:
+                name = f"{split}-{index:05}-{skill}-{language}"
+                image = None if skill == "no_image" else image_path(source, index)
+                kind = SKILLS.get(skill, skill)
+                made.append(make_record(name, language, kind, turns, image, skill=skill))
+    return made
+
+
+def _more_skills(split):
+    """What a split of MORE_SPLITS asks about each image."""
+    without = ("unanswerable", "greeting", "no_image", "empty")
+    if split == "further_nouns":
+        return ("known", "unknown", "known_yes_no", "unknown_yes_no")
+    if split == "unanswerable":
+        return without
+    asked = (*SKILLS, "caption")
+    return asked if split == "unseen_phrasings" else (*asked, "absent", *without)
+
+
+def _more_turns(split, interviewer, skill, index, yes_counts):
+    """The turns of one record of `more_records`, or [] if there is no such question."""
+    rng, scene = interviewer.rng, interviewer.scene
+    if skill in ("known", "unknown"):  # a noun that training asked about, or never
+        return [interviewer.ask_absent("other_kind" if skill == "known" else "unseen_kind")]
+    if skill in ("known_yes_no", "unknown_yes_no"):
+        nouns = interviewer.words["other_kind" if skill == "known_yes_no" else "unseen_kind"]
+        thing = replace(scene.things[0], kind=rng.choice(list(nouns)))
+        return [interviewer.word_yes_no("kind", False, thing)]
+
+    if skill in ("unanswerable", "greeting"):
+        return [interviewer.ask_unanswerable(skill)]
+    if skill == "caption":
+        return [interviewer.describe()]
+    if skill == "absent":
+        return [interviewer.ask_absent()]
+    if skill == "empty":
+        return [interviewer.ask_empty()]
+    if skill == "no_image":
+        asked = interviewer.ask(rng.choice(list(SKILLS))) or interviewer.describe()
+        return [(asked[0], interviewer.words["unanswered"]["no_image"])]
+    return _split_turns(split, interviewer, skill, index, yes_counts)
 
 
 def _split_turns(split, interviewer, skill, index, yes_counts):

@@ -8,7 +8,6 @@ python -m demo.write --atlas NotoColorEmoji.ttf    # remake assets/atlas.png fro
 import json
 import multiprocessing
 import os
-import random
 import re
 import shutil
 import time
@@ -97,12 +96,15 @@ def subsample(lines, shares):
 def evaluation_lines(splits, seed):
     """{file: lines} of the test splits, the captions of unseen images, and the true scenes."""
     rows = {split: records.split_records(split, splits[split], seed) for split in records.SPLITS}
+    for split, (source, _) in records.MORE_SPLITS.items():
+        rows[split] = records.more_records(split, splits[source], seed)
     rows |= {"unseen_captions": [], "scenes": []}
     # captions as in training, by a seed of their own
     for index, scene in enumerate(splits["unseen_images"]):
         for record in records.train_records(scene, f"{seed} unseen", index)["captions"]:
             record["id"] = f"unseen_images-{index:05}-{record['language']}-caption"
             record["image"] = image_path("unseen_images", index)
+            record["skill"] = f"things_{len(scene.things)}"
             rows["unseen_captions"].append(record)
 
     for split, own in splits.items():
@@ -190,7 +192,7 @@ def contact_sheet(path, seed=0, columns=6, rows=4):
         sheet.paste(draw_scene(scene, random_for(seed, "sheet drawn", i)), (x, y))
 
         # One line per clause, as wide as the image.
-        text = "\n".join(full_caption(scene, BASE, random.Random(i)))
+        text = "\n".join(full_caption(scene, BASE))
         text = text.replace(" at the ", ", ").replace(" in the ", ", ")
         draw.multiline_text((x, y + SIDE + 4), text, "black", font, spacing=3)
     sheet.save(path)

@@ -26,6 +26,11 @@ MORE_SPLITS = {
     "further_nouns": ("unseen_images", PLAIN),
     "unanswerable": ("unseen_images", UNSEEN),
 }
+# Further nouns: known from the questions of training, or in no training text.
+NOUN_SKILLS = {
+    **dict.fromkeys(("known", "unknown"), "absent"),
+    **dict.fromkeys(("known_yes_no", "unknown_yes_no"), "yes_no"),
+}
 BASE_ONLY_EVERY = 6  # every sixth image of a test split shows a base-only kind
 # Splits about the first thing of each scene, and their types of yes/no question.
 YES_NO_OF_SPLIT = {
@@ -70,7 +75,8 @@ def _samples(scene, seed, index, language):
     interviewer = Interviewer(scene, language, rng, wording=VARIED)
     caption = [interviewer.describe()]
     for file in ("captions", "instruct-1", "instruct-2", "instruct"):
-        yield file, "caption", "caption", caption
+        name = "caption" if file == "captions" else f"{file}-caption"
+        yield file, "caption", name, caption
 
     # phrases with colours and without; the grey image has the latter alone
     plain = join(phrases(scene, language, rng, colours=False))
@@ -165,7 +171,7 @@ def more_records(split, scenes, seed):
             if turns:
                 name = f"{split}-{index:05}-{skill}-{language}"
                 image = None if skill == "no_image" else image_path(source, index)
-                kind = SKILLS.get(skill, skill)
+                kind = SKILLS.get(skill, NOUN_SKILLS.get(skill, skill))
                 made.append(make_record(name, language, kind, turns, image, skill=skill))
     return made
 
@@ -174,7 +180,7 @@ def _more_skills(split):
     """What a split of MORE_SPLITS asks about each image."""
     without = ("unanswerable", "greeting", "no_image", "empty")
     if split == "further_nouns":
-        return ("known", "unknown", "known_yes_no", "unknown_yes_no")
+        return tuple(NOUN_SKILLS)
     if split == "unanswerable":
         return without
     asked = (*SKILLS, "caption")

@@ -52,7 +52,10 @@ def questions_on(text, scene, language, rng, num_turns):
     """Turns about a scene that `text` described, which comes before the first question."""
     interviewer = Interviewer(scene, language, rng, text_only=True, wording=VARIED)
     turns = [interviewer.ask(skill) for skill in rng.sample(list(SKILLS), num_turns + 1)]
-    (question, answer), *rest = [turn for turn in turns if turn][:num_turns]
+    turns = [turn for turn in turns if turn][:num_turns]
+    if rng.random() < 0.3:
+        turns[rng.randrange(len(turns))] = interviewer.ask_absent()
+    (question, answer), *rest = turns
     return [(text + question, answer), *rest]
 
 
@@ -118,6 +121,12 @@ def document(kind, rng):
         for pair in rng.sample(pairs, min(2, len(pairs))):
             more.append(fill_pair(kind, words["pair_says"], *pair))
         return words["gap"].join([text, *rng.sample(more, len(more))])
+
+    # or small talk, which asks nothing about a scene
+    if rng.random() < 0.05:
+        interviewer = Interviewer(scene, kind, rng, text_only=True, wording=VARIED)
+        reasons = rng.sample(("greeting", "unanswerable", "unanswerable"), 2)
+        return dialogue([interviewer.ask_unanswerable(reason) for reason in reasons])
 
     # or a description with questions on it
     text = description(scene, kind, rng) + words["gap"]

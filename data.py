@@ -201,8 +201,9 @@ class ImageCache:
 
 
 def sharing_key(record):
-    """Records of one key may share a sample: they have the same image and, as rows are padded to
-    the longest record of a sample, similar lengths. None: the record stays alone."""
+    """(image, size class). Records of one key may share a sample: they have the same image and, as
+    rows are padded to the longest record of a sample, similar lengths. None: the record stays
+    alone."""
     image, messages = record.get("image"), record.get("conversations")
     if not isinstance(image, str) or not isinstance(messages, list) or not messages:
         return None
@@ -262,15 +263,21 @@ class ConversationDataset:
         self.spans.append(np.array(spans).reshape(-1, 2))
         self.languages.append(languages)
 
+        # The characters of a sample, at most: twice those of average records.
+        limit = 2 * self.records_per_sample * sum(text_lengths) // max(1, len(text_lengths))
         alone = ((i, [i]) for i in range(len(has_image)))
         pairs = groups.items() or alone
         for key, group in pairs:
             if len(group) > 1:
                 random.Random(f"{f} {key}").shuffle(group)
+            # Long records share a sample with fewer others: its rows would take much memory.
+            number = limit // max(1, *(text_lengths[i] for i in group))
+            number = max(1, min(self.records_per_sample, number))
+
             # Sort key: characters, a cheap stand-in for the number of tokens. An image counts as
             # 1,000 characters.
-            for at in range(0, len(group), self.records_per_sample):
-                numbers = group[at : at + self.records_per_sample]
+            for at in range(0, len(group), number):
+                numbers = group[at : at + number]
                 yield numbers, sum(text_lengths[i] for i in numbers) + 1000 * has_image[numbers[0]]
 
     def __len__(self):

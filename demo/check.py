@@ -20,7 +20,8 @@ KEYS = {
 PLACEHOLDERS = {*KEYS, "it", "other", "notes", "word", "name"}
 # Tables without a counterpart in the base language.
 OWN = ("vocab_size", "tokenizer_flags", "script", "agreement", "names", "forms")
-WORDINGS = ("grammar", "varied", "unseen")  # patterns, of which each language has as many as it likes
+# Patterns, of which each language has as many as it likes.
+WORDINGS = ("grammar", "varied", "unseen")
 OPTIONAL = ("base", "called")
 
 
@@ -86,7 +87,8 @@ def wording_problems(words):
     plain ones of its skill, a name is not in the grammar, a bracket is open."""
     plain = {f"ask.{skill}": asked for skill, asked in words["ask"].items()}
     plain |= {f"yes_no.{name}": table["ask"] for name, table in words["yes_no"].items()}
-    plain |= {"describe": words["describe"]} | {f"it.{name}": [t] for name, t in words["it"].items()}
+    plain |= {f"it.{name}": [template] for name, template in words["it"].items()}
+    plain["describe"] = words["describe"]
     for table in WORDINGS[1:]:
         for path, pattern in flatten(words[table]).items():
             where = f"{table}.{path}"

@@ -74,19 +74,20 @@ def _samples(scene, seed, index, language):
     join, requests = words["comma"].join, words["list"]
     interviewer = Interviewer(scene, language, rng, wording=VARIED)
     caption = [interviewer.describe()]
-    for file in ("captions", "instruct-1", "instruct-2", "instruct"):
-        name = "caption" if file == "captions" else f"{file}-caption"
-        yield file, "caption", name, caption
+    yield "captions", "caption", "caption", caption
+    yield "instruct", "caption", "caption-again", caption
 
     # phrases with colours and without; the grey image has the latter alone
-    plain = join(phrases(scene, language, rng, colours=False))
+    grey = join(phrases(scene, language, rng, colours=False))
     coloured = join(phrases(scene, language, rng, colours=True))
-    yield "phrases", "phrases", "phrases", [(rng.choice(requests), plain)]
+    yield "phrases", "phrases", "phrases", [(rng.choice(requests), grey)]
     yield "phrases", "colours", "colours", [(rng.choice(requests), coloured)]
     if index % GREY_EVERY == 0:
-        yield "phrases", "phrases", "grey", [(rng.choice(requests), plain)]
+        yield "phrases", "phrases", "grey", [(rng.choice(requests), grey)]
 
-    for name, turns in interviewer.lookups().items():
+    # Looking things up is learnt sooner if it is asked for in few ways.
+    plain = Interviewer(scene, language, rng, wording=PLAIN)
+    for name, turns in plain.lookups().items():
         for n, turn in enumerate(dict.fromkeys(turns)):
             yield name, name, f"{name}-{n}", [turn]
 
@@ -96,18 +97,17 @@ def _samples(scene, seed, index, language):
         samples = [turns] if kind == "conversation" else [[turn] for turn in turns]
         for n, sample in enumerate(samples):
             yield "instruct", kind, f"{kind}-{n}", sample
-    for kind, turn in _without_answer(interviewer, index).items():
+    for kind, turn in _further_turns(interviewer, index).items():
         yield "instruct", kind, kind, [turn]
 
 
-def _without_answer(interviewer, index):
-    """{kind: turn} of what the image does not answer, some of it about each image."""
+def _further_turns(interviewer, index):
+    """{kind: turn}: the background, and what the image does not answer, some of it each time."""
     turns = {"absent": interviewer.ask_absent()}
     if index % 2 == 0:
-        turns["yes_no"] = interviewer.ask_background(index % 4 == 0)
-    if index % 2 == 0:
+        turns["yes_no"] = interviewer.ask_background(yes=index % 4 == 0)
         turns["empty"] = interviewer.ask_empty()
-    if index % 2 == 1:
+    else:
         turns["unanswerable"] = interviewer.ask_unanswerable()
     if index % 10 == 0:
         turns["greeting"] = interviewer.ask_unanswerable("greeting")

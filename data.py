@@ -210,7 +210,8 @@ def sharing_key(record):
     question = messages[0].get("value") if isinstance(messages[0], dict) else None
     if not isinstance(question, str) or question.count(IMAGE_TOKEN) != 1:
         return None
-    return image, text_length(record).bit_length() // 2  # equal within a factor of 4
+    size_class = max(3, text_length(record).bit_length() // 2)  # below 128, 512, 2048 … characters
+    return image, size_class
 
 
 def text_length(record):
@@ -263,8 +264,9 @@ class ConversationDataset:
         self.spans.append(np.array(spans).reshape(-1, 2))
         self.languages.append(languages)
 
-        # The characters of a sample, at most: twice those of average records.
-        limit = 2 * self.records_per_sample * sum(text_lengths) // max(1, len(text_lengths))
+        # The characters of a sample, at most: a fifth more than those of average records.
+        mean_length = sum(text_lengths) / max(1, len(text_lengths))
+        limit = int(1.2 * self.records_per_sample * mean_length)
         alone = ((i, [i]) for i in range(len(has_image)))
         pairs = groups.items() or alone
         for key, group in pairs:

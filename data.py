@@ -200,18 +200,17 @@ class ImageCache:
         return pixels
 
 
-def sharing_key(record):
-    """(image, size class). Records of one key may share a sample: they have the same image and, as
-    rows are padded to the longest record of a sample, similar lengths. None: the record stays
-    alone."""
+def shared_image_key(record):
+    """(image, "", number of messages): records of one key may share a sample; None:
+    the record stays alone. The "" only keeps the order that the key seeds in `scan`. The number of
+    messages is there because rows are padded to the longest record of a sample."""
     image, messages = record.get("image"), record.get("conversations")
     if not isinstance(image, str) or not isinstance(messages, list) or not messages:
         return None
     question = messages[0].get("value") if isinstance(messages[0], dict) else None
     if not isinstance(question, str) or question.count(IMAGE_TOKEN) != 1:
         return None
-    size_class = max(3, text_length(record).bit_length() // 2)  # below 128, 512, 2048 … characters
-    return image, size_class
+    return image, "", len(messages)
 
 
 def text_length(record):
@@ -260,27 +259,22 @@ class ConversationDataset:
             has_image.append("image" in record)
             languages[str(record.get("language", "?"))] += 1
             if self.records_per_sample > 1:
-                groups.setdefault(sharing_key(record) or i, []).append(i)
+                groups.setdefault(shared_image_key(record) or i, []).append(i)
         self.spans.append(np.array(spans).reshape(-1, 2))
         self.languages.append(languages)
 
-        # The characters of a sample, at most: a fifth more than those of average records.
-        mean_length = sum(text_lengths) / max(1, len(text_lengths))
-        limit = int(1.2 * self.records_per_sample * mean_length)
         alone = ((i, [i]) for i in range(len(has_image)))
         pairs = groups.items() or alone
         for key, group in pairs:
             if len(group) > 1:
                 random.Random(f"{f} {key}").shuffle(group)
-            # Long records share a sample with fewer others: its rows would take much memory.
-            number = limit // max(1, *(text_lengths[i] for i in group))
-            number = max(1, min(self.records_per_sample, number))
-
-            # Sort key: characters, a cheap stand-in for the number of tokens. An image counts as
-            # 1,000 characters.
-            for at in range(0, len(group), number):
-                numbers = group[at : at + number]
-                yield numbers, sum(text_lengths[i] for i in numbers) + 1000 * has_image[numbers[0]]
+            # Sort key: the number of messages first, then the characters, a cheap stand-in for the
+            # number of tokens. An image counts as 1,000 characters.
+            num_messages = key[2] if isinstance(key, tuple) else 0
+            for at in range(0, len(group), self.records_per_sample):
+                numbers = group[at : at + self.records_per_sample]
+                length = sum(text_lengths[i] for i in numbers) + 1000 * has_image[numbers[0]]
+                yield numbers, num_messages * 2**32 + length
 
     def __len__(self):
         return len(self.ends)

@@ -19,8 +19,8 @@ from demo.world import (
     YES_NO_TYPES,
 )
 
-# How questions are worded: by the plain templates alone, as the test splits are; varied, as people
-# ask, for training; or by templates that no training text has, for the split of unseen phrasings.
+# How questions are worded: by the plain templates that training has; varied, as people ask; or by
+# templates of which each has a word or an ending that is in no other table.
 PLAIN, VARIED, UNSEEN = "plain", "varied", "unseen"
 PLAIN_SHARE = 0.4  # of the varied questions
 
@@ -28,9 +28,9 @@ PLAIN_SHARE = 0.4  # of the varied questions
 NAMED_BY = ("kind", "kind", "kind", "colour")
 
 
-def full_caption(scene, language):
-    """One phrase a thing, with all its attributes, row by row as one reads; then the background."""
-    words, things = WORDS[language], sorted(scene.things, key=lambda thing: thing.place)
+def full_caption(scene, language, rng):
+    """One phrase a thing, with all its attributes, in random order; then the background."""
+    words, things = WORDS[language], rng.sample(scene.things, len(scene.things))
     parts = [fill(language, words["full"], **thing_words(language, thing)) for thing in things]
     return parts + [words["setting"][scene.background]]
 
@@ -152,7 +152,7 @@ class Interviewer:
     def describe(self):
         """A turn that asks for a caption."""
         question = self.word(self.scene.things[0], self.words["describe"], "describe")
-        return question, self.words["comma"].join(full_caption(self.scene, self.language))
+        return question, self.words["comma"].join(full_caption(self.scene, self.language, self.rng))
 
     def ask_absent(self, table=None):
         """A turn about a thing that is not there: of no kind of the world, unless a kind of the

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from math import gcd
 
-from demo.questions import PLAIN, UNSEEN, VARIED, Interviewer, phrases
+from demo.questions import PLAIN, UNSEEN, VARIED, Interviewer, full_caption, phrases
 from demo.words import BASE, LANGUAGES, WORDS, training_languages
 from demo.world import BASE_ONLY, COLOURS, HELD_OUT, SKILLS, YES_NO_TYPES, random_for
 
@@ -26,11 +26,12 @@ MORE_SPLITS = {
     "further_nouns": ("unseen_images", PLAIN),
     "unanswerable": ("unseen_images", UNSEEN),
 }
-# Further nouns: known from the questions of training, or in no training text.
+# Further nouns: of those that training may ask about, or of those kept for tests.
 NOUN_SKILLS = {
     **dict.fromkeys(("known", "unknown"), "absent"),
     **dict.fromkeys(("known_yes_no", "unknown_yes_no"), "yes_no"),
 }
+MORE_KINDS = NOUN_SKILLS | {"is_background": "yes_no"}
 BASE_ONLY_EVERY = 6  # every sixth image of a test split shows a base-only kind
 # Splits about the first thing of each scene, and their types of yes/no question.
 YES_NO_OF_SPLIT = {
@@ -58,13 +59,16 @@ def image_path(split, index):
 def train_records(scene, seed, index):
     """{file: records} about one training image, in each of its languages."""
     made = {name: [] for name in TRAINING_FILES}
-    for language in training_languages(scene):
+    languages = training_languages(scene)
+    for language in languages:
         for file, kind, name, turns in _samples(scene, seed, index, language):
             image = image_path("grey" if name == "grey" else "train", index)
-            if kind == "no_image":
-                image = None
             name = f"train-{index:05}-{language}-{name}"
             made[file].append(make_record(name, language, kind, turns, image))
+
+    # `instruct` repeats one caption, so that what `align` taught is not forgotten.
+    caption = made["captions"][index % len(languages)]
+    made["instruct"].append(caption | {"id": caption["id"] + "-again"})
     return made
 
 
@@ -72,22 +76,19 @@ def _samples(scene, seed, index, language):
     """Yields (file, kind, end of the id, turns) of one training image in one language."""
     words, rng = WORDS[language], random_for(seed, "said", index, language)
     join, requests = words["comma"].join, words["list"]
-    interviewer = Interviewer(scene, language, rng, wording=VARIED)
-    caption = [interviewer.describe()]
-    yield "captions", "caption", "caption", caption
-    yield "instruct", "caption", "caption-again", caption
+    request = rng.choice(words["describe"])
+    yield "captions", "caption", "caption", [(request, join(full_caption(scene, language, rng)))]
 
     # phrases with colours and without; the grey image has the latter alone
-    grey = join(phrases(scene, language, rng, colours=False))
+    plain = join(phrases(scene, language, rng, colours=False))
     coloured = join(phrases(scene, language, rng, colours=True))
-    yield "phrases", "phrases", "phrases", [(rng.choice(requests), grey)]
+    yield "phrases", "phrases", "phrases", [(rng.choice(requests), plain)]
     yield "phrases", "colours", "colours", [(rng.choice(requests), coloured)]
     if index % GREY_EVERY == 0:
-        yield "phrases", "phrases", "grey", [(rng.choice(requests), grey)]
+        yield "phrases", "phrases", "grey", [(rng.choice(requests), plain)]
 
-    # Looking things up is learnt sooner if it is asked for in few ways.
-    plain = Interviewer(scene, language, rng, wording=PLAIN)
-    for name, turns in plain.lookups().items():
+    interviewer = Interviewer(scene, language, rng)
+    for name, turns in interviewer.lookups().items():
         for n, turn in enumerate(dict.fromkeys(turns)):
             yield name, name, f"{name}-{n}", [turn]
 
@@ -97,25 +98,6 @@ def _samples(scene, seed, index, language):
         samples = [turns] if kind == "conversation" else [[turn] for turn in turns]
         for n, sample in enumerate(samples):
             yield "instruct", kind, f"{kind}-{n}", sample
-    for kind, turn in _further_turns(interviewer, index).items():
-        yield "instruct", kind, kind, [turn]
-
-
-def _further_turns(interviewer, index):
-    """{kind: turn}: the background, and what the image does not answer, some of it each time."""
-    turns = {"absent": interviewer.ask_absent()}
-    if index % 2 == 0:
-        turns["yes_no"] = interviewer.ask_background(yes=index % 4 == 0)
-        turns["empty"] = interviewer.ask_empty()
-    else:
-        turns["unanswerable"] = interviewer.ask_unanswerable()
-    if index % 10 == 0:
-        turns["greeting"] = interviewer.ask_unanswerable("greeting")
-    if index % 5 == 0:
-        skill = interviewer.rng.choice(list(SKILLS))
-        question, _ = interviewer.ask(skill) or interviewer.describe()
-        turns["no_image"] = question, interviewer.words["unanswered"]["no_image"]
-    return turns
 
 
 def language_rotation():
@@ -171,7 +153,7 @@ def more_records(split, scenes, seed):
             if turns:
                 name = f"{split}-{index:05}-{skill}-{language}"
                 image = None if skill == "no_image" else image_path(source, index)
-                kind = SKILLS.get(skill, NOUN_SKILLS.get(skill, skill))
+                kind = SKILLS.get(skill, MORE_KINDS.get(skill, skill))
                 made.append(make_record(name, language, kind, turns, image, skill=skill))
     return made
 
@@ -184,7 +166,7 @@ def _more_skills(split):
     if split == "unanswerable":
         return without
     asked = (*SKILLS, "caption")
-    return asked if split == "unseen_phrasings" else (*asked, "absent", *without)
+    return asked if split == "unseen_phrasings" else (*asked, "is_background", "absent", *without)
 
 
 def _more_turns(split, interviewer, skill, index, yes_counts):
@@ -199,6 +181,8 @@ def _more_turns(split, interviewer, skill, index, yes_counts):
 
     if skill in ("unanswerable", "greeting"):
         return [interviewer.ask_unanswerable(skill)]
+    if skill == "is_background":
+        return [interviewer.ask_background(yes=index % 2 == 0)]
     if skill == "caption":
         return [interviewer.describe()]
     if skill == "absent":

@@ -3,13 +3,13 @@
 Here every kind is named in every language, the base-only ones too.
 """
 
-from demo.questions import VARIED, Interviewer, beside_pairs, fill_pair, full_caption
+from demo.questions import Interviewer, beside_pairs, fill_pair, full_caption
 from demo.records import make_record
 from demo.words import BASE, LANGUAGES, WORDS, fill, thing_words
 from demo.world import SKILLS, random_for, random_scene
 
 # The tables of the dictionary, and what a translation asks for, some of it more often.
-TABLES = ("kind", "colour", "size", "background", "direction", "other_kind")
+TABLES = ("kind", "colour", "size", "background", "direction")
 GLOSSARY = ("kind", "kind", *TABLES, "place", "phrase", "phrase")
 
 
@@ -35,7 +35,7 @@ def description(scene, language, rng, plain=False):
 
     # the phrases of a caption
     if style < 0.75:
-        parts = full_caption(scene, language)
+        parts = full_caption(scene, language, rng)
         rng.shuffle(parts)
         return words["comma"].join(parts) + words["stop"]
 
@@ -50,12 +50,9 @@ def description(scene, language, rng, plain=False):
 
 def questions_on(text, scene, language, rng, num_turns):
     """Turns about a scene that `text` described, which comes before the first question."""
-    interviewer = Interviewer(scene, language, rng, text_only=True, wording=VARIED)
+    interviewer = Interviewer(scene, language, rng, text_only=True)
     turns = [interviewer.ask(skill) for skill in rng.sample(list(SKILLS), num_turns + 1)]
-    turns = [turn for turn in turns if turn][:num_turns]
-    if rng.random() < 0.3:
-        turns[rng.randrange(len(turns))] = interviewer.ask_absent()
-    (question, answer), *rest = turns
+    (question, answer), *rest = [turn for turn in turns if turn][:num_turns]
     return [(text + question, answer), *rest]
 
 
@@ -121,12 +118,6 @@ def document(kind, rng):
         for pair in rng.sample(pairs, min(2, len(pairs))):
             more.append(fill_pair(kind, words["pair_says"], *pair))
         return words["gap"].join([text, *rng.sample(more, len(more))])
-
-    # or small talk, which asks nothing about a scene
-    if rng.random() < 0.05:
-        interviewer = Interviewer(scene, kind, rng, text_only=True, wording=VARIED)
-        reasons = rng.sample(("greeting", "unanswerable", "unanswerable"), 2)
-        return dialogue([interviewer.ask_unanswerable(reason) for reason in reasons])
 
     # or a description with questions on it
     text = description(scene, kind, rng) + words["gap"]

@@ -8,6 +8,7 @@ python -m demo.write --atlas NotoColorEmoji.ttf    # remake assets/atlas.png fro
 import json
 import multiprocessing
 import os
+import random
 import re
 import shutil
 import time
@@ -192,7 +193,7 @@ def contact_sheet(path, seed=0, columns=6, rows=4):
         sheet.paste(draw_scene(scene, random_for(seed, "sheet drawn", i)), (x, y))
 
         # One line per clause, as wide as the image.
-        text = "\n".join(full_caption(scene, BASE))
+        text = "\n".join(full_caption(scene, BASE, random.Random(i)))
         text = text.replace(" at the ", ", ").replace(" in the ", ", ")
         draw.multiline_text((x, y + SIDE + 4), text, "black", font, spacing=3)
     sheet.save(path)

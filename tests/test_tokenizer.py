@@ -215,12 +215,6 @@ def test_chinese_pieces_glue_words_across_grammar_unless_a_word_list_says_what_a
     pieces = listed.sp_processor.encode("红色的猫在垫子", out_type=str)
     assert pieces == ["▁", "红色", "的", "猫", "在", "垫子"]
 
-    # Single characters: as many pieces as there are characters, however many were asked for.
-    single = T.train(CHINESE, 5000, max_piece_length=1)
-    characters = {"▁" if char == " " else char for char in "".join(CHINESE)} | {"▁"}
-    assert {p.text for p in single.pieces[259:]} == characters
-    assert single.spec(2)[4] == single.vocab_size == 259 + len(characters)  # the file says so too
-
 
 # ------------------------------------------------------------------------------------------ merging
 

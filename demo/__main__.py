@@ -4,6 +4,7 @@ about its images in every language of demo/words.
     python -m demo                               # everything, into out/demo
     python -m demo --out out/seed5 --seed 5      # another world, another start
     python -m demo --out out/cut --data out/demo/data --without text --trainable projector decoder
+    python -m demo --quick                       # a smaller recipe: a first look, into out/quick
     python -m demo --dry-run                     # only print the commands
 
 The third line leaves a stage out, on the same world, to see what the stage is for. Each step is a
@@ -30,7 +31,9 @@ def parse_args(words=None):
         "python -m demo", description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
     add, some = parser.add_argument, {"nargs": "+", "metavar": "NAME"}
-    add("--out", type=Path, default=Path("out/demo"), help="folder of the run (default: out/demo)")
+    about = "folder of the run (default: out/demo, or out/quick)"
+    add("--out", type=Path, help=about)
+    add("--quick", action="store_true", help="fewer images and steps: a sixth of the time")
     add("--data", type=Path, help="folder of the world, used as it is if there (default: OUT/data)")
     add("--seed", type=int, default=0, help="of the world and of training (default: 0)")
     add("--processes", type=int, default=1, help="processes that train together (default: 1)")
@@ -50,6 +53,7 @@ def parse_args(words=None):
 
     # One folder is one path, however it was typed: commands are compared by their words.
     args = parser.parse_args(words)
+    args.out = args.out or Path("out/quick" if args.quick else "out/demo")
     args.is_own_world = args.data is None
     args.out, args.data = short_path(args.out), short_path(args.data or args.out / "data")
     return args

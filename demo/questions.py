@@ -5,8 +5,24 @@ A turn is a pair (question, answer). Each question has one right answer, in one 
 
 from dataclasses import replace
 
-from demo.words import BASE, LANGUAGES, WORDS, fill, thing_words
-from demo.world import BASE_ONLY, COLOURS, DIRECTIONS, HELD_OUT, KINDS, SIZES, YES_NO_TYPES
+from demo.phrasing import as_typed
+from demo.words import BASE, LANGUAGES, WORDS, fill, templates, thing_words, word_forms
+from demo.world import (
+    BACKGROUNDS,
+    BASE_ONLY,
+    COLOURS,
+    DIRECTIONS,
+    HELD_OUT,
+    KINDS,
+    PLACES,
+    SIZES,
+    YES_NO_TYPES,
+)
+
+# How questions are worded: by the plain templates that training has; varied, as people ask; or by
+# templates of which each has a word or an ending that is in no other table.
+PLAIN, VARIED, UNSEEN = "plain", "varied", "unseen"
+PLAIN_SHARE = 0.4  # of the varied questions
 
 # How a question names its thing: three times of four by its kind.
 NAMED_BY = ("kind", "kind", "kind", "colour")
@@ -49,14 +65,37 @@ def fill_pair(language, template, thing, direction, other):
 class Interviewer:
     """Asks about one scene in one language. `text_only`: every kind may be named."""
 
-    def __init__(self, scene, language, rng, text_only=False):
-        self.scene, self.language, self.rng = scene, language, rng
+    def __init__(self, scene, language, rng, text_only=False, wording=PLAIN):
+        self.scene, self.language, self.rng, self.wording = scene, language, rng, wording
         self.words = WORDS[language]
         every_kind = text_only or language == BASE
         self.kinds = [kind for kind in KINDS if every_kind or kind not in BASE_ONLY]
 
     def fill(self, template, thing, **values):
         return fill(self.language, template, **thing_words(self.language, thing), **values)
+
+    def word(self, thing, plain, *keys, **values):
+        """A question from the tables `plain`, or where `keys` lead in the other tables."""
+        if self.wording == PLAIN:
+            return self.fill(self.rng.choice(plain), thing, **values)
+
+        patterns = self.words[self.wording]
+        for key in keys:
+            patterns = patterns[key]
+        if self.wording == VARIED and plain and self.rng.random() < PLAIN_SHARE:
+            patterns = plain
+        question = self.fill(self.draw_template(patterns), thing, **values)
+        return as_typed(question, self.rng) if self.wording == VARIED else question
+
+    def name(self, thing, named_by):
+        """How a question names its thing."""
+        template = self.words["it"][named_by]
+        if self.wording == VARIED:
+            template = self.draw_template(self.words["varied"]["it"][named_by])
+        return self.fill(template, thing)
+
+    def draw_template(self, patterns):
+        return self.rng.choice(templates(self.language, self.rng.choice(patterns)))
 
     def ask(self, skill, thing=None, named_by=None):
         """A turn about a thing, or None where the scene has no such question. It names the thing
@@ -74,15 +113,15 @@ class Interviewer:
             if not sides:
                 return None
             side, subject = rng.choice(sides)
-            answer, values["direction"] = words["answer"]["at"], words["direction"][side]
+            answer, values = words["answer"]["at"], word_forms(self.language, "direction", side)
 
         # A question about the colour cannot name the thing by it.
         if named_by is None:
             named_by = "kind" if skill == "colour" else rng.choice(NAMED_BY)
         values |= {name: words[name][scene.background] for name in ("background", "mood")}
         values["number"] = words["number"][len(scene.things) - 1]
-        values["it"] = self.fill(words["it"][named_by], thing)
-        question = self.fill(rng.choice(words["ask"][skill]), thing, **values)
+        values["it"] = self.name(thing, named_by)
+        question = self.word(thing, words["ask"][skill], "ask", skill, **values)
         return question, self.fill(answer, subject, **values)
 
     def ask_yes_no(self, question_type, yes, thing=None, pairs=None):
@@ -99,14 +138,58 @@ class Interviewer:
     def word_yes_no(self, question_type, yes, thing):
         """The turn that asks whether the scene shows `thing`."""
         table = self.words["yes_no"][question_type]
-        return self.fill(self.rng.choice(table["ask"]), thing), table["yes" if yes else "no"]
+        question = self.word(thing, table["ask"], "yes_no", question_type)
+        return question, table["yes" if yes else "no"]
+
+    def ask_background(self, yes):
+        """A turn that asks whether the background is this one."""
+        right, table = self.scene.background, self.words["yes_no"]["colour"]
+        others = [background for background in BACKGROUNDS if background != right]
+        asked = right if yes else self.rng.choice(others)
+        question = self.word(self.scene.things[0], [], "is_background", asked)
+        return question, table["yes" if yes else "no"]
+
+    def describe(self):
+        """A turn that asks for a caption."""
+        question = self.word(self.scene.things[0], self.words["describe"], "describe")
+        return question, self.words["comma"].join(full_caption(self.scene, self.language, self.rng))
+
+    def ask_absent(self, table=None):
+        """A turn about a thing that is not there: of no kind of the world, unless a kind of the
+        world that the image does not show is drawn."""
+        rng, thing = self.rng, self.rng.choice(self.scene.things)
+        kinds = list(self.words[table or "other_kind"])
+        if table is None and rng.random() < 0.3:
+            kinds = [kind for kind in self.kinds if kind not in {t.kind for t in self.scene.things}]
+        absent = replace(thing, kind=rng.choice(kinds))
+        skill = rng.choice(("colour", "size", "where"))
+        name = self.name(absent, "kind")
+        question = self.word(absent, self.words["ask"][skill], "ask", skill, it=name)
+        return question, self.fill(self.words["unanswered"]["absent"], absent)
+
+    def ask_empty(self):
+        """A turn about a place where nothing is."""
+        taken = {thing.place for thing in self.scene.things}
+        place = self.rng.choice([place for place in range(len(PLACES)) if place not in taken])
+        thing = replace(self.scene.things[0], place=place)
+        question = self.word(thing, self.words["ask"]["at"], "ask", "at")
+        return question, self.fill(self.words["unanswered"]["empty"], thing)
+
+    def ask_unanswerable(self, reason="unanswerable"):
+        """A turn that no image answers; or ("greeting") that asks nothing."""
+        thing = self.rng.choice(self.scene.things)
+        question = self.word(thing, [], reason, it=self.name(thing, "kind"))
+        return question, self.words["unanswered"][reason]
 
     def change_one(self, question_type, thing):
         """A thing that differs from `thing` in one attribute and is not in the scene."""
         rng, things = self.rng, self.scene.things
         shown = {other.kind for other in things}
         if question_type == "kind":
-            return replace(thing, kind=rng.choice([k for k in self.kinds if k not in shown]))
+            kinds = [kind for kind in self.kinds if kind not in shown]
+            if self.wording == VARIED and rng.random() < 0.5:  # none of the world's
+                kinds = list(self.words["other_kind"])
+            return replace(thing, kind=rng.choice(kinds))
         if question_type == "size":
             return replace(thing, size=next(size for size in SIZES if size != thing.size))
         if question_type == "place":  # where another thing is, or anywhere

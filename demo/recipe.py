@@ -5,23 +5,42 @@ times, from few kinds of question to all: a decoder learns to look one attribute
 sooner when little else is asked (docs/experiments.md).
 """
 
+from typing import NamedTuple
+
 from demo.steps import Step
 from demo.words import BASE, LANGUAGES, WORDS, parse_shares
 from vocabulary.files import read_json
 
 TEXTS = (*LANGUAGES, "parallel")
+
+
+class Stage(NamedTuple):
+    """One run of train.py."""
+
+    flags: str
+    steps: int
+    quick_steps: int  # with --quick
+    seconds: int  # about how long the steps take on two cores
+
+
 STAGES = {
-    "vision": "--lr 1e-3 --muon-lr 0.01 --batch-size 32 --steps 3300",
-    "text": "--lr 1e-3 --muon-lr 0.005 --batch-size 32 --steps 300",
-    "align": "--lr 2e-3 --batch-size 32 --steps 60",
-    "instruct-1": "--lr 1e-3 --muon-lr 0.005 --batch-size 32 --records-per-sample 4 --steps 750",
-    "instruct-2": "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8 --steps 600",
-    "instruct": "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8 --steps 2000",
+    "vision": Stage("--lr 1e-3 --muon-lr 0.01 --batch-size 32", 3300, 700, 97),
+    "text": Stage("--lr 1e-3 --muon-lr 0.005 --batch-size 32", 300, 80, 30),
+    "align": Stage("--lr 2e-3 --batch-size 32", 60, 20, 10),
+    "instruct-1": Stage(
+        "--lr 1e-3 --muon-lr 0.005 --batch-size 32 --records-per-sample 4", 750, 250, 83
+    ),
+    "instruct-2": Stage(
+        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 600, 100, 67
+    ),
+    "instruct": Stage(
+        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 2000, 200, 223
+    ),
 }
-# About how long each stage takes, on two cores.
-SECONDS = dict(zip(STAGES, (97, 30, 10, 83, 67, 223)))
+IMAGES, QUICK_IMAGES = 6000, 1500
 OPTIONAL = (*list(STAGES)[:-1], "report")
 TEST_SPLITS = ("unseen_images", "unseen_combinations", "cross_lingual")
+MORE_SPLITS = ("unseen_phrasings", "further_nouns", "unanswerable", "unseen_captions")
 
 
 def make_steps(args):
@@ -32,7 +51,8 @@ def make_steps(args):
     # A folder that --data names is used as it is, if there is a world in it.
     steps, world = [], args.data / "world.json"
     if args.is_own_world or not world.exists():
-        steps.append(world_step("world", args.data, args.seed, args.share))
+        images = QUICK_IMAGES if args.quick else IMAGES
+        steps.append(world_step("world", args.data, args.seed, args.share, images))
     elif args.share and read_json(world)["arguments"].get("shares") != parse_shares(args.share):
         raise ValueError(f"{args.data} was not written with --share {' '.join(args.share)}")
 
@@ -48,7 +68,8 @@ def make_steps(args):
             model_files = [model / "config.json", model / "model.safetensors"]
 
     # Measuring is quick, so it is made again where something has changed.
-    splits, result = [args.data / f"{name}.json" for name in TEST_SPLITS], args.out / "eval.json"
+    names = TEST_SPLITS[:1] if args.quick else TEST_SPLITS + MORE_SPLITS
+    splits, result = [args.data / f"{name}.json" for name in names], args.out / "eval.json"
     command = ["-m", "evaluation", "answer", *start, "--data", *map(str, splits), "-o", str(result)]
     steps.append(Step("evaluate", command, model_files + splits, result, 16, again=True))
     if "report" not in args.without:
@@ -56,10 +77,10 @@ def make_steps(args):
     return steps
 
 
-def world_step(name, folder, seed=0, share=()):
-    command = ["-m", "demo.write", "-o", str(folder), "--images", "6000", "--seed", str(seed)]
+def world_step(name, folder, seed=0, share=(), images=IMAGES):
+    command = ["-m", "demo.write", "-o", str(folder), "--images", str(images), "--seed", str(seed)]
     command += ["--share", *share] if share else []
-    return Step(name, command, [], folder / "world.json", 20)
+    return Step(name, command, [], folder / "world.json", images // 300)
 
 
 def report_step(out, results):
@@ -100,10 +121,13 @@ def stage_step(name, args, start, model_files):
         command += ["--dictionary", str(more[0])]
     if stage == "instruct":
         command += ["--trainable", *args.trainable]
-    model = args.out / name
-    command += [*STAGES[name].split(), "--seed", str(args.seed), "--resume", "-o", str(model)]
+    model, (flags, steps, quick_steps, seconds) = args.out / name, STAGES[name]
+    if args.quick:
+        steps, seconds = quick_steps, seconds * quick_steps / steps
+    command += [*flags.split(), "--steps", str(steps), "--seed", str(args.seed), "--resume"]
+    command += ["-o", str(model)]
     reads = [*model_files, args.data / "world.json", *files, *more]
-    return Step(name, command, reads, model / "config.json", SECONDS[name], trains=True)
+    return Step(name, command, reads, model / "config.json", seconds, trains=True)
 
 
 def example(args):

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from math import gcd
 
-from demo.questions import Interviewer, full_caption, phrases
+from demo.questions import PLAIN, UNSEEN, VARIED, Interviewer, full_caption, phrases
 from demo.words import BASE, LANGUAGES, WORDS, training_languages
 from demo.world import BASE_ONLY, COLOURS, HELD_OUT, SKILLS, YES_NO_TYPES, random_for
 
@@ -19,6 +19,19 @@ SPLITS = {
     "unseen_combinations": "unseen_combinations",
     "cross_lingual": "cross_lingual",
 }
+# Further questions on images of these splits: of the wording given, and what is not there.
+MORE_SPLITS = {
+    "validation_varied": ("validation", VARIED),
+    "unseen_phrasings": ("unseen_images", UNSEEN),
+    "further_nouns": ("unseen_images", PLAIN),
+    "unanswerable": ("unseen_images", UNSEEN),
+}
+# Further nouns: of those that training may ask about, or of those kept for tests.
+NOUN_SKILLS = {
+    **dict.fromkeys(("known", "unknown"), "absent"),
+    **dict.fromkeys(("known_yes_no", "unknown_yes_no"), "yes_no"),
+}
+MORE_KINDS = NOUN_SKILLS | {"is_background": "yes_no"}
 BASE_ONLY_EVERY = 6  # every sixth image of a test split shows a base-only kind
 # Splits about the first thing of each scene, and their types of yes/no question.
 YES_NO_OF_SPLIT = {
@@ -124,6 +137,62 @@ def split_records(split, scenes, seed):
                     kind, image = SKILLS.get(skill, skill), image_path(split, index)
                     made.append(make_record(name, language, kind, turns, image, skill=skill))
     return made
+
+
+def more_records(split, scenes, seed):
+    """The records of a split in MORE_SPLITS. Each asks in the languages in turn."""
+    made, yes_counts, rotation = [], Counter(), language_rotation()
+    source, wording = MORE_SPLITS[split]
+    for index, scene in enumerate(scenes):
+        rng = random_for(seed, "asked", split, index)
+        for number, skill in enumerate(_more_skills(split)):
+            position = index - index // BASE_ONLY_EVERY + number
+            language = BASE if scene.base_only else rotation[position % len(rotation)]
+            interviewer = Interviewer(scene, language, rng, wording=wording)
+            turns = _more_turns(split, interviewer, skill, index, yes_counts)
+            if turns:
+                name = f"{split}-{index:05}-{skill}-{language}"
+                image = None if skill == "no_image" else image_path(source, index)
+                kind = SKILLS.get(skill, MORE_KINDS.get(skill, skill))
+                made.append(make_record(name, language, kind, turns, image, skill=skill))
+    return made
+
+
+def _more_skills(split):
+    """What a split of MORE_SPLITS asks about each image."""
+    without = ("unanswerable", "greeting", "no_image", "empty")
+    if split == "further_nouns":
+        return tuple(NOUN_SKILLS)
+    if split == "unanswerable":
+        return without
+    asked = (*SKILLS, "caption")
+    return asked if split == "unseen_phrasings" else (*asked, "is_background", "absent", *without)
+
+
+def _more_turns(split, interviewer, skill, index, yes_counts):
+    """The turns of one record of `more_records`, or [] if there is no such question."""
+    rng, scene = interviewer.rng, interviewer.scene
+    if skill in ("known", "unknown"):  # a noun that training asked about, or never
+        return [interviewer.ask_absent("other_kind" if skill == "known" else "unseen_kind")]
+    if skill in ("known_yes_no", "unknown_yes_no"):
+        nouns = interviewer.words["other_kind" if skill == "known_yes_no" else "unseen_kind"]
+        thing = replace(scene.things[0], kind=rng.choice(list(nouns)))
+        return [interviewer.word_yes_no("kind", False, thing)]
+
+    if skill in ("unanswerable", "greeting"):
+        return [interviewer.ask_unanswerable(skill)]
+    if skill == "is_background":
+        return [interviewer.ask_background(yes=index % 2 == 0)]
+    if skill == "caption":
+        return [interviewer.describe()]
+    if skill == "absent":
+        return [interviewer.ask_absent()]
+    if skill == "empty":
+        return [interviewer.ask_empty()]
+    if skill == "no_image":
+        asked = interviewer.ask(rng.choice(list(SKILLS))) or interviewer.describe()
+        return [(asked[0], interviewer.words["unanswered"]["no_image"])]
+    return _split_turns(split, interviewer, skill, index, yes_counts)
 
 
 def _split_turns(split, interviewer, skill, index, yes_counts):

@@ -97,12 +97,15 @@ def subsample(lines, shares):
 def evaluation_lines(splits, seed):
     """{file: lines} of the test splits, the captions of unseen images, and the true scenes."""
     rows = {split: records.split_records(split, splits[split], seed) for split in records.SPLITS}
+    for split, (source, _) in records.MORE_SPLITS.items():
+        rows[split] = records.more_records(split, splits[source], seed)
     rows |= {"unseen_captions": [], "scenes": []}
     # captions as in training, by a seed of their own
     for index, scene in enumerate(splits["unseen_images"]):
         for record in records.train_records(scene, f"{seed} unseen", index)["captions"]:
             record["id"] = f"unseen_images-{index:05}-{record['language']}-caption"
             record["image"] = image_path("unseen_images", index)
+            record["skill"] = f"things_{len(scene.things)}"
             rows["unseen_captions"].append(record)
 
     for split, own in splits.items():

@@ -1,8 +1,10 @@
 """Scores of single answers, between 0 and 1, and the statistics of many.
 
-accuracy    LLaVA, GQA: equal to the reference. VQAv2: by its ten annotators. POPE: yes or no
+accuracy    LLaVA, GQA: equal to the reference. VQAv2: by its ten annotators. POPE: yes or no.
+            Captions: the reference's clauses, in any order
 f1          open answers: shared characters (KorQuAD 1.0)
-chrf        captions: shared n-grams of 1 to 6 characters (Popović 2015)
+exact, chrf captions: equal to the reference; shared n-grams of 1 to 6 characters (Popović 2015)
+same_language    whether the answer is in the script of the question's language
 
 Questions about one image are not independent, so statistics resample whole images.
 Dimensions: G images, Q questions, R resamples.
@@ -21,7 +23,7 @@ from statistics import NormalDist
 import numpy as np
 
 from vocabulary.files import read_json, write_json
-from vocabulary.scripts import normalise
+from vocabulary.scripts import guess_language, normalise
 
 # Numbers as digits, and contractions with their apostrophe (the authors' table, mistakes included)
 VQA_WORDS = read_json(Path(__file__).with_name("vqa_words.json"))
@@ -125,10 +127,18 @@ def score_answer(question, answer):
         flags = says == truth, says and truth, says, truth
         return dict(zip(("accuracy", "true_positive", "says_yes", "is_yes"), map(float, flags)))
 
-    accuracy = float(normalise(answer) == normalise(question.truth))
+    scores = {"same_language": float(guess_language(answer) == guess_language(question.truth))}
+    exact = float(normalise(answer) == normalise(question.truth))
     if question.metric == "caption":
-        return {"accuracy": accuracy, "chrf": chrf(answer, question.truth)}
-    return {"accuracy": accuracy, "f1": character_f1(answer, question.truth)}
+        accuracy = float(clauses(answer) == clauses(question.truth))
+        return scores | {"accuracy": accuracy, "exact": exact, "chrf": chrf(answer, question.truth)}
+    return scores | {"accuracy": exact, "f1": character_f1(answer, question.truth)}
+
+
+def clauses(caption):
+    """The parts of a caption between its commas, sorted: their order does not matter, but a clause
+    that is said twice counts."""
+    return sorted(part.strip() for part in re.split("[,，、]", normalise(caption)))
 
 
 @lru_cache

@@ -11,6 +11,8 @@ from evaluation.questions import reference_answer
 FAMILIES = (
     (("f1",), {"character F1": ratio}),
     (("chrf",), {"chrF": ratio}),
+    (("exact",), {"exact match": ratio}),
+    (("same_language",), {"same language": ratio}),
     (
         ("true_positive", "says_yes", "is_yes"),
         {

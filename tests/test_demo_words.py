@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from demo import atlas, check, world  # noqa: E402
+from demo import atlas, check, phrasing, world  # noqa: E402
 from demo.records import language_rotation  # noqa: E402
-from demo.words import BASE, LANGUAGES, WORDS, fill, read_languages  # noqa: E402
+from demo.words import BASE, LANGUAGES, WORDS, fill, read_languages, templates  # noqa: E402
 
 WORDS_FOLDER = ROOT / "demo" / "words"
 
@@ -80,7 +80,7 @@ def edited_words(folder, name, old, new):
         ),
         ("en", '"{mood}"', '"{moods}"', "words/en.json: answer.mood: {moods} is not known here"),
         ("ko", '"은/는": [', '"은는": [', "words/ko.json: agreement.은/는 is missing, which "),
-        ("ko", '"커요"', '"커요', "words/ko.json: Expecting ',' delimiter: line 75 column 48 "),
+        ("ko", '"커요"', '"커요', "words/ko.json: Expecting ',' delimiter: line 46 column "),
         ("ko", "{", "", "words/ko.json: Extra data: line 2 column 10 "),
         ("en", '"base": true,', "", "words: needs two or more languages, one of them with 'base'"),
     ],
@@ -101,6 +101,64 @@ def test_what_is_wrong_in_the_table_of_kinds_is_named(monkeypatch):
     monkeypatch.setattr(world, "BASE_ONLY", ("rocket",))
     with pytest.raises(ValueError, match="things.json: kinds needs two or more of base_only"):
         check.check_tables(WORDS)
+
+
+def units(template, has_spaces):
+    """The words of a template, endings included; without spaces its pairs of characters."""
+    text = re.sub(r"[^\w' ]", " ", re.sub(r"{\w+}(?:\w+/\w+)?", " ", template.lower()))
+    if has_spaces:
+        return set(text.split())
+    return {word[i : i + 2] for word in text.split() for i in range(max(1, len(word) - 1))}
+
+
+def lists_of(tables, path=""):
+    """{"ask.colour": its list} for all lists in nested tables."""
+    if isinstance(tables, list):
+        return {path[1:]: tables}
+    found = {}
+    for key, value in tables.items():
+        found |= lists_of(value, f"{path}.{key}")
+    return found
+
+
+def test_a_pattern_stands_for_each_choice_of_its_alternatives():
+    grammar = {"colour": ["colour", "color"], "what": ["[What|Which] @colour"]}
+    assert phrasing.all_templates("@what is {it}[| now]?", grammar) == [
+        *("What color is {it} now?", "What color is {it}?"),
+        *("What colour is {it} now?", "What colour is {it}?"),
+        *("Which color is {it} now?", "Which color is {it}?"),
+        *("Which colour is {it} now?", "Which colour is {it}?"),
+    ]
+    assert phrasing.all_templates("[a|b [c|]]", {}) == ["a", "b", "b c"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_unseen_phrasings_have_a_word_or_an_ending_that_training_never_has(language):
+    words, has_spaces = WORDS[language], WORDS[language]["gap"] == " "
+    plain = lists_of({"ask": words["ask"], "describe": words["describe"]})
+    plain |= {f"yes_no.{name}": table["ask"] for name, table in words["yes_no"].items()}
+    training, number = lists_of(words["varied"]), Counter()
+    for path, unseen in lists_of(words["unseen"]).items():
+        number[path.split(".")[-1 if path.startswith("ask") else 0]] += len(unseen)
+        known = set()
+        for pattern in training[path] + plain.get(path, []):
+            for template in templates(language, pattern):
+                known |= units(template, has_spaces)
+        for template in unseen:
+            assert units(template, has_spaces) - known, (path, template)
+    skills = {*words["ask"], "yes_no", "describe", "unanswerable", "greeting"}
+    assert number.keys() == skills and min(number.values()) >= 8, number
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_training_asks_in_several_times_as_many_ways(language):
+    words = WORDS[language]
+    plain = {f"ask.{skill}": asked for skill, asked in words["ask"].items()}
+    plain |= {f"yes_no.{name}": table["ask"] for name, table in words["yes_no"].items()}
+    for path, asked in plain.items():
+        patterns = lists_of(words["varied"])[path]
+        every = {template for pattern in patterns for template in templates(language, pattern)}
+        assert len(every) >= 3 * len(asked), (path, len(every))
 
 
 def test_no_code_names_a_language():

@@ -32,6 +32,27 @@ def test_answers_that_differ_in_form_only_are_equal():
     assert metrics.normalise("a cat") != metrics.normalise("cat")
 
 
+def test_a_caption_is_right_if_it_has_the_same_clauses():
+    caption = make_question("a red cat, a big key, at night", id=0, metric="caption")
+    for answer, accuracy, exact in (
+        ("A red cat, a big key, at night.", 1, 1),
+        ("a big key, a red cat, at night", 1, 0),
+        ("a red cat, a red cat, at night", 0, 0),
+        ("a red cat, a red cat, a big key, at night", 0, 0),
+        ("a red cat, a big key", 0, 0),
+    ):
+        scores = metrics.score_answer(caption, answer)
+        assert (scores["accuracy"], scores["exact"]) == (accuracy, exact), answer
+    assert metrics.clauses("左侧有猫，在夜晚。") == metrics.clauses("在夜晚，左侧有猫")
+
+
+def test_the_language_of_an_answer_is_that_of_its_reference():
+    question = make_question("고양이", "ko", id=0)
+    answers = ("개", "a cat 고양이", "cat", "猫", "")
+    same = [metrics.score_answer(question, answer)["same_language"] for answer in answers]
+    assert same == [1, 1, 0, 0, 0]
+
+
 def test_vqa_accuracy_is_the_mean_over_leaving_each_annotator_out():
     truths = ["cat"] * 3 + ["dog"] * 7
     assert metrics.vqa_accuracy("cat", truths) == pytest.approx((3 * 2 / 3 + 7 * 1) / 10, abs=1e-12)

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from demo.check import check_tables
+from demo.phrasing import all_templates
 from demo.world import PLACES
 
 
@@ -45,13 +46,28 @@ def training_languages(scene):
     return (BASE,) if scene.base_only else LANGUAGES
 
 
+def word_forms(language, table, key):
+    """{placeholder: word} of one entry of a table: the word itself, and its further forms."""
+    words = WORDS[language]
+    names = words[table]
+    if table == "kind":
+        names = names | words["other_kind"] | words["unseen_kind"]
+    forms = words["forms"].get(table, {})
+    return {table: names[key]} | {name: form[key] for name, form in forms.items()}
+
+
 def thing_words(language, thing):
-    """{placeholder: word} for templates about one thing."""
-    words, keys = WORDS[language], vars(thing) | {"place": PLACES[thing.place]}
-    values = {table: words[table][key] for table, key in keys.items()}
-    for table, forms in words["forms"].items():
-        values |= {name: form[keys[table]] for name, form in forms.items()}
+    """{placeholder: word} for templates about one thing, which may be of no kind of the world."""
+    keys, values = vars(thing) | {"place": PLACES[thing.place]}, {}
+    for table, key in keys.items():
+        values |= word_forms(language, table, key)
     return values
+
+
+@cache
+def templates(language, pattern):
+    """Every template that a pattern of this language stands for."""
+    return all_templates(pattern, WORDS[language]["grammar"])
 
 
 @cache

@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from checkpoint.config import parse_clip_config, require_layer
+from checkpoint.config import parse_vision_config, require_layer
 from checkpoint.folder import load_config, read_aspect_ratio, read_object
 from checkpoint.names import find_names, match_tensors, tensor_shapes
 from checkpoint.safetensors import load_weights
@@ -50,7 +50,7 @@ def load_encoder(folder, random_weights=False):
         config = load_config(folder)
     else:
         config = ModelConfig(
-            parse_clip_config(data, where), image_aspect_ratio=read_aspect_ratio(folder)
+            parse_vision_config(data, where), image_aspect_ratio=read_aspect_ratio(folder)
         )
         require_layer(config.vision_feature_layer, config.vision, where)
 

@@ -401,7 +401,7 @@ def test_train_merge_report_and_show_run_as_the_docstring_says(run):
 
 BAD = {
     "no text to train on": "train empty.txt --vocab-size 300 -o x.model",
-    "latin1.txt, line 2: not UTF-8": "train latin1.txt --vocab-size 300 -o x.model",
+    "latin1.txt: line 2 is not UTF-8": "train latin1.txt --vocab-size 300 -o x.model",
     "a vocabulary of 262 is too small": "train ok.txt --vocab-size 262 -o x.model",
     "a vocabulary of -5 is too small": "train ok.txt --vocab-size -5 -o x.model",
     "character coverage 0.0 must be in (0, 1]": (
@@ -410,7 +410,7 @@ BAD = {
     "maximum piece length 0 must be at least 1": (
         "train ok.txt --vocab-size 265 --max-piece-length 0 -o x.model"
     ),
-    "missing.txt: No such file": "train missing.txt --vocab-size 300 -o x.model",
+    "missing.txt: no such file": "train missing.txt --vocab-size 300 -o x.model",
     "nowhere/x.model: the folder does not exist": (
         "train ok.txt --vocab-size 265 -o nowhere/x.model"
     ),

@@ -3,6 +3,7 @@ trains a model on it. Pipeline: world -> words -> drawing, questions, text -> re
 
     world.py        scenes at random; things.json has the kinds of thing and the colours
     words/          the words: one file a language (check.py compares them)
+    phrasing.py     patterns that stand for many wordings of a question
     drawing.py      a scene as an image, with atlas.py (silhouettes) and backgrounds.py
     questions.py    captions, questions and conversations about a scene
     records.py      LLaVA records for training and for the test splits

@@ -25,8 +25,9 @@ import vision
 from checkpoint import load_model, load_tokenizer
 from model import KVCache
 from tokenizer import StreamDecoder
-from training.device import pick_device, pick_precision
-from vocabulary.command import Parser, at_least, run_main
+from training.device import DEVICES, pick_device, pick_precision
+from vocabulary import flags
+from vocabulary.command import Parser, enable_line_editing, run_main
 from vocabulary.files import claim_output
 from vocabulary.records import read_complete_lines
 
@@ -142,7 +143,7 @@ def select_cache_rows(cache, rows, size, config):
 
 def sample_tokens(logits, sampling):
     """logits (rows, V) -> ids (rows,), chosen as `sampling` says."""
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-3:  # a quotient would overflow, and draw the same
         return logits.argmax(dim=-1)
 
     p, order = (logits / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
@@ -200,7 +201,6 @@ def answer_file(model, tokenizer, args, options):
     source = {"model": args.model, "data": args.batch}
     out = Path(args.out)
     claim_output(out, lambda path: source.keys() <= first_row(path).keys(), [args.batch])
-    out.parent.mkdir(parents=True, exist_ok=True)
 
     # A first run may have been cut off. Its answers must be to the same questions.
     lines = read_complete_lines(out)
@@ -208,7 +208,9 @@ def answer_file(model, tokenizer, args, options):
         found = f"{first.get('model')} to {first.get('data')}"
         raise ValueError(f"{out}: holds answers of {found}; give another -o")
     limit = model.config.text.max_position_embeddings
-    dataset = data.ConversationDataset([args.batch], tokenizer, model.config, limit)
+    dataset = data.ConversationDataset(
+        [args.batch], tokenizer, model.config, limit, images=args.images
+    )
     done, total = len(lines), len(dataset)
     with open(out, "a", encoding="utf-8") as file:
         for i in tqdm(range(done, total), initial=done, total=total, unit="question"):
@@ -234,6 +236,7 @@ def chat(model, tokenizer, args, images, options):
     pixels = [vision.preprocess(image, size, ratio) for image in images]
     pixels = torch.stack(pixels).to(model.device) if images else None
 
+    enable_line_editing()
     turns, question = [], args.question or read_question()
     while question:
         # Only the first question has the images.
@@ -250,6 +253,7 @@ def chat(model, tokenizer, args, images, options):
 
 
 def read_question():
+    """A typed line; "" at the end of the input."""
     try:
         return input("you: ").strip()
     except EOFError:
@@ -259,25 +263,27 @@ def read_question():
 def parse_args():
     parser = Parser(prog="generate.py", description=__doc__)
     add = parser.add_argument
+    file = {"type": flags.file, "metavar": "FILE"}
     add("question", nargs="?", help="about the images, if there are any")
-    add("--model", required=True, help="the model folder")
-    add("--image", action="append", default=[], help="an image; may be given several times")
+    add("--model", type=flags.folder, required=True, help="the model folder")
+    add("--image", **file, action="append", default=[], help="may be given several times")
     add("--chat", action="store_true", help="more questions, until an empty line or Ctrl-D")
-    add("--batch", metavar="FILE", help="answer the first question of each record, one by one")
-    add("-o", "--out", default="answers.jsonl", help="of --batch (default: answers.jsonl)")
-    add("--max-new-tokens", type=at_least(1), default=128, help="of an answer (default: 128)")
-    add("--temperature", type=at_least(0, float), default=0.0, help="0: the most probable token")
-    add(
-        "--top-p",
-        type=at_least(0.0, float),
-        default=1.0,
-        help="probability of the tokens drawn from (default: 1)",
-    )
-    add("--seed", type=int, default=0, help="of the draws (default: 0)")
-    add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto: GPU or CPU")
+    add("--batch", **file, help="answer the first question of each record, one by one")
+    folder = {"type": flags.folder, "metavar": "FOLDER"}
+    add("--images", **folder, help="of the images of --batch (default: the folder of FILE)")
+    add("-o", "--out", type=flags.text, default="answers.jsonl", help="of --batch")
+    add("--max-new-tokens", type=flags.count, default=128, help="of an answer")
+    temperature = "of the draws; 0: always the most probable token"
+    add("--temperature", type=flags.at_least(0, float, 100), default=0.0, help=temperature)
+    top_p = "probability of the tokens drawn from"
+    add("--top-p", type=flags.share, default=1.0, help=top_p)
+    add("--seed", type=flags.seed, default=0, help="of the draws")
+    add("--device", choices=DEVICES, default="auto", help="auto: a CUDA GPU, else the CPU")
     args = parser.parse_args()
-    if args.question is None and not args.chat and not args.batch:
+    if not (args.question or args.chat or args.batch):
         parser.error('give a "question", --chat or --batch FILE')
+    if args.batch and (args.question or args.chat or args.image):
+        parser.error("--batch has its questions and images from FILE: give it alone")
     return args
 
 

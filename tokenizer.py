@@ -28,16 +28,16 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
+from vocabulary import flags
 from vocabulary.bench import bench
 from vocabulary.command import Parser, run_main
 from vocabulary.fast_bpe import bpe, build_symbol_array, count_words, learn_merges
 from vocabulary.files import claim_output, read_lines
-from vocabulary.report import labelled_path, print_report, show
+from vocabulary.report import labelled_path, print_report, show, text_to_show
 from vocabulary.scripts import is_foreign
 from vocabulary.sentencepiece_file import (
     BYTE,
@@ -387,8 +387,6 @@ def run_merge(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.command == "train":
-        if not Path(args.out).parent.is_dir():  # found now, not after an hour of training
-            raise ValueError(f"{args.out}: the folder does not exist")
         claim_output(args.out, Tokenizer.load, args.files)
         options = {k: v for k, v in vars(args).items() if k not in ("command", "files", "out")}
         tokenizer = train(read_lines(args.files), progress=sys.stderr.isatty(), **options)
@@ -412,36 +410,38 @@ def main() -> None:
     flag = {"action": argparse.BooleanOptionalAction, "default": True}
 
     add = commands.add_parser("train", help="learn a vocabulary from text files").add_argument
-    add("files", nargs="+", metavar="FILE", help="UTF-8 text")
-    add("--vocab-size", type=int, required=True, help="special pieces, bytes, characters, merges")
-    add("-o", "--out", required=True)
-    add("--character-coverage", type=float, default=0.9995, help="of the text, default %(default)s")
-    add("--max-piece-length", type=int, default=16, help="in characters, default %(default)s")
+    add("files", nargs="+", type=flags.file, metavar="FILE", help="UTF-8 text")
+    add("--vocab-size", type=flags.count, required=True, help="pieces of all types together")
+    add("-o", "--out", type=flags.text, required=True, help="the .model to write")
+    add("--character-coverage", type=flags.share, default=0.9995, help="of the text")
+    add("--max-piece-length", type=flags.count, default=16, help="in characters")
     add("--split-digits", **flag, help="each digit is a piece of its own")
     add("--split-scripts", **flag, help="no piece mixes letters with signs, Hangul with Latin")
     add("--byte-fallback", **flag, help="characters without a piece become their UTF-8 bytes")
 
     add = commands.add_parser("merge", help="append new pieces to a model").add_argument
-    add("base", metavar="BASE.model")
-    add("new", nargs="*", metavar="NEW", help=".model, or text with a piece a line")
-    add("-o", "--out", required=True)
-    choices = ("drop", "repair", "keep")
-    add("--unreachable", choices=choices, default="drop", help="no merges reach it; default drop")
+    add("base", type=flags.path, metavar="BASE.model", help="its pieces keep their ids")
+    add("new", nargs="*", type=flags.file, metavar="NEW", help=".model, or a piece a line")
+    add("-o", "--out", type=flags.text, required=True, help="the .model to write")
+    choices = {"choices": ("drop", "repair", "keep"), "default": "drop"}
+    add("--unreachable", **choices, help="pieces that no merges reach")
     add("--foreign-only", **flag, help="no piece that plain English could contain")
     add("--same-normalizer", **flag, help="refuse a model that normalises differently")
-    add("--control", nargs="*", default=["<image>", "<pad>"], help="control pieces, appended last")
+    add("--control", nargs="*", type=flags.text, default=["<image>", "<pad>"], help="appended last")
 
     add = commands.add_parser("report", help="tokens per character, word and byte").add_argument
-    add("models", nargs="+", metavar="MODEL")
-    add("--text", nargs="+", required=True, type=labelled_path, metavar="[LABEL=]FILE")
+    models = {"nargs": "+", "type": flags.file, "metavar": "MODEL", "help": "the base first"}
+    add("models", **models)
+    text = {"nargs": "+", "type": labelled_path, "required": True, "metavar": "[LABEL=]FILE"}
+    add("--text", **text, help="UTF-8 text to encode")
 
     add = commands.add_parser("show", help="print the pieces of a text").add_argument
-    add("models", nargs="+", metavar="MODEL")
-    add("text")
+    add("models", **models)
+    add("text", type=text_to_show, help="in quotes, after the models")
 
     add = commands.add_parser("bench", help="time and memory of training").add_argument
-    add("file", help="UTF-8 text; sentencepiece and tokenizers train on it, too, if installed")
-    add("--vocab-size", type=int, default=8000, help="by default %(default)s")
+    add("file", type=flags.file, help="UTF-8 text for this trainer and others that are installed")
+    add("--vocab-size", type=flags.count, default=8000, help="pieces")
 
     run(parser.parse_args())
 

@@ -13,10 +13,10 @@ import numpy as np
 
 import data
 from annotation.build import cached_jpeg, count_names, print_filters
-from annotation.filters import width
 from annotation.prompts import generation_request
 from evaluation.client import estimate_tokens, has_prices, make_body, price
-from vocabulary.files import sibling, write_atomically
+from vocabulary.command import text_width
+from vocabulary.files import claim_output, sibling, write_atomically
 from vocabulary.records import read_records
 
 
@@ -62,6 +62,8 @@ def dry_run(items, args):
 def print_stats(args):
     """Prints counts, lengths, first words and the share rejected of a set; with --sheet writes a
     page of random samples."""
+    if args.sheet:
+        claim_output(args.sheet, is_sheet, [args.file])
     records = read_records(args.file)
     num_images = len({str(record.get("image")) for record in records})
     sources = count_names(record.get("source") for record in records)
@@ -98,17 +100,14 @@ def print_lengths(records):
         language = record.get("language")
         for parts, answer in data.read_turns(record):
             question = "".join(parts).strip()
-            questions[language].append(width(question))
-            answers[language].append(width(answer))
+            questions[language].append(text_width(question))
+            answers[language].append(text_width(answer))
             # Chinese writes no spaces: its first two characters stand for the first word.
             first = question.split()[0] if " " in question else question[:2]
             first_words[language][first] += 1
 
     # Percentiles, as a few very long answers would rule a mean.
-    print(
-        "\ncolumns, 5% / median / 95%       pairs      questions        answers   "
-        "most frequent first words of questions"
-    )
+    print("\ncolumns, 5% / median / 95%       pairs      questions        answers")
     for language in sorted(questions, key=str):
         spreads = ""
         for widths in (questions[language], answers[language]):
@@ -118,7 +117,7 @@ def print_lengths(records):
         count = len(questions[language])
         common = first_words[language].most_common(6)
         words = ", ".join(f"{word} {n / count:.0%}" for word, n in common)
-        print(f"{language!s:<28}{count:>10,}{spreads}   {words}")
+        print(f"{language!s:<28}{count:>10,}{spreads}\n  most frequent first words: {words}")
     return sum(map(len, questions.values())) / max(1, len(questions))
 
 
@@ -138,6 +137,12 @@ def print_share_rejected(records, rejected, num_pairs):
 
 # ------------------------------------------------------------------------------------ the sheet
 NUM_SAMPLES = 40
+
+
+def is_sheet(path):
+    """Whether a file is an earlier sheet: it begins like sheet.html."""
+    head = Path(__file__).with_name("sheet.html").read_bytes()[:100]
+    return Path(path).read_bytes().startswith(head)
 
 
 def write_sheet(records, args):

@@ -1,6 +1,5 @@
 """The command line of this package: python -m checkpoint show|build."""
 
-import argparse
 import json
 import math
 import re
@@ -11,7 +10,9 @@ import checkpoint
 from checkpoint.build import WRITTEN_DTYPES, build, plan_build
 from checkpoint.names import tensor_specs
 from checkpoint.safetensors import DTYPE_NAMES, load_weights, num_bytes, plan_shards
-from vocabulary.command import run_main
+from vocabulary import flags
+from vocabulary.command import Parser, run_main
+from vocabulary.files import require_writable
 
 
 def print_tensors(specs):
@@ -55,28 +56,27 @@ def print_plan(plan):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m checkpoint",
-        description=checkpoint.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m checkpoint", description=checkpoint.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     show = commands.add_parser("show", help="config and tensors of a model folder")
-    show.add_argument("folder")
+    show.add_argument("folder", type=flags.folder, help="a model's")
 
     make = commands.add_parser("build", help="a model folder from published parts")
     add = make.add_argument
-    add("--llm", required=True, help="Llama's folder, or LLaVA's in either layout")
-    add("--vision", help="CLIP's folder, if --llm has no vision encoder")
-    add("--projector", help="a file with one, as LLaVA has after its first stage (default: random)")
-    add("--tokenizer", help="a .model that begins with the pieces of --llm (default: --llm's)")
+    folder = {"type": flags.folder, "metavar": "FOLDER"}
+    add("--llm", required=True, **folder, help="Llama's, or LLaVA's in either layout")
+    add("--vision", **folder, help="CLIP's, if --llm has no vision encoder")
+    projector = "a file with one, as LLaVA has after its first stage (default: random)"
+    add("--projector", type=flags.path, metavar="FILE", help=projector)
+    tokenizer = "a .model that begins with the pieces of --llm (default: --llm's)"
+    add("--tokenizer", type=flags.path, metavar="FILE", help=tokenizer)
     how = "rows of new pieces: the mean of the old pieces that spelled them (default), or random"
     add("--init", choices=["mean", "random"], default="mean", help=how)
     add("--dtype", choices=WRITTEN_DTYPES, help="of the weights to write (default: --llm's)")
-    add("--seed", type=int, default=0, help="of random weights (default: 0)")
+    add("--seed", type=flags.seed, default=0, help="of random weights")
     add("--dry-run", action="store_true", help="only print what would be written")
-    add("-o", "--out", required=True, help="the folder to write")
+    add("-o", "--out", type=flags.text, required=True, help="the folder to write")
     return parser
 
 
@@ -89,6 +89,7 @@ def main(argv=None):
             return
         if Path(args.out).exists() and any(Path(args.out).iterdir()):
             raise ValueError(f"{args.out}: there is something already; give another -o")
+        require_writable(args.out)
         build(plan, args.out, args.init, args.seed)
         return
     print(json.dumps(asdict(checkpoint.load_config(args.folder)), indent=2))

@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from vocabulary.command import use_colour
 from vocabulary.files import read_json, write_atomically, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -143,7 +144,7 @@ class Run:
         # Note it first: half a result is never taken for another one's.
         self.steps[step.name] = made
         self.write()
-        bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        bold, plain = ("\033[1m", "\033[0m") if use_colour() else ("", "")
         print(f"\n{bold}{shown(step.command)}{plain}", flush=True)
         start = time.time()
         status = runner(step.command)

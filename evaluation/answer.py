@@ -24,6 +24,7 @@ from evaluation.questions import Question, question_name, read_questions
 from evaluation.scores import FAMILIES, accuracy_rows, metric_rows, most_frequent_answers
 from evaluation.tables import show_results
 from generate import answer_batch, load_for_inference
+from vocabulary import flags
 from vocabulary.files import claim_output, set_aside, sibling
 from vocabulary.records import read_complete_lines
 
@@ -116,7 +117,8 @@ def image_path(header, question):
 def add_arguments(parser):
     add_model_arguments(parser)
     add_question_arguments(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
+    about = "of an answer"
+    parser.add_argument("--max-new-tokens", type=flags.count, default=128, metavar="N", help=about)
 
 
 def run(args):

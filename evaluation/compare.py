@@ -20,6 +20,7 @@ from evaluation.answer import read_answers
 from evaluation.questions import question_name
 from evaluation.scores import accuracy_row, count_languages, group_indices, most_frequent_answers
 from evaluation.tables import show_results
+from vocabulary import flags
 from vocabulary.files import read_json
 
 
@@ -34,9 +35,11 @@ def read_run(paths, languages, questions):
     full, blind = [], []
     for path in paths:
         _, answered = read_answers(path)
+        if missing := set(languages or ()) - {q.language for q in answered}:
+            raise ValueError(f"{path}: no questions in {', '.join(sorted(missing))} (--languages)")
         answered = [q for q in answered if not languages or q.language in languages]
         if not answered:
-            raise ValueError(f"{path}: no questions in {', '.join(languages or ['it'])}")
+            raise ValueError(f"{path}: no questions")
 
         answered.sort(key=question_name)
         questions = questions or answered
@@ -132,9 +135,10 @@ def conclusions(pairs):
 
 def add_arguments(parser):
     add, files = parser.add_argument, "-o files of `answer`, one per seed"
-    add("runs", nargs="+", metavar="NAME=FILE[,FILE…]", help=files)
-    add("--languages", nargs="+", help="only questions in these")
-    add("-o", "--out", help="JSON with the results")
+    add("runs", nargs="+", type=flags.text, metavar="NAME=FILE[,FILE…]", help=files)
+    some = {"nargs": "+", "type": flags.text, "metavar": "CODE"}
+    add("--languages", **some, help="only questions in these, such as en ko")
+    add("-o", "--out", type=flags.text, metavar="FILE", help="JSON with the results")
 
 
 def run(args):

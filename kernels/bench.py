@@ -28,6 +28,7 @@ import kernels
 from kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 from kernels.rope import rope_reference
 from kernels.swiglu import swiglu_reference
+from vocabulary.command import Parser, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cuda"
@@ -306,10 +307,11 @@ TABLES = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES), help="tables")
+    parser = Parser(prog="python -m kernels.bench", description=__doc__)
+    add, some = parser.add_argument, {"nargs": "+", "metavar": "TABLE"}
+    add("--only", **some, choices=TABLES, default=list(TABLES), help="tables to measure")
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("--tests", action=flag, default=True, help="run the kernels' tests first")
+    add("--tests", action=flag, default=True, help="run the kernels' tests first")
     args = parser.parse_args()
 
     # Without a GPU only the compiler can tell something.
@@ -330,4 +332,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, "kernels.bench")

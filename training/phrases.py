@@ -36,7 +36,7 @@ class PhraseDataset:
     record of the phrase's language and kind without it. Else it is unknown: no part of the loss.
     dictionary: a text file of words with one meaning, "cat = 고양이 = 猫" a line."""
 
-    def __init__(self, paths, tokenizer, config, dictionary=None):
+    def __init__(self, paths, tokenizer, config, dictionary=None, images_folder=None):
         self.paths, self.tokenizer = list(paths), tokenizer
         self.dictionary = read_dictionary(dictionary, tokenizer) if dictionary else []
         self.image_size = config.vision.image_size
@@ -45,9 +45,10 @@ class PhraseDataset:
 
         images = {}  # (folder, file) -> DescribedImage
         for path in self.paths:
+            folder = Path(images_folder or Path(path).parent)
             for number, record in enumerate(read_records(path)):
                 try:
-                    self.add(record, Path(path).parent, images)
+                    self.add(record, folder, images)
                 except ValueError as error:
                     name = f"{path}: record {number} (id {record.get('id')!r})"
                     self.bad.append(f"{name}: {error}")

@@ -6,7 +6,8 @@
     scripts.py              the writing system of a character; cutting words by it
     files.py                reading lines, writing a file whole or not at all
     records.py              LLaVA records, JSON Lines and text, read record by record
-    command.py              number flags, short errors, output on any terminal
+    command.py              --help with defaults, short errors, output on any terminal
+    flags.py                what a flag may be: ranges of numbers, files that are there
     report.py               tokens per character, word and byte; `show`
     bench.py                time and memory of training, beside the libraries
 

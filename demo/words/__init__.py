@@ -87,5 +87,7 @@ def parse_shares(given):
             raise ValueError(f"--share {word}: give LANGUAGE=SHARE, {choices}, from 0 to 1")
         if not WORDS[language]["script"]:
             raise ValueError(f"--share {word}: words/{language}.json has no script to find it by")
+        if language in shares:
+            raise ValueError(f"--share {word}: {language} has a share already")
         shares[language] = float(share)
     return shares

@@ -14,6 +14,7 @@ def find_images(folder, objects):
     """-> (items without a kind, refused [(name, reason)], number of other files).
 
     Reads nothing outside `folder`. A copy of an image counts as that image."""
+    # Links may lead anywhere, so paths are compared as they really are.
     root, items, refused, num_others, first_name = folder.resolve(), [], [], 0, {}
     files = sorted(folder.rglob("*"))
     for path in tqdm(files, desc="images", unit="file", leave=False, disable=None):

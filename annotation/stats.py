@@ -85,6 +85,7 @@ def print_stats(args):
 def print_counts(records):
     """A table: records by language and kind."""
     table = Counter((record.get("language"), record.get("kind")) for record in records)
+    # Sets of others may lack a kind, or have a number as one.
     kinds = sorted({kind for _, kind in table}, key=str)
     print("\nrecords   " + "".join(f"{kind!s:>14}" for kind in kinds))
     for language in sorted({language for language, _ in table}, key=str):

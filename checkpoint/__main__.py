@@ -18,6 +18,7 @@ from vocabulary.files import require_writable
 def print_tensors(specs):
     """A line per tensor of {name: (dtype, shape)}, one for the same in all layers, and the sum."""
     groups = {}  # (name, dtype, shape) -> how many layers have it
+    # Layers are alike: a line stands for all of them.
     for name, (dtype, shape) in specs.items():
         key = (re.sub(r"\.layers\.\d+\.", ".layers.*.", name), dtype, tuple(shape))
         groups[key] = groups.get(key, 0) + 1

@@ -45,6 +45,7 @@ def world_of(out, variant):
 
 def make_worlds(out, variants):
     """A step for each world that the variants need."""
+    # Variants without shares of their own have one world in common.
     shares = {world_of(out, name): SHARES.get(name, ()) for name in variants}
     return [world_step(f"world {path.name}", path, share=own) for path, own in shares.items()]
 
@@ -87,6 +88,7 @@ def run_one(command, log, jobs):
         status = subprocess.run([sys.executable, *command]).returncode
     else:
         print(f"{shown(command)} > {log}", flush=True)
+        # All cores for each run would make all of them slower.
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
         with open(log, "w", encoding="utf-8") as file:
             more = {"env": threads | os.environ, "stdout": file, "stderr": file}

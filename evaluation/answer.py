@@ -95,6 +95,7 @@ def read_answers(path):
     if not path.is_file():
         raise ValueError(f"{path}: no such file; python -m evaluation answer -o writes it")
     try:
+        # A file that is cut off would be compared on fewer questions than it says.
         header, *rows = map(json.loads, path.read_bytes().splitlines())
         questions = [Question(**row) for row in rows]
         if all(None not in (q.full, q.blind) for q in questions):
@@ -108,6 +109,7 @@ def image_path(header, question):
     """The first image of an answered question; None if it has none or it is gone."""
     names = question.image if isinstance(question.image, list) else [question.image]
     files = map(Path, header["data"])
+    # Splits may have images of the same name, each in the folder of its file.
     folders = [header.get("images")] if header.get("images") else []
     folders = folders or [file.parent for file in files if file.stem == question.split]
     paths = [Path(folder, name) for folder in folders for name in names[:1] if name]
@@ -138,6 +140,7 @@ def run(args):
             print(f"{done:,} of {len(questions):,} questions were answered before")
 
     if missing:
+        # The cache must hold the longest answer, too.
         longest = max(len(q.prompt) for q in missing) + args.max_new_tokens
         batcher = Batcher(model, args.precision, args.batch_size, longest)
         answer_questions(model, tokenizer, missing, batcher, args.max_new_tokens, on_answer)

@@ -43,6 +43,7 @@ class Batcher:
 
     def default_batch_size(self, text, longest):
         """As many as have their KV cache in half of the GPU's free memory, or in 1 GiB."""
+        # Keys and values of all layers, per token.
         values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         memory = 1 << 30
         if self.device.type == "cuda":
@@ -62,6 +63,7 @@ class Batcher:
     def load_images(self, image_paths):
         """Each sample's image paths -> the different images, uint8 (P, 3, S, S) or None, and each
         sample's indices of them."""
+        # Many questions share an image: it is loaded and encoded once.
         unique = list(dict.fromkeys(sum(image_paths, [])))
         indices = [[unique.index(path) for path in paths] for paths in image_paths]
         if not unique:

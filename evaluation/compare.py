@@ -41,6 +41,7 @@ def read_run(paths, languages, questions):
         if not answered:
             raise ValueError(f"{path}: no questions")
 
+        # After an interruption a file has its questions in another order.
         answered.sort(key=question_name)
         questions = questions or answered
         if list(map(question_name, questions)) != list(map(question_name, answered)):
@@ -54,6 +55,7 @@ def welch(a, b):
     """(difference, low, high) of the means of two small samples (Welch 1947)."""
     var_a, var_b = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
     difference = float(np.mean(a) - np.mean(b))
+    # Seeds that agree to the digit leave nothing to estimate a spread from.
     if not var_a + var_b:
         return difference, difference, difference
     df = (var_a + var_b) ** 2 / (var_a**2 / (len(a) - 1) + var_b**2 / (len(b) - 1))
@@ -92,6 +94,7 @@ def compare(questions, runs):
                 _, row["seeds_low"], row["seeds_high"] = welch(a.mean(1), b.mean(1))
             pairs.append(row)
 
+    # Of many comparisons some look significant by chance alone.
     for row, p in zip(pairs, metrics.holm([row["p"] for row in pairs])):
         row["p_holm"] = p
     return models, pairs
@@ -147,6 +150,7 @@ def run(args):
         name, equals, paths = text.partition("=")
         if not equals or len(args.runs) < 2:
             raise ValueError("give two runs or more: NAME=eval.json, with seeds NAME=a.json,b.json")
+        # The second of two equal names would hide the first.
         if name in runs:
             raise ValueError(f"{name}: named twice")
         questions, *runs[name] = read_run(paths.split(","), args.languages, questions)

@@ -80,6 +80,7 @@ def cut(text, width):
 def aligned(lines, num_labels):
     """Lines as text, the first column to the left. What does not fit beside the labels comes below
     them, with the labels again."""
+    # One column of numbers stays beside the labels, however wide it is.
     num_cells = len(lines[0])
     while (
         num_cells > num_labels + 1 and total_width([line[:num_cells] for line in lines]) > TERMINAL
@@ -121,6 +122,7 @@ def number(value, low, high, scale=100):
         return "undefined"  # 0 / 0
     digits, interval = 1, "(too few images)"
     if None not in (low, high) and math.isfinite(high - low):
+        # Perplexities and grades differ by orders of magnitude: about three digits each.
         if scale != 100 and not 10 <= value < 100:
             digits = 3 if value < 10 else 0
         interval = f"({scale * low:.{digits}f} – {scale * high:.{digits}f})"
@@ -177,6 +179,7 @@ def metric_tables(rows, scale=100):
 
     lines = []
     for own in groups.values():
+        # All models are on one line: they answered the same questions.
         cells = labels(next(iter(own.values())), "metric", "split", "language", "n")
         cells += [row_number(own[m], "value", scale) if m in own else "–" for m in models]
         lines.append(("", cells))
@@ -204,6 +207,7 @@ def run_tables(models):
     for split, runs in splits.items():
         lines = []
         for name, rows in runs.items():
+            # Baselines are indented below the runs.
             style = "sub" if name == "chance" or name.endswith(", blind") else ""
             seeds = ", ".join(f"{100 * seed:.1f}" for seed in rows[-1]["seeds"])
             lines.append((style, [escape(name), *map(row_number, rows), seeds]))
@@ -251,6 +255,7 @@ def result_tables(results):
 
 def show_results(results, out):
     """Writes a command's results to the JSON file `out`, if given, and prints them."""
+    # First to the disk: printing ends where its reader ends, such as `head`.
     if out:
         write_results(out, results)
     for tables in result_tables(results).values():

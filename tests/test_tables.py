@@ -10,11 +10,12 @@ from demo.recipe import TEST_SPLITS
 from demo.words import LANGUAGES
 from evaluation.metrics import format_interval
 from evaluation.retrieval import retrieval_rows
-from evaluation.tables import result_tables
+from evaluation.tables import result_tables, show_results
 from train import StepStats
 from training import run_log
 from training.run_log import RunLog
 from vocabulary.command import text_width
+from vocabulary.files import read_json
 
 KINDS = ("all", "object", "object.colour", "conversation", "yes_no", "atmosphere.background")
 LONG = "한국어로_묻는_아주_긴_이름의_질문_묶음_하나_둘_셋_넷"  # 52 letters, 91 columns
@@ -99,6 +100,17 @@ def test_east_asian_characters_take_two_columns():
     first, second = result_tables({"models": results})["models"]
     column = {line.index("100.0 (") for line in second.as_text().splitlines()[2:]}
     assert len(column) == 1
+
+
+def test_results_are_written_before_they_are_printed(tmp_path, monkeypatch):
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    with pytest.raises(BrokenPipeError):
+        show_results(every_result(TEST_SPLITS, LANGUAGES), tmp_path / "results.json")
+    monkeypatch.undo()
+    assert len(read_json(tmp_path / "results.json")["retrieval"]) == 9
 
 
 def test_an_interval_of_too_few_images_is_said_in_words():

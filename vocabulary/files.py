@@ -45,6 +45,7 @@ def claim_output(
     require_writable(path.parent)
     if not path.exists() or path.stat().st_size == 0:
         return
+    # Two paths may be one file: by a link, or by another spelling.
     for source in inputs:
         if Path(source).exists() and path.samefile(source):
             raise ValueError(f"{path}: is an input of this command; give another -o")

@@ -44,6 +44,7 @@ def loss_curve(title, rows):
     steps = np.array([row["step"] for row in rows])
     loss = np.array([row["loss"] for row in rows], float)
     mean = running_mean(loss)
+    # The first steps would squeeze the rest: the highest half percent is cut off.
     low, high = float(loss.min()), float(np.quantile(loss, 0.995))
     high = high if high > low else low + 1
 
@@ -63,6 +64,7 @@ def loss_curve(title, rows):
         place = f'x="{x_of(step):.1f}" y="{HEIGHT - 8}" text-anchor="middle"'
         svg += f"<text {place}>{step:,.0f}</text>"
 
+    # A long run has more steps than the image has pixels.
     shown = np.unique(np.linspace(0, len(loss) - 1, min(MAX_POINTS, len(loss))).astype(int))
     for style, values in (("", loss), ("mean", mean)):
         points = " ".join(f"{x_of(steps[i]):.1f},{y_of(values[i]):.1f}" for i in shown)

@@ -7,6 +7,8 @@ import sys
 import pytest
 from test_readme import ROOT
 
+from vocabulary import command  # noqa: F401
+
 CHILD = "from vocabulary import command; command.enable_line_editing(); "
 CHILD += "print(ascii(input('you: ')), 'end')"
 
@@ -50,3 +52,13 @@ def test_help_and_errors_print_on_any_terminal(more):
         )
         assert done.returncode == (2 if "고양이" in words else 0), done.stderr
         assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "euc_kr", "gbk", "ascii", "cp1252"])
+def test_a_table_keeps_its_columns_on_a_terminal_that_lacks_dashes(encoding):
+    line = "en  98.2 (97.4 – 98.8)  −0.5"
+    shown = line.encode(encoding, "replace_missing").decode(encoding)
+    assert len(shown) == len(line) and shown.replace("–", "-").replace("−", "-") == (
+        "en  98.2 (97.4 - 98.8)  -0.5"
+    )
+    assert "고".encode("ascii", "replace_missing") == b"\\uace0"

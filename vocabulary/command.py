@@ -1,6 +1,7 @@
 """What all commands share: --help with defaults, errors of one line, output on any terminal."""
 
 import argparse
+import codecs
 import locale
 import os
 import sys
@@ -51,12 +52,22 @@ def enable_line_editing():
         pass
 
 
+def replace_missing(error):
+    """What a terminal shows for characters that it lacks: "-" for dashes, the others escaped."""
+    if set(error.object[error.start : error.end]) <= set("–−"):  # Korean Windows has neither
+        return "-" * (error.end - error.start), error.end
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("replace_missing", replace_missing)
+
+
 def run_main(main, name):
     """Runs main() and ends the process: 0, or 1 with one line for what a user can cause."""
-    # A terminal that lacks a character shows it escaped. Printing never fails.
+    # Printing never fails.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="replace_missing")
     try:
         status = main()
         sys.stdout.flush()

@@ -28,6 +28,9 @@ def main():
         about = {"help": module.__doc__.partition("\n")[0], "description": module.__doc__}
         module.add_arguments(commands.add_parser(name, **about))
     args = parser.parse_args()
+    # A file that is given twice must not count twice.
+    if getattr(args, "data", None):
+        args.data = list(dict.fromkeys(args.data))
     if args.out and args.command != "report":
         inputs = [*getattr(args, "data", []), *getattr(args, "answers", [])]
         claim_output(args.out, is_result, inputs)

@@ -153,7 +153,10 @@ def run(args):
         # The second of two equal names would hide the first.
         if name in runs:
             raise ValueError(f"{name}: named twice")
-        questions, *runs[name] = read_run(paths.split(","), args.languages, questions)
+        paths = paths.split(",")
+        if len(set(paths)) < len(paths):
+            raise ValueError(f"{name}: a file is named twice; each seed has one of its own")
+        questions, *runs[name] = read_run(paths, args.languages, questions)
 
     models, pairs = compare(questions, runs)
     results = {"models": models, "pairs": pairs, "conclusions": conclusions(pairs)}

@@ -9,6 +9,7 @@ import sys
 import pytest
 from test_readme import COMMANDS, ROOT, parser_of
 
+import evaluation.__main__
 from vocabulary import flags
 from vocabulary.command import run_main
 from vocabulary.files import claim_output
@@ -192,3 +193,13 @@ def test_where_nothing_can_be_written_is_refused_before_the_work(tmp_path):
 def test_names_in_a_list_come_back_in_the_order_of_the_table():
     names = flags.some_of({"en": 1, "ko": 2, "zh": 3})
     assert names("zh, en") == names("en,zh,en") == ["en", "zh"]
+
+
+def test_a_file_of_questions_that_is_given_twice_counts_once(monkeypatch, tmp_path):
+    (tmp_path / "a.json").touch()
+    file, seen = str(tmp_path / "a.json"), []
+    monkeypatch.setattr(evaluation.answer, "run", seen.append)
+    words = ["answer", "--model", str(tmp_path), "--data", file, file]
+    monkeypatch.setattr(sys, "argv", ["evaluation", *words])
+    evaluation.__main__.main()
+    assert seen[0].data == [file]

@@ -4,12 +4,17 @@ choices, files are there. Errors are one line, and --help says what each flag is
 import argparse
 import importlib
 import os
+import re
 import sys
 
 import pytest
+import torch
 from test_readme import COMMANDS, ROOT, parser_of
 
+import demo.__main__
 import evaluation.__main__
+from demo.recipe import STAGES
+from model import PRESETS, XLlava
 from vocabulary import flags
 from vocabulary.command import run_main
 from vocabulary.files import claim_output
@@ -203,3 +208,14 @@ def test_a_file_of_questions_that_is_given_twice_counts_once(monkeypatch, tmp_pa
     monkeypatch.setattr(sys, "argv", ["evaluation", *words])
     evaluation.__main__.main()
     assert seen[0].data == [file]
+
+
+def test_the_demos_choices_are_what_its_stages_can_do():
+    with torch.device("meta"):
+        model = XLlava(PRESETS["tiny"])
+    for name in demo.__main__.MODULES:
+        assert any(True for _ in model.get_submodule(name).parameters())
+    sizes = [int(size) for size in re.findall(r"--batch-size (\d+)", " ".join(STAGES.values()))]
+    assert len(sizes) == len(STAGES)
+    for number in demo.__main__.PROCESSES:
+        assert all(size % number == 0 for size in sizes)

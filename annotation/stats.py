@@ -16,7 +16,7 @@ from annotation.build import cached_jpeg, count_names, print_filters
 from annotation.prompts import generation_request
 from evaluation.client import estimate_tokens, has_prices, make_body, price
 from vocabulary.command import text_width
-from vocabulary.files import claim_output, sibling, write_atomically
+from vocabulary.files import sibling, write_atomically
 from vocabulary.records import read_records
 
 
@@ -62,8 +62,6 @@ def dry_run(items, args):
 def print_stats(args):
     """Prints counts, lengths, first words and the share rejected of a set; with --sheet writes a
     page of random samples."""
-    if args.sheet:
-        claim_output(args.sheet, is_sheet, [args.file])
     records = read_records(args.file)
     num_images = len({str(record.get("image")) for record in records})
     sources = count_names(record.get("source") for record in records)
@@ -138,12 +136,6 @@ def print_share_rejected(records, rejected, num_pairs):
 
 # ------------------------------------------------------------------------------------ the sheet
 NUM_SAMPLES = 40
-
-
-def is_sheet(path):
-    """Whether a file is an earlier sheet: it begins like sheet.html."""
-    head = Path(__file__).with_name("sheet.html").read_bytes()[:100]
-    return Path(path).read_bytes().startswith(head)
 
 
 def write_sheet(records, args):

@@ -49,7 +49,6 @@ TRAIN = ("tokenizer.py", "train", "text.txt", "--vocab-size", "290")
         (ANSWER, "list.json"),
         (ANNOTATE, "list.json"),
         (ANNOTATE, "questions.json"),
-        (("-m", "evaluation", "report", "images"), "notes.txt"),
         (TRAIN, "text.txt"),
         (TRAIN, "notes.txt"),
         (("vision.py", "image.png", "--size", "16"), "image.png"),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from evaluation.report.page import make_page
 from vocabulary import flags
-from vocabulary.files import claim_output, write_atomically
+from vocabulary.files import require_writable, write_atomically
 
 
 def add_arguments(parser):
@@ -34,16 +34,10 @@ def add_arguments(parser):
     add("--attention", **number, default=6, help="images with attention; 0: no model is loaded")
 
 
-def is_page(path):
-    """Whether a file is an earlier page: its style says so."""
-    with open(path, "rb") as file:
-        return b"--ink:" in file.read(1000)
-
-
 def run(args):
     folders = [Path(folder) for folder in args.folders]
     out = Path(args.out or folders[0] / "report.html")
-    claim_output(out, is_page)
+    require_writable(out.parent)
     eval_file = Path(args.eval or folders[0] / "eval.json")
     text = make_page(folders, eval_file, args.seed, args.each, args.attention)
     write_atomically(out, lambda file: file.write(text.encode()))

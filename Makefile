@@ -24,7 +24,9 @@ help:
 	@echo 'make clean     remove out/, with all that was trained, and caches'
 	@echo 'ARGS="..." hands options to demo and ablation; ARGS=--help shows them'
 
+OLD = Python %d.%d is too old; install 3.10 or newer, then: make PYTHON3=python3.12
 .venv/installed: requirements.txt
+	@$(PYTHON3) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 10) and "$(OLD)" % v)'
 	test -d .venv || $(PYTHON3) -m venv .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

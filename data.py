@@ -33,8 +33,9 @@ import torch
 import vision
 from checkpoint import load_config, load_tokenizer
 from model import IGNORE_INDEX, Layout
+from vocabulary import flags
 from vocabulary.chat_markers import chat_markers, encode_answer
-from vocabulary.command import Parser, at_least, first_few, run_main
+from vocabulary.command import Parser, first_few, run_main, use_colour
 from vocabulary.conversations import (
     IMAGE_KEYS,
     IMAGE_TOKEN,
@@ -206,12 +207,12 @@ class ConversationDataset:
     one image. LLaVA-1.5 makes them one conversation, in which a model can copy an answer that an
     earlier turn already gave. So here they stay apart (docs/experiments.md)."""
 
-    def __init__(self, paths, tokenizer, config, max_length, records_per_sample=1):
+    def __init__(self, paths, tokenizer, config, max_length, records_per_sample=1, images=None):
         self.paths, self.tokenizer = list(paths), tokenizer
         self.config, self.max_length = config, max_length
         self.records_per_sample = records_per_sample
         size, ratio = config.vision.image_size, config.image_aspect_ratio
-        self.images = [ImageCache(Path(path).parent, size, ratio) for path in self.paths]
+        self.images = [ImageCache(images or Path(p).parent, size, ratio) for p in self.paths]
         # Of each file: byte ranges of its records (n, 2); number of samples; Counter of languages.
         self.spans, self.sizes, self.languages = [], [], []
         self.num_dropped = 0  # records that begin with a turn of the model, which is left out
@@ -364,9 +365,9 @@ def select_loss_positions(targets):
 
 
 # ------------------------------------------------------------------------------------ command line
-def check(path, tokenizer, config, max_length, limit=20):
+def check(path, tokenizer, config, max_length, images=None, limit=20):
     """Prints the first bad samples of a file, and what it holds. Returns whether all is well."""
-    dataset = ConversationDataset([path], tokenizer, config, max_length)
+    dataset = ConversationDataset([path], tokenizer, config, max_length, images=images)
     count, languages, kinds = Counter(), Counter(), Counter()
     for i in range(len(dataset)):
         try:
@@ -402,9 +403,11 @@ def check(path, tokenizer, config, max_length, limit=20):
     return count["bad"] == 0 < len(dataset)
 
 
-def show(path, tokenizer, config, max_length, count=3):
-    """Prints the first samples: targets in green, other tokens in grey, an image as one token."""
-    dataset = ConversationDataset([path], tokenizer, config, max_length)
+def show(path, tokenizer, config, max_length, images=None, count=3):
+    """Prints the first samples, an image as one token: targets green, or in brackets where there
+    are no colours, other tokens grey."""
+    dataset = ConversationDataset([path], tokenizer, config, max_length, images=images)
+    styles = ("\033[90m{}\033[0m ", "\033[32m{}\033[0m ") if use_colour() else ("{} ", "[{}] ")
     for i in range(min(count, len(dataset))):
         sample, conversation = dataset.sample(i), read_conversation(dataset.record(i))
         files = ", ".join(conversation.images) or "none"
@@ -413,26 +416,25 @@ def show(path, tokenizer, config, max_length, count=3):
         for token, is_target in zip(sample.ids, sample.loss_mask):
             if not (token == previous == tokenizer.image_id):
                 piece = tokenizer.readable(tokenizer.piece(token))
-                line += f"\033[{32 if is_target else 90}m{piece}\033[0m "
+                line += styles[is_target].format(piece)
             previous = token
         print(line)
 
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("command", choices=["check", "show"])
-    parser.add_argument("files", nargs="+", metavar="FILE", help="conversations, LLaVA JSON")
-    parser.add_argument("--model", required=True, help="model folder: its tokenizer and image size")
-    more = {"type": at_least(1), "default": 2048, "help": "of a record (default: 2048)"}
-    parser.add_argument("--max-length", **more)
+    add, folder = parser.add_argument, {"type": flags.folder, "metavar": "FOLDER"}
+    add("command", choices=["check", "show"], help="all samples in numbers, or the first ones")
+    add("files", nargs="+", type=flags.file, metavar="FILE", help="conversations, LLaVA JSON")
+    add("--model", required=True, **folder, help="its tokenizer and image size count")
+    add("--images", **folder, help="the images' folder (default: that of each file)")
+    add("--max-length", type=flags.at_least(2), default=2048, help="tokens of a record")
     args = parser.parse_args()
     config, tokenizer = load_config(args.model), load_tokenizer(args.model)
-    if args.command == "show":
-        for path in args.files:
-            show(path, tokenizer, config, args.max_length)
-        return 0
-    results = [check(path, tokenizer, config, args.max_length) for path in args.files]
-    return 0 if all(results) else 1
+    command = check if args.command == "check" else show
+    options = (tokenizer, config, args.max_length, args.images)
+    results = [command(path, *options) for path in args.files]
+    return 1 if False in results else 0
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ import vision
 from checkpoint import load_model, load_tokenizer
 from model import KVCache
 from tokenizer import StreamDecoder
-from training.device import pick_device, pick_precision
-from vocabulary.command import Parser, at_least, run_main
+from training.device import DEVICES, pick_device, pick_precision
+from vocabulary import flags
+from vocabulary.command import Parser, enable_line_editing, run_main
 from vocabulary.conversations import leave_out, read_conversations, record_id, record_name
 from vocabulary.files import claim_output
 from vocabulary.records import read_complete_lines
@@ -143,7 +144,7 @@ def select_cache_rows(cache, rows, size, config):
 
 def sample_tokens(logits, sampling):
     """logits (rows, V) -> ids (rows,), chosen as `sampling` says."""
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-3:  # a quotient would overflow, and draw the same
         return logits.argmax(dim=-1)
 
     p, order = (logits / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
@@ -201,7 +202,6 @@ def answer_file(model, tokenizer, args, options):
     source = {"model": args.model, "data": args.batch}
     out = Path(args.out)
     claim_output(out, lambda path: source.keys() <= first_row(path).keys(), [args.batch])
-    out.parent.mkdir(parents=True, exist_ok=True)
 
     # A first run may have been cut off. Its answers must be to the same questions.
     lines = read_complete_lines(out)
@@ -212,7 +212,7 @@ def answer_file(model, tokenizer, args, options):
 
     # All records are checked before the first is answered.
     size, ratio = model.config.vision.image_size, model.config.image_aspect_ratio
-    load_image = data.ImageCache(Path(args.batch).parent, size, ratio)
+    load_image = data.ImageCache(args.images or Path(args.batch).parent, size, ratio)
     questions = read_batch(args, tokenizer, model.config, load_image)
     left = [row for row in questions if row[0] not in done]
     bar = {"initial": len(questions) - len(left), "total": len(questions), "unit": "question"}
@@ -261,6 +261,7 @@ def chat(model, tokenizer, args, images, options):
     pixels = [vision.preprocess(image, size, ratio) for image in images]
     pixels = torch.stack(pixels).to(model.device) if images else None
 
+    enable_line_editing()
     turns, question = [], args.question or read_question()
     while question:
         # Only the first question has the images.
@@ -277,6 +278,7 @@ def chat(model, tokenizer, args, images, options):
 
 
 def read_question():
+    """A typed line; "" at the end of the input."""
     try:
         return input("you: ").removeprefix("\ufeff").strip()  # a piped file's byte order mark
     except EOFError:
@@ -286,26 +288,29 @@ def read_question():
 def parse_args():
     parser = Parser(prog="generate.py", description=__doc__)
     add = parser.add_argument
+    file = {"type": flags.file, "metavar": "FILE"}
     add("question", nargs="?", help="about the images, if there are any")
-    add("--model", required=True, help="the model folder")
-    add("--image", action="append", default=[], help="an image; may be given several times")
+    add("--model", type=flags.folder, required=True, help="the model folder")
+    add("--image", **file, action="append", default=[], help="may be given several times")
     add("--chat", action="store_true", help="more questions, until an empty line or Ctrl-D")
-    add("--batch", metavar="FILE", help="answer the first question of each record, one by one")
-    add("-o", "--out", default="answers.jsonl", help="of --batch (default: answers.jsonl)")
-    add("--bad-samples", choices=["error", "skip"], default="error", help="stop, or leave them out")
-    add("--max-new-tokens", type=at_least(1), default=128, help="of an answer (default: 128)")
-    add("--temperature", type=at_least(0, float), default=0.0, help="0: the most probable token")
-    add(
-        "--top-p",
-        type=at_least(0.0, float),
-        default=1.0,
-        help="probability of the tokens drawn from (default: 1)",
-    )
-    add("--seed", type=int, default=0, help="of the draws (default: 0)")
-    add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto: GPU or CPU")
+    add("--batch", **file, help="answer the first question of each record, one by one")
+    folder = {"type": flags.folder, "metavar": "FOLDER"}
+    add("--images", **folder, help="of the images of --batch (default: the folder of FILE)")
+    add("-o", "--out", type=flags.text, default="answers.jsonl", help="of --batch")
+    about = "records that can't be answered: stop, or leave them out"
+    add("--bad-samples", choices=["error", "skip"], default="error", help=about)
+    add("--max-new-tokens", type=flags.count, default=128, help="of an answer")
+    temperature = "of the draws; 0: always the most probable token"
+    add("--temperature", type=flags.at_least(0, float, 100), default=0.0, help=temperature)
+    top_p = "probability of the tokens drawn from"
+    add("--top-p", type=flags.share, default=1.0, help=top_p)
+    add("--seed", type=flags.seed, default=0, help="of the draws")
+    add("--device", choices=DEVICES, default="auto", help="auto: a CUDA GPU, else the CPU")
     args = parser.parse_args()
-    if args.question is None and not args.chat and not args.batch:
+    if not (args.question or args.chat or args.batch):
         parser.error('give a "question", --chat or --batch FILE')
+    if args.batch and (args.question or args.chat or args.image):
+        parser.error("--batch has its questions and images from FILE: give it alone")
     return args
 
 

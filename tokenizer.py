@@ -31,6 +31,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from vocabulary import flags, report
 from vocabulary.bench import bench
 from vocabulary.byte_level import ByteLevelTokenizer
 from vocabulary.command import Parser, first_few, run_main
@@ -38,7 +39,6 @@ from vocabulary.control_pieces import add_control_pieces, require_roles
 from vocabulary.extend import add_extend_flags, run_byte_level_merge, run_extend, scores_below
 from vocabulary.fast_bpe import bpe, build_symbol_array, count_words, learn_merges
 from vocabulary.files import claim_output, read_lines
-from vocabulary.report import REASONS, labelled_path, print_report, print_selection, show
 from vocabulary.scripts import is_foreign
 from vocabulary.sentencepiece_file import (
     BYTE,
@@ -270,7 +270,7 @@ def select_pieces(
     """
     if unreachable not in ("drop", "repair", "keep"):
         raise ValueError(f'unreachable is "drop", "repair" or "keep", not {unreachable!r}')
-    left_out = {reason: [] for reason in REASONS}
+    left_out = {reason: [] for reason in report.REASONS}
     if isinstance(new, Tokenizer):
         if same_normalizer:
             base.require_same_normalizer(new)
@@ -360,7 +360,7 @@ def run_merge(args: argparse.Namespace) -> None:
         options = {"foreign_only": args.foreign_only, "same_normalizer": args.same_normalizer}
         added, left_out = select_pieces(merged, new, unreachable=args.unreachable, **options)
         merged = merge_vocabularies(merged, added, (), unreachable="keep", foreign_only=False)
-        print_selection(path, added, left_out, args.unreachable)
+        report.print_selection(path, added, left_out, args.unreachable)
 
     # The other control pieces come last, after all vocabularies.
     n_new = merged.vocab_size - base.vocab_size
@@ -375,8 +375,6 @@ def run_merge(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.command == "train":
-        if not Path(args.out).parent.is_dir():  # found now, not after an hour of training
-            raise ValueError(f"{args.out}: the folder does not exist")
         claim_output(args.out, Tokenizer.load, args.files)
         options = {k: v for k, v in vars(args).items() if k not in ("command", "files", "out")}
         tokenizer = train(read_lines(args.files), progress=sys.stderr.isatty(), **options)
@@ -388,10 +386,10 @@ def run(args: argparse.Namespace) -> None:
         run_extend(load(args.base), args, merge_vocabularies, find_unreachable)
     elif args.command == "report":
         models = {path: load(path) for path in args.models}
-        print_report(models, dict(args.text), find_unreachable)
+        report.print_report(models, dict(args.text), find_unreachable)
     elif args.command == "show":
         for path in args.models:
-            print(f"{path[-28:]:28} {show(load(path), args.text)}")
+            print(f"{path[-28:]:28} {report.show(load(path), args.text)}")
     else:
         bench(args.file, args.vocab_size)
 
@@ -402,41 +400,46 @@ def main() -> None:
     flag = {"action": argparse.BooleanOptionalAction, "default": True}
 
     add = commands.add_parser("train", help="learn a vocabulary from text files").add_argument
-    add("files", nargs="+", metavar="FILE", help="UTF-8 text")
-    add("--vocab-size", type=int, required=True, help="special pieces, bytes, characters, merges")
-    add("-o", "--out", required=True)
-    add("--character-coverage", type=float, default=0.9995, help="of the text, default %(default)s")
-    add("--max-piece-length", type=int, default=16, help="in characters, default %(default)s")
+    add("files", nargs="+", type=flags.file, metavar="FILE", help="UTF-8 text")
+    add("--vocab-size", type=flags.count, required=True, help="pieces of all types together")
+    add("-o", "--out", type=flags.text, required=True, help="the .model to write")
+    add("--character-coverage", type=flags.share, default=0.9995, help="of the text")
+    add("--max-piece-length", type=flags.count, default=16, help="in characters")
     add("--split-digits", **flag, help="each digit is a piece of its own")
     add("--split-scripts", **flag, help="no piece mixes letters with signs, Hangul with Latin")
     add("--byte-fallback", **flag, help="characters without a piece become their UTF-8 bytes")
 
     add = commands.add_parser("merge", help="append new pieces to a model").add_argument
-    add("base", metavar="BASE", help=".model, or the model folder that it belongs to")
-    add("new", nargs="*", metavar="NEW", help=".model, or text with a piece a line")
-    add("-o", "--out", required=True)
-    choices = ("drop", "repair", "keep")
-    add("--unreachable", choices=choices, default="drop", help="no merges reach it; default drop")
+    base = ".model, or the model folder that it belongs to; its pieces keep their ids"
+    add("base", type=flags.path, metavar="BASE", help=base)
+    add("new", nargs="*", type=flags.file, metavar="NEW", help=".model, or a piece a line")
+    add("-o", "--out", type=flags.text, required=True, help="the .model to write")
+    choices = {"choices": ("drop", "repair", "keep"), "default": "drop"}
+    add("--unreachable", **choices, help="pieces that no merges reach")
     add("--foreign-only", **flag, help="no piece that plain English could contain")
     add("--same-normalizer", **flag, help="refuse a model that normalises differently")
-    add("--control", nargs="*", default=["<image>", "<pad>"], help="control pieces, appended last")
+    add("--control", nargs="*", type=flags.text, default=["<image>", "<pad>"], help="appended last")
     add("--force-control", action="store_true", help="take them from text that could become them")
-    add("--bos", metavar="PIECE", help="the control piece that begins a sequence")
-    add("--eos", metavar="PIECE", help="the one that ends it (default of both: the base's)")
+    piece = {"type": flags.text, "metavar": "PIECE"}
+    add("--bos", **piece, help="the control piece that begins a sequence (default: the base's)")
+    add("--eos", **piece, help="the one that ends it (default: the base's)")
 
     add_extend_flags(commands.add_parser("extend", help="go on merging a base's pieces"))
 
     add = commands.add_parser("report", help="tokens per character, word and byte").add_argument
-    add("models", nargs="+", metavar="MODEL")
-    add("--text", nargs="+", required=True, type=labelled_path, metavar="[LABEL=]FILE")
+    about = ".model files, or model folders; the base first"
+    models = {"nargs": "+", "type": flags.path, "metavar": "MODEL", "help": about}
+    add("models", **models)
+    text = {"nargs": "+", "type": report.labelled_path, "required": True, "metavar": "[LABEL=]FILE"}
+    add("--text", **text, help="UTF-8 text to encode")
 
     add = commands.add_parser("show", help="print the pieces of a text").add_argument
-    add("models", nargs="+", metavar="MODEL")
-    add("text")
+    add("models", **models)
+    add("text", type=report.text_to_show, help="in quotes, after the models")
 
     add = commands.add_parser("bench", help="time and memory of training").add_argument
-    add("file", help="UTF-8 text; sentencepiece and tokenizers train on it, too, if installed")
-    add("--vocab-size", type=int, default=8000, help="by default %(default)s")
+    add("file", type=flags.file, help="UTF-8 text for this trainer and others that are installed")
+    add("--vocab-size", type=flags.count, default=8000, help="pieces")
 
     run(parser.parse_args())
 

@@ -28,7 +28,6 @@ keeps 8 bits of precision, so adding an update of 2e-5 to a weight would be roun
 
 import math
 import os
-import re
 from argparse import BooleanOptionalAction
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -59,34 +58,38 @@ from training.optimizers import lr_multiplier, make_optimizers, set_learning_rat
 from training.phrases import PhraseDataset
 from training.resume import StopSignals, is_finished, load_checkpoint, save_checkpoint
 from training.run_log import RunLog
-from training.sampler import MicroBatchDataset, make_loader
+from training.sampler import MicroBatchDataset, make_loader, split_weights
 from training.texts import TextDataset
 from training.validation import Observer, add_arguments
-from vocabulary.command import Parser, at_least, run_main
+from vocabulary import flags
+from vocabulary.command import Parser, run_main
 from vocabulary.control_pieces import require_control_pieces
+from vocabulary.files import require_writable
+from vocabulary.flags import at_least
+from vocabulary.formats import find_file
 
 
 # ------------------------------------------------------------------------------------ recipes
-def flag(text, default=MISSING):
-    """A field of Recipe with the help of its flag."""
-    return field(default=default, metadata={"help": text})
+def flag(kind, text, default=MISSING):
+    """A field of Recipe with the argparse type and the help of its flag."""
+    return field(default=default, metadata={"kind": kind, "help": text})
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a stage trains. Each field is a flag."""
 
-    trainable: tuple = flag("submodules of the model that train")
-    lr: float = flag("peak learning rate of AdamW")
-    batch_size: int = flag("samples per step, over all processes and micro-batches")
-    epochs: float = flag("passes over the data", 1)
-    warmup_ratio: float = flag("share of the steps with a rising lr; a cosine to 0 follows", 0.03)
-    weight_decay: float = flag("of AdamW and Muon", 0.0)
-    beta2: float = flag("of AdamW", 0.999)
-    grad_clip: float = flag("largest norm of the gradient", 1.0)
-    max_length: int = flag("largest number of tokens of a record", 2048)
-    records_per_sample: int = flag("records of one image that share its tokens, side by side", 1)
-    muon_lr: float = flag("above 0: Muon's rate for the matrices inside blocks", 0.0)
+    trainable: tuple = flag(tuple, "submodules of the model that train")
+    lr: float = flag(at_least(1e-12, float), "peak learning rate of AdamW")
+    batch_size: int = flag(flags.count, "samples per step, over all processes and micro-batches")
+    epochs: float = flag(at_least(1e-6, float), "passes over the data", 1)
+    warmup_ratio: float = flag(flags.share, "of the steps: lr rises; then a cosine to 0", 0.03)
+    weight_decay: float = flag(at_least(0, float, 10), "of AdamW and Muon", 0.0)
+    beta2: float = flag(at_least(0, float, 0.999999), "of AdamW", 0.999)
+    grad_clip: float = flag(at_least(1e-6, float), "largest norm of the gradient", 1.0)
+    max_length: int = flag(at_least(2), "largest number of tokens of a record", 2048)
+    records_per_sample: int = flag(flags.count, "records of one image that share its tokens", 1)
+    muon_lr: float = flag(at_least(0, float, 9), "above 0: Muon's rate for matrices in blocks", 0.0)
 
 
 RECIPES = {
@@ -218,9 +221,8 @@ def train(args):
     check_args(args, process.world_size)
     torch.manual_seed(args.seed)
 
-    # The model, what of it trains, and the data.
+    # The model, and the data.
     tokenizer, model = build_model(args)
-    set_trainable(model, args.trainable, args.lora_rank)
     dataset = build_dataset(args, tokenizer, model.config)
     if args.estimate:
         return print_estimate(model, dataset, args)
@@ -251,7 +253,7 @@ def train(args):
     observer = Observer(args, process, model, tokenizer, batches.start)
     log = RunLog(args, process, objective, dataset, batches)
     if train_loop(args, process, wrapped, optimizers, log, observer):
-        log.require_targets()
+        log.require_updates()
         export_model(model, tokenizer, Path(args.out))
         log.print_summary()
 
@@ -292,23 +294,23 @@ def check_args(args, world_size):
             f"{out}: there is a run already; --resume goes on with it, or give another -o"
         )
 
+    if not args.estimate:
+        require_writable(out)  # now, not at the first checkpoint
     kernels.set_kernels(args.kernels)
 
 
 def build_model(args):
     """(tokenizer, model): loaded, or with random weights; for --estimate without weights."""
-    config = load_config(args.model) if args.model else None
     tokenizer_path = args.tokenizer or args.model
     tokenizer = load_tokenizer(tokenizer_path)
     require_control_pieces(tokenizer, tokenizer_path)
-    if args.estimate:
-        with torch.device("meta"):
-            model = XLlava(config) if config else init_model(PRESETS[args.preset], tokenizer)
-    elif args.model:
-        model = load_model(args.model)
-    else:
-        model = init_model(PRESETS[args.preset], tokenizer)
+    config = load_config(args.model) if args.model else None
 
+    # What does not fit is refused before weights are read, which may take minutes. Nothing is drawn
+    # on this device: random weights and adapters stay those of the seed.
+    with torch.device("meta"):
+        model = XLlava(config) if config else init_model(PRESETS[args.preset], tokenizer)
+        set_trainable(model, args.trainable, args.lora_rank)
     config, size = model.config, tokenizer.vocab_size
     if size > config.text.vocab_size or tokenizer.image_id != config.image_token_id:
         raise ValueError(
@@ -316,6 +318,10 @@ def build_model(args):
             f"{config.text.vocab_size:,} embeddings, its <image> is {config.image_token_id}: "
             f"python -m checkpoint build --llm {args.model} --tokenizer {tokenizer_path} fits them"
         )
+    if args.estimate:
+        return tokenizer, model
+    model = load_model(args.model) if args.model else init_model(PRESETS[args.preset], tokenizer)
+    set_trainable(model, args.trainable, args.lora_rank)
     return tokenizer, model
 
 
@@ -328,7 +334,7 @@ def build_dataset(args, tokenizer, config):
         if args.max_length != RECIPES[args.stage].max_length:
             print_rank0(f"--max-length {args.max_length}: the model reads {reads}, so {reads}")
     if args.stage == "vision":
-        dataset = PhraseDataset(args.data, tokenizer, config, args.dictionary)
+        dataset = PhraseDataset(args.data, tokenizer, config, args.dictionary, args.images)
         if dataset.without_image:
             print_rank0(f"left out: {dataset.without_image:,} records without an image")
     elif args.stage == "text":
@@ -336,7 +342,7 @@ def build_dataset(args, tokenizer, config):
         dataset = TextDataset(args.data, tokenizer, max_length, token_cache)
     else:
         dataset = ConversationDataset(
-            args.data, tokenizer, config, max_length, args.records_per_sample
+            args.data, tokenizer, config, max_length, args.records_per_sample, args.images
         )
     if 0 in dataset.sizes:
         reason = "; ".join(["nothing to train on", *getattr(dataset, "bad", [])[:1]])
@@ -345,30 +351,15 @@ def build_dataset(args, tokenizer, config):
 
 
 # ------------------------------------------------------------------------------------ command line
-def split_weights(entries):
-    """["a.json:0.7", "b.json:0.3"] -> (["a.json", "b.json"], [0.7, 0.3]), or (…, None)."""
-    paths, weights = [], []
-    for entry in entries:
-        found = re.fullmatch(r"(.+):([-+.\deE]+)", entry)
-        if found and not Path(entry).exists():
-            entry = found[1]
-            weights.append(float(found[2]))
-        paths.append(entry)
-    is_valid = len(weights) == len(paths) and 0 < min(weights) <= sum(weights) < math.inf
-    if weights and not is_valid:
-        count = f"{len(weights)} of {len(paths)}"
-        raise ValueError(f"--data: {count} files have a weight; all must, above 0, or none")
-    return paths, weights or None
-
-
 # fmt: off
 FLAGS = (  # beside the recipe: name, type or choices, default, help
-    ("model", str, None, "the model folder to start from"),
+    ("model", flags.folder, None, "the model folder to start from"),
     ("preset", tuple(PRESETS), None, "instead: random weights of this shape"),
-    ("tokenizer", str, None, "a SentencePiece .model (default: the model folder's)"),
-    ("steps", at_least(1), None, "instead of --epochs"),
+    ("tokenizer", flags.path, None, "a SentencePiece .model (default: the model folder's)"),
+    ("images", flags.folder, None, "the images' folder (default: that of each data file)"),
+    ("steps", flags.count, None, "instead of --epochs"),
     ("freeze_embeddings", at_least(0), 0, "keep the first N embeddings (the base language's)"),
-    ("lora_rank", at_least(0), 0, "train adapters of this rank for the decoder's frozen matrices"),
+    ("lora_rank", at_least(0, most=4096), 0, "train adapters of this rank for a frozen decoder"),
     ("micro_batch_size", at_least(0), 0, "samples a process computes at once; 0: all of its share"),
     ("pack", at_least(0), 0, "instead: samples end to end, N tokens at once, without padding"),
     ("fsdp", bool, False, "FSDP2: shard weights, gradients and optimizer over the processes"),
@@ -378,34 +369,32 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("precision", PRECISIONS, "auto", "of matrix products; auto: bf16 where it is fast"),
     ("device", DEVICES, "auto", "auto: a CUDA GPU, else the CPU"),
     ("bad_samples", ("error", "skip"), "error", "stop at an unusable sample, or leave it out"),
-    ("max_skips", at_least(1), 10, "end the run after N steps in a row without a finite loss"),
+    ("max_skips", flags.count, 10, "end the run after N steps in a row without a finite loss"),
     ("save_every", at_least(0), 200, "steps between checkpoints; 0: none"),
-    ("keep_checkpoints", at_least(1), 2, "the newest N stay"),
+    ("keep_checkpoints", flags.count, 2, "the newest N stay"),
     ("resume", bool, False, "go on with the run in -o, if there is one"),
-    ("workers", at_least(0), 4 * torch.cuda.is_available(), "processes that prepare batches"),
-    ("dictionary", str, None, "vision: lines of words that mean the same, cat = 고양이 = 猫"),
-    ("token_cache", Path, None, "text: folder of tokenized files (default: OUT/tokens)"),
-    ("estimate", at_least(1), None, "do not train: print memory, steps and hours on N processes"),
+    ("workers", at_least(0, most=256), 4 * torch.cuda.is_available(), "they prepare batches"),
+    ("dictionary", flags.file, None, "vision: words that mean the same, cat = 고양이 = 猫"),
+    ("token_cache", flags.text, None, "text: folder of tokenized files (default: OUT/tokens)"),
+    ("estimate", flags.count, None, "do not train: print memory, steps and hours on N processes"),
     ("gpu", tuple(GPUS), "H100", "for --estimate"),
-    ("mfu", at_least(0.01, float), 0.4, "for --estimate: share of the GPU's peak that is reached"),
-    ("seed", at_least(0), 0, "of random weights and of the order of samples"),
+    ("mfu", at_least(0.001, float, 1), 0.4, "for --estimate: reached share of the GPU's peak"),
+    ("seed", flags.seed, 0, "of random weights and of the order of samples"),
 )
 # fmt: on
 
 
 def add_flag(parser, name, kind, default, text):
-    """kind: a type, a tuple of choices, bool for --flag/--no-flag, or tuple for several words."""
-    kind = {int: at_least(1), float: at_least(0, float)}.get(kind, kind)  # fields of Recipe
-    options = {"type": kind, "metavar": name.upper() if kind in (str, Path) else "N"}
+    """kind: an argparse type, a tuple of choices, bool for --x and --no-x, tuple for many words."""
+    options = {"type": kind}
     if kind is bool:
         options = {"action": BooleanOptionalAction}
     elif kind is tuple:
-        options = {"nargs": "+", "metavar": "MODULE"}
+        options = {"nargs": "+", "type": flags.text, "metavar": "MODULE"}
     elif isinstance(kind, tuple):
         options = {"choices": kind}
-    if kind is not bool and default is not None:
-        shown = " ".join(default) if kind is tuple else default
-        text += f" (default: {shown})"
+    elif kind.__name__ in ("int", "float"):
+        options["metavar"] = "N"
     parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=text, **options)
 
 
@@ -415,15 +404,17 @@ def parse_args():
     data_help = "files of the stage's kind, see data.py; FILE:0.7 FILE:0.3 mixes by weight"
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for stage, recipe in RECIPES.items():
-        flags = stages.add_parser(stage, help=f"trains {', '.join(recipe.trainable)}")
-        flags.add_argument("--data", nargs="+", required=True, metavar="FILE", help=data_help)
-        flags.add_argument("-o", "--out", required=True, help="folder of the run and its model")
-        group = flags.add_argument_group("the recipe")
+        stage_parser = stages.add_parser(stage, help=f"trains {', '.join(recipe.trainable)}")
+        add, required = stage_parser.add_argument, {"required": True, "type": flags.text}
+        add("--data", nargs="+", **required, metavar="FILE", help=data_help)
+        add("-o", "--out", **required, help="folder of the run and its model")
+        group = stage_parser.add_argument_group("the recipe")
         for each in fields(Recipe):
-            add_flag(group, each.name, each.type, getattr(recipe, each.name), each.metadata["help"])
+            about = each.metadata
+            add_flag(group, each.name, about["kind"], getattr(recipe, each.name), about["help"])
         for row in FLAGS:
-            add_flag(flags, *row)
-        add_arguments(flags)
+            add_flag(stage_parser, *row)
+        add_arguments(stage_parser)
     args = parser.parse_args()
 
     if bool(args.model) == bool(args.preset):
@@ -434,12 +425,15 @@ def parse_args():
         parser.error("--dictionary: for the vision stage")
     if args.estimate and args.stage == "vision":
         parser.error("--estimate: for the stages with a decoder")
+    args.data, args.weights = split_weights(args.data)
+    for path in args.data:
+        if not find_file(path).is_file():
+            parser.error(f"--data {path}: no such file")
     return args
 
 
 def main():
     args = parse_args()
-    args.data, args.weights = split_weights(args.data)
     if args.resume and is_finished(args):
         return print_rank0(f"{args.out}: finished before, nothing to do")
     train(args)

@@ -28,6 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kernels import attention
+from vocabulary import flags
 from vocabulary.command import Parser, run_main
 from vocabulary.files import claim_output
 from vocabulary.formats import find_file, shorten
@@ -350,15 +351,12 @@ def is_preprocessed(path):
 
 def main():
     parser = Parser(description=__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
-    parser.add_argument("--size", type=int, default=336, help="pixels per side (default: 336)")
-    parser.add_argument(
-        "--image-aspect-ratio",
-        choices=MODES,
-        default="pad",
-        help="pad to a square (LLaVA-1.5, the default), crop the centre (CLIP), or resize (SigLIP)",
-    )
-    parser.add_argument("-o", "--out", default="preprocessed.png", help="the PNG to write")
+    add = parser.add_argument
+    add("images", nargs="+", type=flags.file, metavar="IMAGE", help="any that Pillow reads")
+    add("--size", type=flags.at_least(1, most=4096), default=336, help="pixels per side")
+    how = "pad to a square (LLaVA-1.5), crop the centre (CLIP), or resize (SigLIP)"
+    add("--image-aspect-ratio", choices=MODES, default="pad", help=how)
+    add("-o", "--out", type=flags.text, default="preprocessed.png", help="the PNG to write")
     args = parser.parse_args()
     claim_output(args.out, is_preprocessed, args.images)
 

@@ -14,60 +14,52 @@ about 6,000 tokens (OLLAMA_CONTEXT_LENGTH=8192 ollama serve).
 """
 
 import sys
-from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from annotation.build import annotate
 from annotation.filters import LANGUAGES
 from annotation.prompts import KINDS
 from annotation.stats import print_stats
-from evaluation.client import add_client_arguments, at_least
-from vocabulary.command import first_few, run_main
-
-
-def choose_names(flag, given, table):
-    """The names in a comma-separated list, in the table's order: however they are typed, it is the
-    same request. ValueError for a name that is not in the table."""
-    # Checked before anything is read or paid for.
-    names = [name.strip() for name in given.split(",") if name.strip()]
-    unknown = [name for name in names if name not in table]
-    if unknown or not names:
-        wrong = first_few(unknown) or "nothing"
-        raise ValueError(
-            f"{flag} {given}: {wrong} is not in the table; there are {', '.join(table)}"
-        )
-    return [name for name in table if name in names]
+from evaluation.client import add_client_arguments
+from vocabulary import flags
+from vocabulary.command import Parser, run_main
 
 
 def stats_parser():
-    parser = ArgumentParser(prog="python -m annotation stats", description=print_stats.__doc__)
+    parser = Parser(prog="python -m annotation stats", description=print_stats.__doc__)
     add = parser.add_argument
-    add("file", type=Path, help="a set that `python -m annotation` made")
-    add("--sheet", type=Path, metavar="HTML", help="write a page of 40 random samples")
+    add("file", type=flags.file, help="a set that `python -m annotation` made")
+    add("--sheet", type=flags.text, metavar="HTML", help="write a page of 40 random samples")
     return parser
 
 
 def annotation_parser():
-    parser = ArgumentParser(
-        prog="python -m annotation",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m annotation", description=__doc__)
 
     # `--flag` and `--no-flag`.
     add = parser.add_argument
     yes_no = {"action": BooleanOptionalAction, "default": False}
-    add("folder", type=Path, help="images; its folders are searched, links out of it refused")
-    add("-o", "--out", type=Path, required=True, help="the set, a .json file")
-    add("--languages", default=",".join(LANGUAGES), help="(default: %(default)s)")
-    add("--kinds", default=",".join(KINDS), help="(default: %(default)s)")
-    add("--objects", help='JSON {"image.jpg": ["cat", "sofa"], …}: objects that are there')
+    about = "images; its folders are searched, links out of it refused"
+    add("folder", type=flags.folder, help=about)
+    add("-o", "--out", type=flags.text, required=True, help="the set, a .json file")
+    for name, table in (("languages", LANGUAGES), ("kinds", KINDS)):
+        names = {"type": flags.some_of(table), "default": ",".join(table)}
+        add(f"--{name}", **names, metavar="NAME,…", help="of the conversations")
+    add(
+        "--objects",
+        type=flags.file,
+        metavar="FILE",
+        help='JSON {"image.jpg": ["cat", "sofa"], …}: objects that are there',
+    )
     add("--verify", **yes_no, help="ask again about each pair, and drop what is not confirmed")
 
     # An answer often gives away the next one: apart, each must be read from the image.
     apart = "but for conversations; train.py --records-per-sample puts them side by side"
     add("--one-pair-per-record", **yes_no, help=apart)
-    add("--max-side", type=at_least(16), default=1024, help="pixels of the image that is sent")
+    add(
+        "--max-side", type=flags.at_least(16), default=1024, help="pixels of the image that is sent"
+    )
     add("--dry-run", action="store_true", help="print one request per kind and the cost; send none")
     add_client_arguments(parser)
     return parser
@@ -76,11 +68,12 @@ def annotation_parser():
 def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else list(map(str, arguments))
     if arguments[:1] == ["stats"]:
-        return print_stats(stats_parser().parse_args(arguments[1:]))
+        args = stats_parser().parse_args(arguments[1:])
+        args.file = Path(args.file)
+        return print_stats(args)
 
     args = annotation_parser().parse_args(arguments)
-    args.languages = choose_names("--languages", args.languages, LANGUAGES)
-    args.kinds = choose_names("--kinds", args.kinds, KINDS)
+    args.folder, args.out = Path(args.folder), Path(args.out)
     return annotate(args)
 
 

@@ -154,21 +154,17 @@ def make_records(item, pairs, passed, args):
 def annotate(args):
     """Checks everything that can be checked beforehand, then runs; returns the exit status."""
     key = check_options(args)
-    if not args.folder.is_dir():
-        raise ValueError(f"{args.folder}: no such folder")
-    if not args.out.parent.is_dir():
-        raise ValueError(f"{args.out.parent}: no such folder to write {args.out.name} to")
+    # A set is ours if the journal that it was made from lies beside it.
+    journal_path = sibling(args.out, ".journal.jsonl")
+    claim_output(
+        args.out, lambda path: journal_path.exists(), [args.objects] if args.objects else []
+    )
     items, refused = list_items(args)
     if args.dry_run:
         from annotation.stats import dry_run  # which imports this file
 
         return dry_run(items, args)
 
-    # A set is ours if the journal that it was made from lies beside it.
-    journal_path = sibling(args.out, ".journal.jsonl")
-    claim_output(
-        args.out, lambda path: journal_path.exists(), [args.objects] if args.objects else []
-    )
     journal = Journal(journal_path)
     if journal.passed_over:
         count = f"{journal.passed_over} broken line(s)"

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vocabulary.command import text_width
 from vocabulary.conversations import OTHER_MARKERS
 from vocabulary.files import read_json
 from vocabulary.scripts import SCRIPTS
@@ -68,11 +69,6 @@ class Rejected(NamedTuple):
     pair: int | None
     filter: str
     reason: str
-
-
-def width(text):
-    """Length in columns: an East Asian character says about as much as two Latin letters."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def letters_and_digits(text):
@@ -158,7 +154,7 @@ def share_in_script(text, language):
     letters = "".join(c for c in text if c.isalpha())
     if not letters:
         return 1.0
-    return width("".join(SCRIPTS[language].findall(letters))) / width(letters)
+    return text_width("".join(SCRIPTS[language].findall(letters))) / text_width(letters)
 
 
 def is_repetitive(text):
@@ -173,8 +169,8 @@ def find_fault(question, answer, language, objects):
     for part, text, (least, most) in parts:
         if (share := share_in_script(text, language)) < 0.5:
             return "language", f"{part}: {share:.0%} of the letters are {LANGUAGES[language]}"
-        if not least <= width(text) <= most or not letters_and_digits(text):
-            columns = f"{width(text)} columns, must be {least} to {most}"
+        if not least <= text_width(text) <= most or not letters_and_digits(text):
+            columns = f"{text_width(text)} columns, must be {least} to {most}"
             return "length", f"{part}: {columns} and hold a letter or a digit"
 
         # A small model may fall into a loop.
@@ -252,7 +248,7 @@ class DuplicateFilter:
             if pair in self.places:
                 return f"{code}: the same question and answer as in {self.places[pair]}"
             new_pairs.append(pair)
-            if width(answer) < LONG_ANSWER:
+            if text_width(answer) < LONG_ANSWER:
                 continue
 
             # Answers that agree in one band of hashes are compared run by run.

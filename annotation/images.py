@@ -15,6 +15,7 @@ def find_images(folder, objects):
     """-> (items without a kind, refused [(name, reason)], number of other files).
 
     Reads nothing outside `folder`. A copy of an image counts as that image."""
+    # Links may lead anywhere, so paths are compared as they really are.
     root, items, refused, num_others = folder.resolve(), [], [], 0
     first_name, names = {}, set()
     files = sorted(folder.rglob("*"))

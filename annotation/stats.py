@@ -12,9 +12,9 @@ from string import Template
 import numpy as np
 
 from annotation.build import cached_jpeg, count_names, print_filters
-from annotation.filters import width
 from annotation.prompts import generation_request
 from evaluation.client import estimate_tokens, has_prices, make_body, price
+from vocabulary.command import text_width
 from vocabulary.conversations import read_conversations
 from vocabulary.files import sibling, write_atomically
 
@@ -103,17 +103,14 @@ def print_lengths(records):
         language = record["language"]
         for parts, answer in record["turns"]:
             question = "".join(parts).strip()
-            questions[language].append(width(question))
-            answers[language].append(width(answer))
+            questions[language].append(text_width(question))
+            answers[language].append(text_width(answer))
             # Chinese writes no spaces: its first two characters stand for the first word.
             first = question.split()[0] if " " in question else question[:2]
             first_words[language][first] += 1
 
     # Percentiles, as a few very long answers would rule a mean.
-    print(
-        "\ncolumns, 5% / median / 95%       pairs      questions        answers   "
-        "most frequent first words of questions"
-    )
+    print("\ncolumns, 5% / median / 95%       pairs      questions        answers")
     for language in sorted(questions):
         spreads = ""
         for widths in (questions[language], answers[language]):
@@ -123,7 +120,7 @@ def print_lengths(records):
         count = len(questions[language])
         common = first_words[language].most_common(6)
         words = ", ".join(f"{word} {n / count:.0%}" for word, n in common)
-        print(f"{language:<28}{count:>10,}{spreads}   {words}")
+        print(f"{language:<28}{count:>10,}{spreads}\n  most frequent first words: {words}")
     return sum(map(len, questions.values())) / max(1, len(questions))
 
 

@@ -1,6 +1,5 @@
 """The command line of this package: python -m checkpoint show|build."""
 
-import argparse
 import json
 import math
 import re
@@ -17,12 +16,15 @@ from checkpoint.safetensors import (
     num_bytes,
     plan_shards,
 )
-from vocabulary.command import run_main
+from vocabulary import flags
+from vocabulary.command import Parser, run_main
+from vocabulary.files import require_writable
 
 
 def print_tensors(specs):
     """A line per tensor of {name: (dtype, shape)}, one for the same in all layers, and the sum."""
     groups = {}  # (name, dtype, shape) -> how many layers have it
+    # Layers are alike: a line stands for all of them.
     for name, (dtype, shape) in specs.items():
         key = (re.sub(r"\.layers\.\d+\.", ".layers.*.", name), dtype, tuple(shape))
         groups[key] = groups.get(key, 0) + 1
@@ -61,30 +63,31 @@ def print_plan(plan):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m checkpoint",
-        description=checkpoint.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m checkpoint", description=checkpoint.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     show = commands.add_parser("show", help="config and tensors of a model folder")
-    show.add_argument("folder")
+    show.add_argument("folder", type=flags.folder, help="a model's")
 
     make = commands.add_parser("build", help="a model folder from published parts")
     add = make.add_argument
-    add("--llm", required=True, help="Llama's or Qwen's folder, or LLaVA's in either layout")
-    add("--vision", help="CLIP's or SigLIP's folder, if --llm has no vision encoder")
-    add("--layer", type=int, help="hidden state of --vision for the projector (default: -2)")
-    add("--projector", help="a file with one, as LLaVA has after its first stage (default: random)")
-    add("--tokenizer", help="one that begins with the pieces of --llm (default: --llm's)")
+    folder = {"type": flags.folder, "metavar": "FOLDER"}
+    add("--llm", required=True, **folder, help="Llama's or Qwen's, or LLaVA's in either layout")
+    add("--vision", **folder, help="CLIP's or SigLIP's, if --llm has no vision encoder")
+    layer = "hidden state of --vision for the projector (default: -2)"
+    add("--layer", type=int, help=layer)
+    projector = "a file with one, as LLaVA has after its first stage (default: random)"
+    add("--projector", type=flags.path, metavar="FILE", help=projector)
+    tokenizer = "one that begins with the pieces of --llm (default: --llm's)"
+    add("--tokenizer", type=flags.path, metavar="FILE", help=tokenizer)
     how = "rows of new pieces: the mean of the old pieces that spelled them (default), or random"
     add("--init", choices=["mean", "random"], default="mean", help=how)
     add("--dtype", choices=WRITTEN_DTYPES, help="of the weights to write (default: --llm's)")
-    add("--seed", type=int, default=0, help="of random weights (default: 0)")
-    add("--padding-rows", type=int, help="of --llm's embeddings: rows without a piece, if many")
+    add("--seed", type=flags.seed, default=0, help="of random weights")
+    rows = "of --llm's embeddings: rows without a piece, if many"
+    add("--padding-rows", type=flags.count, metavar="N", help=rows)
     add("--dry-run", action="store_true", help="write it without weights, for train.py --estimate")
-    add("-o", "--out", required=True, help="the folder to write")
+    add("-o", "--out", type=flags.text, required=True, help="the folder to write")
     return parser
 
 
@@ -96,6 +99,7 @@ def main(argv=None):
         # What a dry run wrote may be replaced.
         if Path(args.out).exists() and not is_dry_run(args.out) and any(Path(args.out).iterdir()):
             raise ValueError(f"{args.out}: there is something already; give another -o")
+        require_writable(args.out)
         print_plan(plan)
         if args.dry_run:
             write_dry_run(plan, args.out)

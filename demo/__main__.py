@@ -12,51 +12,74 @@ command that is printed before it runs. The same line goes on where a run was st
 """
 
 import sys
-from argparse import ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import BooleanOptionalAction
 from importlib.util import find_spec
-from pathlib import Path
 
 from demo.recipe import OPTIONAL, TEXTS, example, make_steps
 from demo.steps import Run, move_aside, run_command, short_path, shown
 from demo.words import LANGUAGES, parse_shares
-from vocabulary.command import run_main
+from vocabulary import flags
+from vocabulary.command import Parser, run_main
+from vocabulary.files import require_writable
 
+MODULES = ("vision", "projector", "decoder", "decoder.embed_tokens", "decoder.layers")
 # The embeddings are not among them: a word that no image was named with so stays close to its
 # translation.
 TRAINABLE = ("projector", "decoder.layers")
+# Each batch of each stage is shared out evenly.
+PROCESSES = (1, 2, 4, 8, 16)
 
 
 def parse_args(words=None):
-    parser = ArgumentParser(
-        "python -m demo", description=__doc__, formatter_class=RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m demo", description=__doc__)
     add, some = parser.add_argument, {"nargs": "+", "metavar": "NAME"}
-    about = "folder of the run (default: out/demo, or out/quick)"
-    add("--out", type=Path, help=about)
+    folder = {"type": flags.text, "metavar": "FOLDER"}
+    add("--out", **folder, help="of the run (default: out/demo, or out/quick)")
     add("--quick", action="store_true", help="fewer images and steps: a sixth of the time")
-    add("--data", type=Path, help="folder of the world, used as it is if there (default: OUT/data)")
-    add("--seed", type=int, default=0, help="of the world and of training (default: 0)")
-    add("--processes", type=int, default=1, help="processes that train together (default: 1)")
+    about = "of the world, used as it is if there (default: OUT/data)"
+    add("--data", **folder, help=about)
+    add("--seed", type=flags.seed, default=0, help="of the world and of training")
+    about = "processes that train together: 1 2 4 8 16"
+    add("--processes", type=int, choices=PROCESSES, default=1, metavar="N", help=about)
     about = f"steps to leave out, of {' '.join(OPTIONAL)}"
     add("--without", **some, choices=OPTIONAL, default=[], help=about)
-    about = f"languages of the tokenizer (default: {' '.join(LANGUAGES)})"
+    about = "languages of the tokenizer"
     add("--vocabulary", **some, choices=LANGUAGES, default=LANGUAGES, help=about)
-    about = f"what stage text reads (default: {' '.join(TEXTS)})"
-    add("--texts", **some, choices=TEXTS, default=TEXTS, help=about)
+    add("--texts", **some, choices=TEXTS, default=TEXTS, help="what stage text reads")
     about = "stage vision reads the dictionary, too"
     add("--dictionary", action=BooleanOptionalAction, default=True, help=about)
-    about = f"what the three stages of instruct train (default: {' '.join(TRAINABLE)})"
-    add("--trainable", **some, default=TRAINABLE, help=about)
-    add("--share", **some, default=[], help="of a language in training: ko=0.1 for a tenth")
+    about = f"what the three stages of instruct train, of {' '.join(MODULES)}"
+    add("--trainable", **some, choices=MODULES, default=TRAINABLE, help=about)
+    add(
+        "--share",
+        **some,
+        type=flags.text,
+        default=[],
+        help="of a language in training: ko=0.1 for a tenth",
+    )
     add("--fresh", action="store_true", help="move OUT aside and begin anew")
     add("--dry-run", action="store_true", help="print the commands and run none")
-
-    # One folder is one path, however it was typed: commands are compared by their words.
     args = parser.parse_args(words)
-    args.out = args.out or Path("out/quick" if args.quick else "out/demo")
+    args.out = args.out or ("out/quick" if args.quick else "out/demo")
+
+    # A name that is given twice is one name.
+    for name in ("without", "vocabulary", "texts", "trainable"):
+        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
+    # One folder is one path, however it was typed: commands are compared by their words.
     args.is_own_world = args.data is None
-    args.out, args.data = short_path(args.out), short_path(args.data or args.out / "data")
+    args.out = short_path(args.out)
+    args.data = short_path(args.data or args.out / "data")
     return args
+
+
+def check_folders(args):
+    """ValueError if one is a file, or if --data holds something else than a world."""
+    for folder in (args.out, args.data):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder}: is a file, must be a folder")
+    if not args.is_own_world and args.data.exists() and any(args.data.iterdir()):
+        if not (args.data / "world.json").exists():
+            raise ValueError(f"{args.data}: has no world.json; give a world, or a new folder")
 
 
 def main(words=None, runner=run_command):
@@ -64,6 +87,7 @@ def main(words=None, runner=run_command):
     args = parse_args(words)
     try:
         parse_shares(args.share)
+        check_folders(args)
         if args.dry_run:
             print("\n".join(shown(step.command) for step in make_steps(args)))
             return
@@ -73,6 +97,7 @@ def main(words=None, runner=run_command):
                 raise ValueError(f"the package {name} is missing: {advice}")
         if args.fresh:
             move_aside(args.out)
+        require_writable(args.out)
         run = Run(args.out)
         run.run(make_steps(args), runner)
     except BrokenPipeError:  # the reader of the output has ended

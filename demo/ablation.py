@@ -11,7 +11,6 @@ finished run is not run again. The result is report.html.
 import os
 import subprocess
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -19,7 +18,9 @@ from pathlib import Path
 from demo.recipe import report_step, world_step
 from demo.steps import Run, Step, shown
 from demo.words import BASE, LANGUAGES
-from vocabulary.command import run_main
+from vocabulary import flags
+from vocabulary.command import Parser, run_main
+from vocabulary.files import require_writable
 
 MINUTES = (12, 27)  # that one run takes on one core
 
@@ -44,6 +45,7 @@ def world_of(out, variant):
 
 def make_worlds(out, variants):
     """A step for each world that the variants need."""
+    # Variants without shares of their own have one world in common.
     shares = {world_of(out, name): SHARES.get(name, ()) for name in variants}
     return [world_step(f"world {path.name}", path, share=own) for path, own in shares.items()]
 
@@ -86,6 +88,7 @@ def run_one(command, log, jobs):
         status = subprocess.run([sys.executable, *command]).returncode
     else:
         print(f"{shown(command)} > {log}", flush=True)
+        # All cores for each run would make all of them slower.
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
         with open(log, "w", encoding="utf-8") as file:
             more = {"env": threads | os.environ, "stdout": file, "stderr": file}
@@ -109,20 +112,21 @@ def run_all(runs, jobs, runner=run_one):
 
 
 def main(words=None):
-    parser = ArgumentParser(
-        "python -m demo.ablation", description=__doc__, formatter_class=RawDescriptionHelpFormatter
-    )
-    add, all_names = parser.add_argument, f"(default: {' '.join(VARIANTS)})"
-    add("--out", type=Path, default=Path("out/ablation"), help="folder (default: out/ablation)")
-    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help=all_names)
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training (default: 0 1 2)")
-    add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser = Parser(prog="python -m demo.ablation", description=__doc__)
+    add, some = parser.add_argument, {"nargs": "+", "metavar": "NAME"}
+    add("--out", type=flags.text, default="out/ablation", metavar="FOLDER", help="of all runs")
+    add("--variants", **some, choices=VARIANTS, default=list(VARIANTS), help="of the demo")
+    add("--seeds", nargs="+", type=flags.seed, default=[0, 1, 2], metavar="N", help="of training")
+    jobs = flags.at_least(1, most=64)
+    add("--jobs", type=jobs, default=1, metavar="N", help="runs at a time")
     add("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(words)
 
-    worlds = make_worlds(args.out, args.variants)
-    runs = make_runs(args.out, args.variants, args.seeds)
-    comparisons = make_comparisons(args.out, args.variants, args.seeds)
+    # A seed that is given twice must not count twice.
+    out, seeds = Path(args.out), list(dict.fromkeys(args.seeds))
+    worlds = make_worlds(out, args.variants)
+    runs = make_runs(out, args.variants, seeds)
+    comparisons = make_comparisons(out, args.variants, seeds)
     if args.dry_run:
         before, after = ([step.command for step in steps] for steps in (worlds, comparisons))
         print("\n".join(map(shown, [*before, *runs.values(), *after])))
@@ -134,7 +138,8 @@ def main(words=None):
     print(f"{len(left)} of {len(runs)} runs to do: {low:.1f} to {high:.1f} hours with a core each")
 
     try:
-        run = Run(args.out)
+        require_writable(out)
+        run = Run(out)
         run.run(worlds)
         run_all(runs, args.jobs)
         run.run(comparisons)

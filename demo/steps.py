@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from vocabulary.command import use_colour
 from vocabulary.files import read_json, write_atomically, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +49,7 @@ def shown(command):
 def run_command(command):
     """Runs `python COMMAND` and returns its exit status."""
     process = subprocess.Popen([sys.executable, *command])
+    # SIGTERM reaches this process alone, so it is passed on.
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while process.returncode is None:
         try:
@@ -71,6 +73,7 @@ def code_digests():
 
 def difference(old, new):
     """How two commands differ, in words."""
+    # Flag by flag, each with its values.
     old, new = (" ".join(command).replace(" -", "\n-").split("\n") for command in (old, new))
     gone = " ".join(flag for flag in old if flag not in new)
     added = " ".join(flag for flag in new if flag not in old)
@@ -89,6 +92,7 @@ class Run:
     def is_done(self, step, check_inputs=True):
         """Whether the step's result is there. Raises ValueError if it was made otherwise."""
         made = self.steps.get(step.name)
+        # A stage has its folder long before its model.
         result = step.writes.parent if step.trains else step.writes
         if not result.exists() or (made is None and not step.trains):
             return False
@@ -115,6 +119,7 @@ class Run:
         done = ", ".join(step.name for step in steps if step not in left)
         if done:
             print(f"{self.out}: done before: {done}")
+            # Code is named and not refused: a comment changes it, too, and training takes hours.
             changed = {path for path, _ in code_digests().items() ^ self.record["code"].items()}
             if changed:
                 print(f"It is kept, though code has changed since: {', '.join(sorted(changed))}")
@@ -143,7 +148,7 @@ class Run:
         # Note it first: half a result is never taken for another one's.
         self.steps[step.name] = made
         self.write()
-        bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        bold, plain = ("\033[1m", "\033[0m") if use_colour() else ("", "")
         print(f"\n{bold}{shown(step.command)}{plain}", flush=True)
         start = time.time()
         status = runner(step.command)

@@ -28,8 +28,9 @@ from demo.records import image_path
 from demo.text import dictionary, document, text_record
 from demo.words import BASE, LANGUAGES, WORDS, parse_shares
 from demo.world import BASE_ONLY, HELD_OUT, random_for, random_scene
-from vocabulary.command import Parser, at_least, run_main
-from vocabulary.files import read_json, write_json
+from vocabulary import flags
+from vocabulary.command import Parser, run_main
+from vocabulary.files import read_json, require_writable, write_json
 
 
 def make_scenes(seed, num_images):
@@ -153,6 +154,7 @@ def write_world(out, images=6000, documents=20000, seed=0, workers=2, shares=Non
     # What an interrupted run left is of no use.
     read_atlas()
     start, folder = time.time(), out.with_name(out.name + ".partial")
+    require_writable(out.parent)
     shutil.rmtree(folder, ignore_errors=True)
     splits = make_scenes(seed, images)
     for name in ("text", "images/grey", *(f"images/{split}" for split in splits)):
@@ -202,15 +204,20 @@ def contact_sheet(path, seed=0, columns=6, rows=4):
 def main():
     parser = Parser(prog="python -m demo.write", description=__doc__)
     add = parser.add_argument
-    add("-o", "--out", type=Path, help="folder to write (python -m demo has out/demo/data)")
-    add("--images", type=at_least(1), default=6000, help="training images (default: 6000)")
-    add("--documents", type=at_least(1), default=20000, help="of each kind (default: 20000)")
-    add("--seed", type=int, default=0, help="another seed makes another world (default: 0)")
+    out_help = "folder to write (python -m demo has out/demo/data)"
+    add("-o", "--out", type=flags.text, metavar="FOLDER", help=out_help)
+    number = {"type": flags.at_least(1, most=10**7), "metavar": "N"}
+    add("--images", **number, default=6000, help="training images")
+    add("--documents", **number, default=20000, help="of each kind")
+    add("--seed", type=flags.seed, default=0, help="another seed makes another world")
     share_help = "share of a language in training: ko=0.1 for a tenth, zh=0 for none"
-    add("--share", nargs="+", default=[], metavar="LANGUAGE=SHARE", help=share_help)
-    add("--workers", type=at_least(1), default=2, help="processes (default: 2)")
-    add("--sheet", type=Path, metavar="PNG", help="only draw a sheet of images and captions")
-    add("--atlas", type=Path, metavar="FONT", help="only remake assets/atlas.png")
+    share = {"nargs": "+", "type": flags.text, "metavar": "LANGUAGE=SHARE"}
+    add("--share", **share, default=[], help=share_help)
+    workers = flags.at_least(1, most=256)
+    add("--workers", type=workers, default=2, metavar="N", help="processes")
+    sheet_help = "only draw a sheet of images and captions"
+    add("--sheet", type=flags.text, metavar="PNG", help=sheet_help)
+    add("--atlas", type=flags.file, metavar="FONT", help="only remake assets/atlas.png")
     args = parser.parse_args()
     if args.atlas:
         make_atlas(args.atlas)
@@ -218,7 +225,7 @@ def main():
         contact_sheet(args.sheet, args.seed)
     elif args.out:
         shares = parse_shares(args.share)
-        write_world(args.out, args.images, args.documents, args.seed, args.workers, shares)
+        write_world(Path(args.out), args.images, args.documents, args.seed, args.workers, shares)
     else:
         parser.error("give -o FOLDER, --sheet or --atlas")
 

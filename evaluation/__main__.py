@@ -1,10 +1,7 @@
 """Measures a trained model and shows the results. Each command has a --help of its own."""
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from pathlib import Path
-
 from evaluation import answer, compare, heatmap, judge, likelihood, probe, report, retrieval
-from vocabulary.command import run_main
+from vocabulary.command import Parser, run_main
 from vocabulary.files import claim_output, read_json
 
 # Each command's results have one of these keys.
@@ -27,17 +24,18 @@ def is_result(path):
 
 
 def main():
-    parser = ArgumentParser(prog="python -m evaluation", description=__doc__)
+    parser = Parser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         about = {"help": module.__doc__.partition("\n")[0], "description": module.__doc__}
-        command = commands.add_parser(name, **about, formatter_class=RawDescriptionHelpFormatter)
-        module.add_arguments(command)
+        module.add_arguments(commands.add_parser(name, **about))
     args = parser.parse_args()
+    # A file that is given twice must not count twice.
+    if getattr(args, "data", None):
+        args.data = list(dict.fromkeys(args.data))
     if args.out and args.command not in ("heatmap", "report"):  # these write no JSON
         inputs = [*getattr(args, "data", []), *getattr(args, "answers", [])]
         claim_output(args.out, is_result, inputs)
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     COMMANDS[args.command].run(args)
 
 

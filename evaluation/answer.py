@@ -29,6 +29,7 @@ from evaluation.questions import Question, question_name, read_questions
 from evaluation.scores import FAMILIES, accuracy_rows, metric_rows, most_frequent_answers
 from evaluation.tables import show_results
 from generate import answer_batch, load_for_inference
+from vocabulary import flags
 from vocabulary.files import claim_output, set_aside, sibling
 from vocabulary.formats import find_file
 from vocabulary.records import read_complete_lines
@@ -100,6 +101,7 @@ def read_answers(path):
     if not path.is_file():
         raise ValueError(f"{path}: no such file; python -m evaluation answer -o writes it")
     try:
+        # A file that is cut off would be compared on fewer questions than it says.
         header, *rows = map(json.loads, path.read_bytes().splitlines())
         questions = [Question(**row) for row in rows]
         if all(None not in (q.full, q.blind) for q in questions):
@@ -113,6 +115,7 @@ def image_path(header, question):
     """The first image of an answered question; None if it has none or it is gone."""
     names = question.image if isinstance(question.image, list) else [question.image]
     files = map(Path, header["data"])
+    # Splits may have images of the same name, each in the folder of its file.
     folders = [header.get("images")] if header.get("images") else []
     folders = folders or [file.parent for file in files if file.stem == question.split]
     paths = [Path(folder, name) for folder in folders for name in names[:1] if name]
@@ -122,7 +125,8 @@ def image_path(header, question):
 def add_arguments(parser):
     add_model_arguments(parser)
     add_question_arguments(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="default: 128")
+    about = "of an answer"
+    parser.add_argument("--max-new-tokens", type=flags.count, default=128, metavar="N", help=about)
 
 
 def run(args):
@@ -142,6 +146,7 @@ def run(args):
             print(f"{done:,} of {len(questions):,} questions were answered before")
 
     if missing:
+        # The cache must hold the longest answer, too.
         longest = max(len(q.prompt) for q in missing) + args.max_new_tokens
         batcher = Batcher(model, args.precision, args.batch_size, longest)
         answer_questions(model, tokenizer, missing, batcher, args.max_new_tokens, on_answer)

@@ -5,25 +5,31 @@ from tqdm import tqdm
 
 import data
 from training.device import DEVICES, PRECISIONS, pick_precision
+from vocabulary import flags
 
 
 def add_model_arguments(parser, needs_data=True):
     """The arguments of every command that runs a model."""
     add = parser.add_argument
-    add("--model", required=True, help="its folder")
-    add("--data", nargs="+", required=needs_data, default=[], help="each file is a split")
-    add("--images", help="the images' folder (default: the data file's)")
+    folder = {"type": flags.folder, "metavar": "FOLDER"}
+    file = {"type": flags.file, "metavar": "FILE"}
+    add("--model", **folder, required=True, help="the model's")
+    about = "each is a split"
+    add("--data", nargs="+", **file, required=needs_data, default=[], help=about)
+    add("--images", **folder, help="the images' (default: that of the data file)")
     about = "a record that can't be used: stop before anything is asked, or leave it out"
     add("--bad-samples", choices=["error", "skip"], default="error", help=about)
-    add("-o", "--out", help="JSON with the results")
-    add("--batch-size", type=int, help="default: what memory holds, at most 512")
+    add("-o", "--out", type=flags.text, metavar="FILE", help="JSON with the results")
+    about = "default: what memory holds, at most 512"
+    add("--batch-size", type=flags.count, metavar="N", help=about)
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is faster")
     add("--device", choices=DEVICES, default="auto", help="auto: a CUDA GPU if there is one")
 
 
 def add_question_arguments(parser):
     """The arguments that change what is asked."""
-    parser.add_argument("--annotations", help="VQAv2: the file with ten answers per question")
+    about = "VQAv2: ten answers per question"
+    parser.add_argument("--annotations", type=flags.file, metavar="FILE", help=about)
     example = 'after each question: "Answer the question using a single word or phrase."'
     parser.add_argument("--suffix", default="", help=example)
 
@@ -45,6 +51,7 @@ class Batcher:
 
     def default_batch_size(self, text, longest):
         """As many as have their KV cache in half of the GPU's free memory, or in 1 GiB."""
+        # Keys and values of all layers, per token.
         values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         memory = 1 << 30
         if self.device.type == "cuda":
@@ -64,6 +71,7 @@ class Batcher:
     def load_images(self, image_paths):
         """Each sample's image paths -> the different images, uint8 (P, 3, S, S) or None, and each
         sample's indices of them."""
+        # Many questions share an image: it is loaded and encoded once.
         unique = list(dict.fromkeys(sum(image_paths, [])))
         indices = [[unique.index(path) for path in paths] for paths in image_paths]
         if not unique:

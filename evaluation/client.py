@@ -27,7 +27,6 @@ import re
 import sys
 import threading
 import time
-from argparse import ArgumentTypeError
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -41,6 +40,7 @@ from tqdm import tqdm
 
 import vision
 from evaluation.journal import CUT_OFF, NOT_ASKED
+from vocabulary import flags
 
 MAX_REPLY_BYTES = 1 << 20  # a longer reply is no answer
 MAX_RETRY_AFTER = 600  # seconds; a server that asks to wait longer ends the run
@@ -493,8 +493,11 @@ def print_troubles(troubles):
 # ------------------------------------------------------------------------------------ options
 def check_url(base_url, insecure):
     """The parsed address. ValueError if it is none, or would send image and key in the open."""
-    url = urlsplit(base_url)
-    is_web = url.scheme in ("http", "https") and url.hostname
+    try:
+        url = urlsplit(base_url)
+        is_web = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        is_web = False
     if not is_web or url.query or url.fragment or "@" in url.netloc:
         raise ValueError(
             "--base-url must look like https://host/v1, without a name, key or query in it"
@@ -526,32 +529,25 @@ def check_options(args):
     return key
 
 
-def at_least(least, kind=int):
-    """An argparse type: a number, not below `least`."""
-
-    def number(text):
-        value = kind(text)
-        if not least <= value < float("inf"):
-            raise ArgumentTypeError(f"{text}: must be {least} or more")
-        return value
-
-    return number
-
-
 def add_client_arguments(parser, tries=5, max_tokens=3000):
     """The options of a run that asks a server."""
     add = parser.add_argument
-    amount = {"type": at_least(0, float), "metavar": "AMOUNT"}
-    add("--base-url", required=True, help="the server's address, without /chat/completions")
-    add("--model", required=True, help="the model's name on the server")
-    add("--key-env", default="OPENAI_API_KEY", help="environment variable with the key")
+    amount = {"type": flags.at_least(0, float), "metavar": "AMOUNT"}
+    url = "the server's address, without /chat/completions"
+    add("--base-url", type=flags.text, required=True, metavar="URL", help=url)
+    add("--model", type=flags.text, required=True, help="the model's name on the server")
+    key = "environment variable with the key"
+    add("--key-env", type=flags.text, default="OPENAI_API_KEY", metavar="NAME", help=key)
     add("--insecure", action="store_true", help="allow http to another machine")
-    add("--max-requests", type=at_least(0), help="stop after so many in this run")
+    add(
+        "--max-requests", type=flags.at_least(0), metavar="N", help="stop after so many in this run"
+    )
     add("--max-cost", **amount, help="for the whole journal, earlier runs included")
     add("--price-in", **amount, help="per million tokens sent")
     add("--price-out", **amount, help="per million tokens received")
-    add("--concurrency", type=at_least(1), default=4, help="requests at a time (default: 4)")
-    add("--timeout", type=at_least(0.01, float), default=600, help="seconds (default: 600)")
-    add("--tries", type=at_least(1), default=tries, help=f"of a request (default: {tries})")
-    add("--backoff", type=at_least(0, float), default=1, help="seconds before the second try")
-    add("--max-tokens", type=at_least(1), default=max_tokens, help=f"of a reply ({max_tokens})")
+    add("--concurrency", type=flags.at_least(1, most=1000), default=4, help="requests at a time")
+    add("--timeout", type=flags.at_least(0.01, float, 86400), default=600, help="seconds")
+    add("--tries", type=flags.count, default=tries, help="of a request")
+    backoff = "seconds before the second try"
+    add("--backoff", type=flags.at_least(0, float, 86400), default=1, help=backoff)
+    add("--max-tokens", type=flags.count, default=max_tokens, help="of a reply")

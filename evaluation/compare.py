@@ -20,6 +20,7 @@ from evaluation.answer import read_answers
 from evaluation.questions import question_name
 from evaluation.scores import accuracy_row, count_languages, group_indices, most_frequent_answers
 from evaluation.tables import show_results
+from vocabulary import flags
 from vocabulary.files import read_json
 
 
@@ -34,10 +35,13 @@ def read_run(paths, languages, questions):
     full, blind = [], []
     for path in paths:
         _, answered = read_answers(path)
+        if missing := set(languages or ()) - {q.language for q in answered}:
+            raise ValueError(f"{path}: no questions in {', '.join(sorted(missing))} (--languages)")
         answered = [q for q in answered if not languages or q.language in languages]
         if not answered:
-            raise ValueError(f"{path}: no questions in {', '.join(languages or ['it'])}")
+            raise ValueError(f"{path}: no questions")
 
+        # After an interruption a file has its questions in another order.
         answered.sort(key=question_name)
         questions = questions or answered
         if list(map(question_name, questions)) != list(map(question_name, answered)):
@@ -51,6 +55,7 @@ def welch(a, b):
     """(difference, low, high) of the means of two small samples (Welch 1947)."""
     var_a, var_b = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
     difference = float(np.mean(a) - np.mean(b))
+    # Seeds that agree to the digit leave nothing to estimate a spread from.
     if not var_a + var_b:
         return difference, difference, difference
     df = (var_a + var_b) ** 2 / (var_a**2 / (len(a) - 1) + var_b**2 / (len(b) - 1))
@@ -89,6 +94,7 @@ def compare(questions, runs):
                 _, row["seeds_low"], row["seeds_high"] = welch(a.mean(1), b.mean(1))
             pairs.append(row)
 
+    # Of many comparisons some look significant by chance alone.
     for row, p in zip(pairs, metrics.holm([row["p"] for row in pairs])):
         row["p_holm"] = p
     return models, pairs
@@ -132,9 +138,10 @@ def conclusions(pairs):
 
 def add_arguments(parser):
     add, files = parser.add_argument, "-o files of `answer`, one per seed"
-    add("runs", nargs="+", metavar="NAME=FILE[,FILE…]", help=files)
-    add("--languages", nargs="+", help="only questions in these")
-    add("-o", "--out", help="JSON with the results")
+    add("runs", nargs="+", type=flags.text, metavar="NAME=FILE[,FILE…]", help=files)
+    some = {"nargs": "+", "type": flags.text, "metavar": "CODE"}
+    add("--languages", **some, help="only questions in these, such as en ko")
+    add("-o", "--out", type=flags.text, metavar="FILE", help="JSON with the results")
 
 
 def run(args):
@@ -143,9 +150,13 @@ def run(args):
         name, equals, paths = text.partition("=")
         if not equals or len(args.runs) < 2:
             raise ValueError("give two runs or more: NAME=eval.json, with seeds NAME=a.json,b.json")
+        # The second of two equal names would hide the first.
         if name in runs:
             raise ValueError(f"{name}: named twice")
-        questions, *runs[name] = read_run(paths.split(","), args.languages, questions)
+        paths = paths.split(",")
+        if len(set(paths)) < len(paths):
+            raise ValueError(f"{name}: a file is named twice; each seed has one of its own")
+        questions, *runs[name] = read_run(paths, args.languages, questions)
 
     models, pairs = compare(questions, runs)
     results = {"models": models, "pairs": pairs, "conclusions": conclusions(pairs)}

@@ -22,6 +22,7 @@ import vision
 from generate import load_for_inference
 from training.device import DEVICES
 from training.objectives import embed_phrases
+from vocabulary import flags
 from vocabulary.files import claim_output, write_atomically
 
 ORANGE = (255, 80, 0)
@@ -80,10 +81,18 @@ def is_heatmap(path):
 
 def add_arguments(parser):
     add = parser.add_argument
-    add("words", nargs="+", metavar="WORD", help='a word, or a phrase in quotes: "a red cat"')
-    add("--model", required=True, help="its folder; after the stage `vision` it is clearest")
-    add("--image", required=True, help="the image file")
-    add("-o", "--out", default="heatmap.png", help="the PNG to write (default: heatmap.png)")
+    add(
+        "words",
+        nargs="+",
+        type=flags.text,
+        metavar="WORD",
+        help='a word, or a phrase in quotes: "a red cat"',
+    )
+    about = "the model's; after the stage `vision` it is clearest"
+    add("--model", type=flags.folder, metavar="FOLDER", required=True, help=about)
+    add("--image", type=flags.file, metavar="FILE", required=True, help="what to look at")
+    about = "the PNG to write"
+    add("-o", "--out", type=flags.text, metavar="FILE", default="heatmap.png", help=about)
     add("--device", choices=DEVICES, default="auto", help="auto: a CUDA GPU if there is one")
 
 

@@ -52,6 +52,7 @@ from evaluation.metrics import (
     write_results,
 )
 from evaluation.questions import question_name, reference_answer
+from vocabulary import flags
 from vocabulary.files import read_json, sibling
 
 MAX_SIDE = 512  # pixels of the image that the judge gets
@@ -174,10 +175,12 @@ def grade_measures(forward, reverse):
 def add_arguments(parser):
     add = parser.add_argument
     add("mode", choices=["pairwise", "grade"], help="which of two answers is better; or grades")
-    add("answers", nargs="+", metavar="FILE[:blind]", help="two answer files, or for grade one")
-    add("-o", "--out", default="judge.json", help="the results (default: judge.json)")
-    add("--limit", type=int, default=200, help="questions, as many of each language (default: 200)")
-    add("--seed", type=int, default=0, help="which questions")
+    about = "two answer files, or for grade one"
+    add("answers", nargs="+", type=flags.text, metavar="FILE[:blind]", help=about)
+    add("-o", "--out", type=flags.text, default="judge.json", metavar="FILE", help="the results")
+    about = "questions, as many of each language"
+    add("--limit", type=flags.count, default=200, metavar="N", help=about)
+    add("--seed", type=flags.seed, default=0, help="which questions")
     add("--dry-run", action="store_true", help="say what it would cost, ask nothing")
     add_client_arguments(parser, tries=6, max_tokens=1000)
 
@@ -262,21 +265,30 @@ def run(args):
     key = check_options(args)
     questions, requests = make_requests(args)
     journal = Journal(sibling(args.out, ".journal.jsonl"))
-    with journal.file:
-        num_left = print_plan(args, questions, requests, journal)
-        if args.dry_run:
-            return
-
-        # A server of this machine mostly wants no key.
-        endpoint = Endpoint(args, key, journal)
-        if num_left and not key and not is_local(endpoint.url):
-            raise ValueError(f"no key: set {args.key_env}, or name another with --key-env")
-
-        jobs = [partial(endpoint.answer, r, partial(make_jpeg, image)) for r, image in requests]
-        why = run_jobs(jobs, endpoint)
+    try:
+        with journal.file:
+            num_left = print_plan(args, questions, requests, journal)
+            if args.dry_run:
+                return
+            why = ask_judge(args, key, num_left, requests, journal)
+    finally:
+        # Without a reply nothing is left behind.
+        if journal.path.stat().st_size == 0:
+            journal.path.unlink()
     if why == "interrupted":
         raise KeyboardInterrupt
     report_results(args, questions, [request for request, _ in requests], journal, why)
+
+
+def ask_judge(args, key, num_left, requests, journal):
+    """Asks for what the journal lacks; returns why it ended early, or None."""
+    # A server of this machine mostly wants no key.
+    endpoint = Endpoint(args, key, journal)
+    if num_left and not key and not is_local(endpoint.url):
+        raise ValueError(f"no key: set {args.key_env}, or name another with --key-env")
+
+    jobs = [partial(endpoint.answer, r, partial(make_jpeg, image)) for r, image in requests]
+    return run_jobs(jobs, endpoint)
 
 
 def report_results(args, questions, requests, journal, why):
@@ -307,11 +319,13 @@ def report_results(args, questions, requests, journal, why):
     }
     write_results(args.out, results)
 
-    for row in rows:
+    for i, row in enumerate(rows):
+        if i == 0 or row["language"] != rows[i - 1]["language"]:
+            print(f"{row['language']}, {row['n']:,} questions")
         scale = 1 if "grade of" in row["measure"] else 100
         interval = format_interval(row["value"], row["low"], row["high"], scale)
-        p = f"   p {row['p']:.4f}" if "p" in row else ""
-        print(f"{row['measure']:46}{row['language']:>6}{row['n']:>7}  {interval}{p}")
+        p = f"  p {row['p']:.4f}" if "p" in row else ""
+        print(f"  {row['measure']:45} {interval}{p}")
     listed = "".join(f"; {n:,} {trouble}" for trouble, n in troubles.items())
     print(
         f"{len(judged):,} of {len(questions):,} questions judged; tokens paid for so far: "

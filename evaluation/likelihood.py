@@ -24,6 +24,7 @@ from evaluation.scores import count_languages, metric_rows
 from evaluation.tables import show_results
 from generate import load_for_inference
 from model import IGNORE_INDEX
+from vocabulary import flags
 from vocabulary.chat_markers import encode_answer
 from vocabulary.files import read_lines
 
@@ -136,7 +137,8 @@ def add_arguments(parser):
     add_model_arguments(parser, needs_data=False)
     add_question_arguments(parser)
     about = "documents, one a line; a file's name is its language"
-    parser.add_argument("--text", nargs="+", default=[], help=about)
+    file = {"type": flags.file, "metavar": "FILE"}
+    parser.add_argument("--text", nargs="+", **file, default=[], help=about)
 
 
 def run(args):

@@ -262,7 +262,10 @@ def make_row(interval, n, key="value", **labels):
 
 def format_interval(value, low, high, scale=100):
     """ "63.9 (61.0 – 65.9)"."""
-    return f"{scale * value:5.1f} ({scale * low:4.1f} – {scale * high:5.1f})"
+    interval = "(too few images)"
+    if math.isfinite(high - low):
+        interval = f"({scale * low:4.1f} – {scale * high:5.1f})"
+    return f"{scale * value:5.1f} {interval}"
 
 
 def write_results(path, results):

@@ -33,7 +33,7 @@ from evaluation.tables import Table, escape, plain_name, row_number
 from model import ModelConfig
 from training.device import DEVICES, pick_device
 from vision import ViT
-from vocabulary.command import at_least
+from vocabulary import flags
 from vocabulary.files import read_json
 
 PROPERTIES = ("kind", "colour", "size", "place")
@@ -184,13 +184,16 @@ def probe_tables(rows):
 
 def add_arguments(parser):
     add = parser.add_argument
-    add("--model", required=True, help="its folder, or that of a CLIP vision encoder")
-    add("--scenes", required=True, help="scenes.json of the demo world, beside its images")
-    add("--limit", type=at_least(1), default=2000, help="images per folder (default: 2000)")
-    add("--layer", type=int, help="hidden state of the ViT (default: the model's; CLIP: -2)")
+    folder = {"type": flags.folder, "metavar": "FOLDER"}
+    add("--model", **folder, required=True, help="the model's, or that of a CLIP vision encoder")
+    about = "scenes.json of the demo world, beside its images"
+    add("--scenes", type=flags.file, metavar="FILE", required=True, help=about)
+    add("--limit", type=flags.count, default=2000, metavar="N", help="images per folder")
+    layer = {"type": flags.at_least(-1000, most=1000), "metavar": "N"}
+    add("--layer", **layer, help="hidden state of the ViT (default: the model's; CLIP: -2)")
     add("--random", action="store_true", help="also probe random weights of the same shape")
     add("--device", choices=DEVICES, default="auto", help="auto: a CUDA GPU if there is one")
-    add("-o", "--out", help="JSON with the results")
+    add("-o", "--out", type=flags.text, metavar="FILE", help="JSON with the results")
 
 
 def run(args):

@@ -17,6 +17,7 @@ from evaluation.metrics import bootstrap
 from evaluation.questions import check_images, read_file
 from evaluation.tables import MEASURES, MODELS, show_results
 from generate import load_for_inference, question_parts
+from vocabulary import flags
 from vocabulary.chat_markers import encode_answer
 from vocabulary.conversations import leave_out
 
@@ -131,13 +132,14 @@ def retrieval_rows(found, pool_size):
 def add_arguments(parser):
     add_model_arguments(parser)
     add = parser.add_argument
-    add("--max-images", type=int, default=200, help="at most (default: 200)")
-    add("--pool", type=int, default=20, help="candidates per query (default: 20)")
-    add("--seed", type=int, default=0, help="which images share a pool")
+    add("--max-images", type=flags.count, default=200, metavar="N", help="queries at most")
+    about = "candidates per query"
+    add("--pool", type=flags.at_least(2, most=1000), default=20, metavar="K", help=about)
+    add("--seed", type=flags.seed, default=0, help="which images share a pool")
 
 
 def run(args):
-    model, tokenizer = load_for_inference(args.model, args.device)
+    # The data first: loading a large model takes minutes.
     captions, questions = read_captions(args.data, args.images, args.seed, args.bad_samples)
     K, languages = args.pool, list(questions)
     num_pools = min(args.max_images, len(captions)) // K
@@ -145,6 +147,7 @@ def run(args):
         found = f"{len(captions)} images have captions of their own in {', '.join(languages)}"
         raise ValueError(f"{found}; a pool takes {K}")
     captions = {image: captions[image] for image in list(captions)[: num_pools * K]}
+    model, tokenizer = load_for_inference(args.model, args.device)
     samples = pool_samples(captions, questions, K, tokenizer, model.config.vision.num_patches)
     for prompt, names, answer in samples:
         try:

@@ -81,12 +81,14 @@ def metric_rows(model, questions, scores, families):
             continue
         labels = {"model": model, "split": split, "language": language}
         for keys, statistics in families:
+            # A caption has no F1, a POPE question no chrF.
             scored = [i for i in indices if keys[0] in scores[i]]
             if not scored:
                 continue
             columns = [[scores[i][key] for i in scored] for key in keys]
             sums = sums_per_image([questions[i] for i in scored], *columns)
             for metric, statistic in statistics.items():
+                # Who never says yes has no precision: 0 / 0, which is shown as undefined.
                 with np.errstate(invalid="ignore", divide="ignore"):
                     interval = bootstrap(sums, statistic)
                 rows.append(make_row(interval, len(scored), metric=metric, **labels))

@@ -1,23 +1,28 @@
 """Tables of results. A command prints them as text, the report shows the same ones as HTML."""
 
 import html
+import math
 import re
+import textwrap
 from collections import defaultdict
 from functools import partial
 from typing import NamedTuple
 
 from evaluation.metrics import write_results
+from vocabulary.command import text_width
 
 MODELS = ("full", "blind", "chance")
 MEASURES = ("R@1", "R@5", "MRR")  # of retrieval
 LANGUAGE_NAMES = {"en": "English", "ko": "한국어", "zh": "中文", "all": "all languages"}
 BAR_WIDTH = 190
+TERMINAL = 80  # columns of a terminal
 
 
 class Table(NamedTuple):
     title: str
-    head: list  # titles of the columns
+    head: list  # titles of the columns; those of intervals name them, "(95%)"
     lines: list  # (CSS class, cells as HTML)
+    num_groups: int = 0  # leading columns that may become headings where a line is too long
 
     def as_html(self):
         rows = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in self.head) + "</tr>"]
@@ -28,18 +33,68 @@ class Table(NamedTuple):
         return title + '<div class="scroll"><table>{}</table></div>'.format("\n".join(rows))
 
     def as_text(self):
-        lines = [[self.head[0] or self.title, *self.head[1:]]]
+        """Aligned columns without markup, on a terminal of 80 columns."""
+        lines = [self.head]
         for style, (name, *cells) in self.lines:
             lines.append(["  " + name if style == "sub" else name, *cells])
-
-        # Without markup, in aligned columns
         lines = [[html.unescape(re.sub("<.*?>", "", cell)) for cell in line] for line in lines]
-        width, *widths = [max(map(len, column)) for column in zip(*lines)]
+        if not any(line[-1] for line in lines):  # a column of bars
+            lines = [line[:-1] for line in lines]
+
+        # Columns before the first interval are labels. Long ones are cut.
+        num_labels = next((i for i, cell in enumerate(lines[0]) if "95%" in cell), 1)
+        lines = [[*(cut(c, 30) for c in line[:num_labels]), *line[num_labels:]] for line in lines]
+
+        # Too long: the first columns become headings of the lines that share them.
+        num_groups = 0
+        while num_groups < self.num_groups and total_width(lines, num_groups) > TERMINAL:
+            num_groups += 1
+        if total_width(lines, num_groups) > TERMINAL:
+            lines = [[cell.replace(" – ", "–") for cell in line] for line in lines]
+        groups = defaultdict(list)
+        for line in lines[1:]:
+            heading = ", ".join([html.unescape(self.title), *line[:num_groups]]).strip(", ")
+            groups[heading].append(line[num_groups:])
         text = ""
-        for first, *others in lines:
-            cells = [first.ljust(width), *map(str.rjust, others, widths)]
-            text += "  ".join(cells).rstrip() + "\n"
+        for heading, own in groups.items():
+            text += f"{cut(heading, TERMINAL)}\n" if heading else ""
+            text += aligned([lines[0][num_groups:], *own], num_labels - num_groups)
         return text
+
+
+def total_width(lines, first=0):
+    """The columns that aligned lines take, without their first cells."""
+    widths = [max(map(text_width, column)) for column in zip(*lines)][first:]
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def cut(text, width):
+    """A text of at most `width` columns."""
+    if text_width(text) <= width:
+        return text
+    while text_width(text) >= width:
+        text = text[:-1]
+    return text + "…"
+
+
+def aligned(lines, num_labels):
+    """Lines as text, the first column to the left. What does not fit beside the labels comes below
+    them, with the labels again."""
+    # One column of numbers stays beside the labels, however wide it is.
+    num_cells = len(lines[0])
+    while (
+        num_cells > num_labels + 1 and total_width([line[:num_cells] for line in lines]) > TERMINAL
+    ):
+        num_cells -= 1
+    widths = [max(map(text_width, column)) for column in zip(*lines)]
+    text = ""
+    for line in lines:
+        pads = [" " * (width - text_width(cell)) for cell, width in zip(line, widths)]
+        cells = [line[0] + pads[0], *map("".join, zip(pads[1:num_cells], line[1:num_cells]))]
+        text += "  ".join(cells).rstrip() + "\n"
+    if num_cells < len(lines[0]):
+        text += aligned([line[:num_labels] + line[num_cells:] for line in lines], num_labels)
+    return text
 
 
 def escape(text):
@@ -66,7 +121,8 @@ def number(value, low, high, scale=100):
     if value is None:
         return "undefined"  # 0 / 0
     digits, interval = 1, "(too few images)"
-    if None not in (low, high):
+    if None not in (low, high) and math.isfinite(high - low):
+        # Perplexities and grades differ by orders of magnitude: about three digits each.
         if scale != 100 and not 10 <= value < 100:
             digits = 3 if value < 10 else 0
         interval = f"({scale * low:.{digits}f} – {scale * high:.{digits}f})"
@@ -123,11 +179,12 @@ def metric_tables(rows, scale=100):
 
     lines = []
     for own in groups.values():
+        # All models are on one line: they answered the same questions.
         cells = labels(next(iter(own.values())), "metric", "split", "language", "n")
         cells += [row_number(own[m], "value", scale) if m in own else "–" for m in models]
         lines.append(("", cells))
     titles = [f"{escape(model)} (95%)" for model in models]
-    return [Table("", ["metric", "split", "language", "n", *titles], lines)]
+    return [Table("", ["metric", "split", "language", "n", *titles], lines, 2)]
 
 
 def retrieval_tables(rows):
@@ -137,7 +194,7 @@ def retrieval_tables(rows):
         cells += [number(*row[measure]) for measure in MEASURES]
         lines.append(("sum" if row["model"] == "full" else "sub", cells))
     titles = [f"{measure} % (95%)" for measure in MEASURES]
-    return [Table("", ["from → to", "model", "queries", "candidates", *titles], lines)]
+    return [Table("", ["from → to", "model", "queries", "candidates", *titles], lines, 1)]
 
 
 def run_tables(models):
@@ -150,6 +207,7 @@ def run_tables(models):
     for split, runs in splits.items():
         lines = []
         for name, rows in runs.items():
+            # Baselines are indented below the runs.
             style = "sub" if name == "chance" or name.endswith(", blind") else ""
             seeds = ", ".join(f"{100 * seed:.1f}" for seed in rows[-1]["seeds"])
             lines.append((style, [escape(name), *map(row_number, rows), seeds]))
@@ -169,14 +227,14 @@ def pair_tables(pairs):
         names = [name, *labels(row, "split", "language", "n"), row_number(row, "difference")]
         lines.append(("", [*names, f"{row['effect']:.2f}", f"{row['p_holm']:.4f}", seeds]))
     head = ["", "split", "language", "n", "points (95%)", "d_z", "p (Holm)", "over seeds (95%)"]
-    return [Table("differences", head, lines)]
+    return [Table("differences", head, lines, 2)]
 
 
 def judge_tables(rows):
     lines = []
     for row in rows:
         lines.append(("", [*labels(row, "measure", "language", "n"), row_number(row, "value", 1)]))
-    return [Table("", ["measure", "language", "n", "value (95%)"], lines)]
+    return [Table("", ["measure", "language", "n", "value (95%)"], lines, 1)]
 
 
 TABLES = {  # keys of the commands' JSON files
@@ -197,9 +255,10 @@ def result_tables(results):
 
 def show_results(results, out):
     """Writes a command's results to the JSON file `out`, if given, then prints them."""
+    # First to the disk: printing ends where its reader ends, such as `head`.
     if out:
         write_results(out, results)
     for tables in result_tables(results).values():
         print("\n".join(table.as_text() for table in tables))
     for sentence in results.get("conclusions", []):
-        print(sentence)
+        print(textwrap.fill(sentence, TERMINAL))

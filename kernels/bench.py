@@ -28,6 +28,7 @@ import kernels
 from kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 from kernels.rope import rope_reference
 from kernels.swiglu import swiglu_reference
+from vocabulary.command import Parser, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cuda"
@@ -129,6 +130,7 @@ def randn(*shape):
 
 def ceilings():
     """Prints and returns the copy bandwidth in GB/s and the matrix product's TFLOP/s."""
+    # Far larger than any cache: what is measured is memory.
     size = 1 << 30
     buffers = [torch.empty(size, dtype=torch.int8, device=DEVICE).random_() for _ in range(4)]
     copy = 2 * size / median_ms(torch.Tensor.copy_, [buffers[:2], buffers[2:]]) / 1e6
@@ -191,6 +193,7 @@ def attention_row(name, B, T, H, K, D, causal, matmul):
     if T in (577, 8192) or H != K:
         rivals[2] = measure_rival(flex(T, causal, H != K), input_sets)
 
+    # Forward has two matrix products, backward five: it computes the scores again.
     tflops = [rates(r, gflop, 2.5 * gflop) for r in (result, *rivals)]
     share = rates(result, gflop, 2.5 * gflop, 100 / matmul)
     return [name, pair(*result[:2]), tflops[0], share, result[2], *tflops[1:]]
@@ -292,6 +295,7 @@ def decode_table(copy, matmul):
         cache = B, S, 40, 128
         input_sets = [(randn(B, 40, 128), randn(*cache), randn(*cache), lengths) for _ in range(2)]
         ms = median_ms(kernels.attention_with_kvcache, input_sets)
+        # Each key and value is read once. All else is too small to count.
         speed = 4 * B * S * 5120 / ms / 1e6
         rows.append([B, S, ms, speed, 100 * speed / copy])
     print_table(["batch", "cache", "ms", "GB/s", "% of copy"], rows)
@@ -306,10 +310,11 @@ TABLES = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES), help="tables")
+    parser = Parser(prog="python -m kernels.bench", description=__doc__)
+    add, some = parser.add_argument, {"nargs": "+", "metavar": "TABLE"}
+    add("--only", **some, choices=TABLES, default=list(TABLES), help="tables to measure")
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("--tests", action=flag, default=True, help="run the kernels' tests first")
+    add("--tests", action=flag, default=True, help="run the kernels' tests first")
     args = parser.parse_args()
 
     # Without a GPU only the compiler can tell something.
@@ -330,4 +335,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, "kernels.bench")

@@ -169,6 +169,7 @@ def _fake_backward(x, weight, dy, dtotal, eps):
 
 
 def _setup_context(ctx, inputs, output):
+    # The sum is an output anyway: keeping it costs no memory.
     x, residual, weight, ctx.eps = inputs
     ctx.add = residual is not None
     ctx.save_for_backward(output[1] if ctx.add else x, weight)

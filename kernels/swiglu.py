@@ -22,9 +22,11 @@ def swiglu_reference(gate, up):
 
 @triton.jit
 def _forward_kernel(gate, up, y, gate_stride, up_stride, N, BLOCK: tl.constexpr):
+    # In 64 bits: row · stride passes 2³¹ in a large batch.
     row = tl.program_id(0).to(tl.int64)
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < N
+    # float32 inside: a sigmoid in bf16 would lose digits that the product needs.
     a = tl.load(gate + row * gate_stride + offs, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(up + row * up_stride + offs, mask=mask, other=0.0).to(tl.float32)
     tl.store(y + row * N + offs, (a * tl.sigmoid(a) * b).to(y.dtype.element_ty), mask=mask)
@@ -41,6 +43,7 @@ def _backward_kernel(
     b = tl.load(up + row * up_stride + offs, mask=mask, other=0.0).to(tl.float32)
     d = tl.load(dy + row * dy_stride + offs, mask=mask, other=0.0).to(tl.float32)
 
+    # silu'(a) = s · (1 + a · (1 − s)). Computed again, as keeping s would cost a tensor.
     s = tl.sigmoid(a)
     da = d * b * s * (1.0 + a * (1.0 - s))
     tl.store(dgate + row * N + offs, da.to(dgate.dtype.element_ty), mask=mask)
@@ -52,6 +55,7 @@ BLOCK = 2048
 
 def _launch_forward(gate: Tensor, up: Tensor) -> Tensor:
     y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    # A launch without programs is an error.
     if y.numel():
         gate, up = flatten_to_2d(gate), flatten_to_2d(up)
         rows, N = gate.shape

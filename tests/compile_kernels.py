@@ -152,7 +152,7 @@ def disassemble(kernel):
         commands = ["cuobjdump", "--dump-resource-usage"], ["nvdisasm", "-c"]
         for tool, option in commands:
             command = [BIN / tool, option, f.name]
-            yield subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            yield subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def examine(task):

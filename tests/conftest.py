@@ -10,6 +10,9 @@ from pathlib import Path
 
 # The interpreter multiplies with numpy: on small tiles, threads make it 5 to 13 times slower.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Commands that a test starts write UTF-8, whatever the machine's locale.
+os.environ.pop("PYTHONIOENCODING", None)
+os.environ["PYTHONUTF8"] = "1"
 
 import numpy as np
 import pytest

@@ -104,9 +104,9 @@ def test_printed_tables_are_aligned_and_skills_are_indented():
     for model in ("full", "blind", "chance"):
         rows += accuracy_rows(model, questions, score_answers(questions, ["red", "one"]))
     (table,) = accuracy_tables(rows)
-    lines = table.as_text().splitlines()
-    assert [line.split()[:3] for line in lines] == [
-        ["s", "n", "full"],
+    title, *lines = table.as_text().splitlines()
+    assert title == "s" and [line.split()[:3] for line in lines] == [
+        ["n", "full", "%"],
         ["en", "2", "50.0"],
         ["all", "2", "50.0"],
         ["object", "2", "50.0"],

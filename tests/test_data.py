@@ -374,7 +374,7 @@ def run(tokenizer_file, config, tmp_path):
 
     def run_data(*args):
         command = [sys.executable, ROOT / "data.py", *args, "--model", tmp_path / "model"]
-        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        return subprocess.run(command, capture_output=True, encoding="utf-8")
 
     return run_data
 
@@ -399,16 +399,28 @@ def test_check_as_a_command(run, world, tmp_path):
     assert "record 1 (id 2): no conversations" in mixed.stdout
 
     lost = run("check", "nowhere.json")
-    assert lost.returncode == 1
-    assert lost.stderr.strip() == "data.py: nowhere.json: no such file"
+    assert lost.returncode == 2
+    assert lost.stderr.startswith("data.py: argument FILE: nowhere.json: no such file")
+
+    # The images may lie elsewhere than the file.
+    (tmp_path / "chats.json").write_bytes((world / "chats.json").read_bytes())
+    assert run("check", tmp_path / "chats.json").returncode == 1
+    assert run("check", tmp_path / "chats.json", "--images", world).returncode == 0
 
 
-def test_show_as_a_command(run, world):
+def test_show_as_a_command(run, world, monkeypatch, capsys, tmp_path):
     shown = run("show", world / "chats.json")
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
     assert len(lines) == 6, "three samples: where each comes from, and its tokens"
     assert lines[0].endswith("record 0 (id 'q0'): image 0.png; language en")
     assert lines[1].count("<image>") == 1
-    assert "\033[32mred" in lines[1].replace("▁", "")
+    assert "[red" in lines[1].replace("▁", "") and "\033" not in shown.stdout
+
+    # On a terminal targets are green.
+    monkeypatch.setattr(data, "use_colour", lambda: True)
+    folder = tmp_path / "model"
+    parts = checkpoint.load_tokenizer(folder), checkpoint.load_config(folder)
+    data.show(world / "chats.json", *parts, 2048)
+    assert "\033[32mred" in capsys.readouterr().out.replace("▁", "")
     assert lines[2].endswith("record 1 (id 't0'): image none; language ko")

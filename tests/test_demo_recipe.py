@@ -511,7 +511,7 @@ def test_environment_variables_change_nothing(tmp_path, monkeypatch):
     def dry_run(environment, command):
         """What a command prints."""
         return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+            command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=True
         ).stdout
 
     command = [sys.executable, "-m", "demo", "--dry-run"]

@@ -205,7 +205,7 @@ def write(folder, *options):
     """Runs `python -m demo.write` in a copy."""
     command = [sys.executable, "-m", "demo.write", "-o", "data", "--workers", "1"]
     command += ["--images", "100", "--documents", "200", *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8")
+    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
 
 
 def load(folder, name):
@@ -368,6 +368,6 @@ def test_a_missing_word_stops_every_command_in_one_line(tmp_path):
     replace_in(folder / "demo" / "words" / "ko.json", '"key": "열쇠",', "")
     for module in ("demo", "demo.write", "demo.ablation"):
         command = [sys.executable, "-m", module, "--help"]
-        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        answer = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
         assert answer.returncode == 1
         assert answer.stderr == "demo/words/ko.json: kind.key is missing\n"

@@ -669,7 +669,7 @@ def test_a_question_does_not_give_the_next_answer_away(said):
 def test_a_finished_world_is_left_alone_and_errors_are_one_line(tmp_path):
     def run(*args):
         command = [sys.executable, "-m", "demo.write", *args]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
 
     out = str(tmp_path / "data")
     small = ["-o", out, "--images", "2", "--documents", "3"]

@@ -64,10 +64,13 @@ def test_the_command_draws_a_picture_per_word_and_prints_the_numbers(saved_model
 
 
 @pytest.mark.parametrize(
-    "image, word, message", [("no.png", "cat", "no such image"), ("0.png", "", "an empty word")]
+    "image, word, message", [("no.png", "cat", "no.png: no such file"), ("0.png", "", "is empty")]
 )
-def test_what_can_not_be_drawn_is_refused(saved_model, world, tmp_path, image, word, message):
+def test_what_can_not_be_drawn_is_refused(
+    saved_model, world, tmp_path, capsys, image, word, message
+):
     args = ("--model", saved_model[1], "--image", world / image, "-o", tmp_path / "h.png")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit):
         command("heatmap", *args, word)
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "h.png").exists()

@@ -260,6 +260,7 @@ def test_a_dry_run_asks_nothing_and_shows_the_cost(tmp_path, endpoint):
         re.search(r"received, about ([\d.]+)", done.stdout)[1].rstrip("."),
     )
     assert float(dollars) == int(tokens.replace(",", "")) > 12 * 85
+    assert not (tmp_path / "out.journal.jsonl").exists(), "nothing was paid for"
 
 
 def test_grades_are_the_mean_of_both_orders_beside_the_reference(tmp_path, endpoint):

@@ -50,7 +50,7 @@ def run_python(code, interpret):
         del env["TRITON_INTERPRET"]
     root = Path(__file__).parent.parent
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, encoding="utf-8")
 
 
 def test_every_table_is_made():

@@ -13,7 +13,7 @@ def test_kernels_compile_for_hopper_without_spills():
     pytest.importorskip("triton")
     only = "attention D128 ranges|norm 5120|swiglu|cross-entropy 39478"
     command = [sys.executable, TESTS / "compile_kernels.py", "--arch", "90", "--only", only]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -34,6 +34,6 @@ def test_a_new_length_causes_no_compilation():
     pytest.importorskip("triton")
     env = os.environ | {"PYTHONPATH": str(TESTS)}
     done = subprocess.run(
-        [sys.executable, "-c", TWO_SHAPES], capture_output=True, text=True, env=env
+        [sys.executable, "-c", TWO_SHAPES], capture_output=True, encoding="utf-8", env=env
     )
     assert done.stdout.split() == ["2", "1"], done.stdout + done.stderr

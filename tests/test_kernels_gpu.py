@@ -163,6 +163,6 @@ def test_another_ptxas_gives_right_results_too(tmp_path):
     }
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(
-        [*command, "-k", "seeds or reruns"], env=env, capture_output=True, text=True
+        [*command, "-k", "seeds or reruns"], env=env, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stdout[-3000:]

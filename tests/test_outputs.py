@@ -1,6 +1,7 @@
 """Whose file is it? No command replaces a file that it did not write, and none its own input."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,9 +66,9 @@ def test_a_file_that_a_command_did_not_write_is_refused_untouched(folder, comman
     done = subprocess.run(
         [sys.executable, *words, "-o", out],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode not in (0, None)
     assert done.stderr.strip().count("\n") == 0, done.stderr

@@ -302,7 +302,9 @@ def test_bench_names_every_peer_and_skips_what_is_not_installed(tmp_path):
     command = [sys.executable, "-c", hide, str(ROOT / "tokenizer.py"), "bench"]
     command += [str(tmp_path / "text.txt"), "--vocab-size", "500"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    run = subprocess.run(
+        command, capture_output=True, encoding="utf-8", check=True, env=environment
+    )
     assert run.stdout.count("CPU-seconds") == 2 and "FAILED" not in run.stdout
     assert "tokenizers     not installed, skipped" in run.stdout
 

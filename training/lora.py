@@ -94,6 +94,8 @@ class FrozenEmbeddings:
         self.frozen = []  # (parameter, its frozen rows on this rank, a copy of them)
         for name, parameter in wrapped.named_parameters():
             is_table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+            if is_table and count > len(parameter):
+                raise ValueError(f"--freeze-embeddings {count}: there are {len(parameter)}")
             if count and is_table and parameter.requires_grad:
                 rows = local_tensor(parameter.detach())[: local_count(parameter, count)]
                 self.frozen.append((parameter, rows, rows.clone()))

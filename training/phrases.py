@@ -38,7 +38,7 @@ class PhraseDataset:
     record of the phrase's language and kind without it. Else it is unknown: no part of the loss.
     dictionary: a text file of words with one meaning, "cat = 고양이 = 猫" a line."""
 
-    def __init__(self, paths, tokenizer, config, dictionary=None):
+    def __init__(self, paths, tokenizer, config, dictionary=None, images_folder=None):
         self.paths, self.tokenizer = list(paths), tokenizer
         self.dictionary = read_dictionary(dictionary, tokenizer) if dictionary else []
         self.image_size = config.vision.image_size
@@ -47,13 +47,14 @@ class PhraseDataset:
 
         images = {}  # (folder, file) -> DescribedImage
         for path in self.paths:
+            folder = Path(images_folder or Path(path).parent)
             for number, record, conversation in read_conversations(path, self.bad):
                 where = record_name(path, number, record)
                 if len(conversation.images) > 1:
                     count = len(conversation.images)
                     self.bad.append(f"{where}: {count} images, the vision stage takes one")
                 else:
-                    self.add(conversation, Path(path).parent, images, where)
+                    self.add(conversation, folder, images, where)
 
         # What the sampler reads: one file, all lengths equal.
         self.images = list(images.values())

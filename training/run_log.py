@@ -39,20 +39,14 @@ class RunLog:
         self.num_skips = 0  # steps without an update
         self.skips_in_a_row = 0
         self.loss = math.nan  # of the last step
-        self.num_targets = 0  # of all steps since the start
+        self.num_targets, self.num_updates = 0, 0  # of all steps since the start
 
         if is_rank0():
             self.report_bad_samples(getattr(dataset, "bad", ()))
             self.file = open_files(args, process, batches.start)
         print_rank0(describe_run(args, process, objective, dataset, batches))
-        self.bar = tqdm(
-            total=batches.steps,
-            initial=batches.start,
-            desc=args.stage,
-            unit="step",
-            disable=None if is_rank0() else True,  # None: shown on a terminal only
-            mininterval=1,
-        )
+        is_shown = is_rank0() and sys.stderr.isatty()
+        self.bar = make_bar(args.stage, batches.start, batches.steps, is_shown)
         self.start_time = self.step_time = self.print_time = time.time()
 
     def batch_ready(self, micro_batches):
@@ -76,6 +70,7 @@ class RunLog:
         self.skips_in_a_row = 0 if is_finite else self.skips_in_a_row + 1
         self.num_skips += not is_finite
         self.num_targets += stats.num_targets
+        self.num_updates += is_finite and stats.num_targets > 0
 
         # Model FLOPs utilisation: the share of the GPUs' peak that is useful work.
         mfu = None
@@ -101,19 +96,18 @@ class RunLog:
         if is_rank0():
             print(json.dumps(row), file=self.file, flush=True)
 
-        # One line for people.
-        line = (
-            f"loss {self.loss:.3f}, lr {lr:.1e}, norm {grad_norm:.2f}, "
-            f"{stats.num_tokens / seconds:,.0f} tokens/s, {row['non_padding_share']:.0%} "
-            f"non-padding, waited {self.data_wait / seconds:.0%}"
-        )
+        # Two lines for people, the first for the eye on learning, the second for that on speed.
+        learning = f"loss {self.loss:.3f}, lr {lr:.1e}, norm {grad_norm:.3g}"
+        speed = [f"{tqdm.format_sizeof(stats.num_tokens / seconds)} tokens/s"]
         if mfu:
-            line += f", MFU {mfu:.0%}"
+            speed.append(f"MFU {mfu:.0%}")
         if row["memory_gib"]:
-            line += f", {row['memory_gib']:.1f} GiB"
+            speed.append(f"{row['memory_gib']:.1f} GiB")
         if self.num_skips:
-            line += f", {self.num_skips} skipped"
-        self.show_progress(step, line)
+            speed.append(f"{self.num_skips:,} skipped")
+        speed.append(f"{row['non_padding_share']:.0%} non-padding")
+        speed.append(f"waited {self.data_wait / seconds:.0%}")
+        self.show_progress(step, learning, speed)
 
     def write_validation(self, step, accuracy, seconds):
         """Logs the shares of exact answers, {"n", "full", "blind": {skill: number}}."""
@@ -128,9 +122,13 @@ class RunLog:
         """What was done between two steps does not count in the time of the next one."""
         self.step_time = time.time()
 
-    def show_progress(self, step, line):
-        """Moves the bar on a terminal; elsewhere prints every 30 seconds."""
-        self.bar.set_postfix_str(line, refresh=False)
+    def show_progress(self, step, learning, speed):
+        """Moves the bar on a terminal; elsewhere prints every 30 seconds. On 80 columns."""
+        # The bar has one line: what has no room is left out, from the end.
+        text, rest = learning.partition(",")[0], list(speed)
+        while rest and len(text) + len(rest[0]) < 40:
+            text += f", {rest.pop(0)}"
+        self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
 
         # No bar is shown in a file.
@@ -138,7 +136,8 @@ class RunLog:
             self.print_time = self.step_time
             done, total = step - self.batches.start, self.batches.steps
             minutes = (self.step_time - self.start_time) / done * (total - step) / 60
-            self.say(f"step {step:,} of {total:,}: {line}, {minutes:,.0f} min to go")
+            progress = f"{self.args.stage} {step:,}/{total:,}, {minutes:,.0f} min to go"
+            print_rank0(f"{progress}: {learning}\n  {', '.join(speed)}")
 
     def report_skip(self, step, stats, micro_batches, losses):
         """Names this rank's samples whose loss is not finite; all, if only the gradient is not.
@@ -167,10 +166,14 @@ class RunLog:
             "with --resume goes on from here"
         )
 
-    def require_targets(self):
-        """ValueError if no step of this run had a target: then nothing was trained."""
-        if self.num_targets == 0 and self.batches.start < self.batches.steps:
+    def require_updates(self):
+        """ValueError if no step of this run had a target, or of a whole run none an update."""
+        if self.batches.start == self.batches.steps or self.num_updates:
+            return
+        if self.num_targets == 0:
             raise ValueError("no sample could be used: nothing was trained, no model is written")
+        if self.batches.start == 0:
+            raise ValueError("no step had a finite loss: nothing was trained, no model is written")
 
     def print_summary(self):
         """The last line of a finished run. All ranks must call it."""
@@ -188,6 +191,18 @@ class RunLog:
 
     def say(self, text):
         print_rank0(f"{self.args.stage}: {text}")
+
+
+def make_bar(stage, start, steps, is_shown):
+    """The progress of a run, a line without a picture: that leaves room for its numbers."""
+    return tqdm(
+        total=steps,
+        initial=start,
+        desc=stage,
+        bar_format="{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}",
+        disable=not is_shown,
+        mininterval=1,
+    )
 
 
 def describe_run(args, process, objective, dataset, batches):

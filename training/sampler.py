@@ -6,9 +6,12 @@ alone: the step number is the whole position in the data, on any number of ranks
 
 import atexit
 import heapq
+import math
 import random
+import re
 import signal
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +20,22 @@ from torch.utils.data import DataLoader, Dataset
 from data import BadSample, Sample, attention_pairs, collate, select_loss_positions
 from model import Layout
 from training.phrases import PhraseDataset
+
+
+def split_weights(entries):
+    """["a.json:0.7", "b.json:0.3"] -> (["a.json", "b.json"], [0.7, 0.3]), or (…, None)."""
+    paths, weights = [], []
+    for entry in entries:
+        found = re.fullmatch(r"(.+):([-+.\deE]+)", entry)
+        if found and not Path(entry).exists():
+            entry = found[1]
+            weights.append(float(found[2]))
+        paths.append(entry)
+    is_valid = len(weights) == len(paths) and 0 < min(weights) <= sum(weights) < math.inf
+    if weights and not is_valid:
+        number = f"{len(weights)} of {len(paths)}"
+        raise ValueError(f"--data: {number} files have a weight; all must, above 0, or none")
+    return paths, weights or None
 
 
 class LengthGroupedSampler:

@@ -28,7 +28,7 @@ from generate import answer_batch
 from model import XLlava
 from training.distributed import is_rank0, print_rank0
 from training.lora import merged_weights
-from vocabulary.command import at_least
+from vocabulary import flags
 from vocabulary.conversations import read_conversation
 from vocabulary.scripts import normalise
 
@@ -37,13 +37,14 @@ BATCH_SIZE, MAX_NEW_TOKENS = 32, 64
 
 def add_arguments(parser):
     add = parser.add_argument_group("watching it learn").add_argument
-    add("--validate", metavar="FILE", help="LLaVA records: questions to ask while it trains")
-    every = "steps between two validations (default: 200)"
-    add("--validate-every", type=at_least(1), default=200, metavar="N", help=every)
-    samples = "records drawn from FILE, always the same (default: 200)"
-    add("--validate-samples", type=at_least(1), default=200, metavar="N", help=samples)
+    about = "LLaVA records: questions to ask while it trains"
+    add("--validate", type=flags.file, metavar="FILE", help=about)
+    count = {"type": flags.count, "metavar": "N"}
+    add("--validate-every", **count, default=200, help="steps between two validations")
+    about = "records drawn from FILE, always the same"
+    add("--validate-samples", **count, default=200, help=about)
     kept = "keep the models of these steps, in OUT/snapshots"
-    add("--snapshots", nargs="+", type=at_least(1), default=[], metavar="STEP", help=kept)
+    add("--snapshots", nargs="+", type=flags.count, default=[], metavar="STEP", help=kept)
 
 
 class Question(NamedTuple):
@@ -114,7 +115,8 @@ class Observer:
 
 def draw_questions(args, tokenizer, config):
     """The last questions of --validate-samples records of the file --validate."""
-    dataset = ConversationDataset([args.validate], tokenizer, config, args.max_length)
+    files = {"images": args.images}
+    dataset = ConversationDataset([args.validate], tokenizer, config, args.max_length, **files)
     if not len(dataset):
         raise ValueError(f"{args.validate}: no questions to validate with")
     count = min(args.validate_samples, len(dataset))

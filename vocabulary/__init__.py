@@ -12,7 +12,8 @@
     formats.py              opening text files and finding images, whatever their names and marks
     records.py              LLaVA's JSON and JSON Lines, read record by record
     conversations.py        what a record may hold; checked where it is read
-    command.py              number flags, short errors, output on any terminal
+    command.py              --help with defaults, short errors, output on any terminal
+    flags.py                what a flag may be: ranges of numbers, files that are there
     report.py               tokens per character, word and byte; `show`
     bench.py                time and memory of training, beside the libraries
 

@@ -217,20 +217,33 @@ def begins_foreign(raw: bytes) -> bool:
 # ------------------------------------------------------------------------------------ command line
 def add_extend_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("base", metavar="BASE", help="a .model, a tokenizer.json, or the folder of one")
-    add("files", nargs="+", metavar="TEXT", help="UTF-8 text of the new language")
-    add("--pieces", type=int, required=True, help="how many to append")
-    add("-o", "--out", required=True, help="like BASE: a .model, or a folder for a tokenizer.json")
+    add(
+        "base",
+        type=flags.path,
+        metavar="BASE",
+        help="a .model, a tokenizer.json, or the folder of one",
+    )
+    text = "UTF-8 text of the new language"
+    add("files", nargs="+", type=flags.file, metavar="TEXT", help=text)
+    add("--pieces", type=flags.count, required=True, help="how many to append")
+    add(
+        "-o",
+        "--out",
+        type=flags.text,
+        required=True,
+        help="like BASE: a .model, or a folder for a tokenizer.json",
+    )
     add(
         "--character-coverage",
         type=float,
         default=0.9995,
         help="for SentencePiece: of the text's characters, default %(default)s become pieces",
     )
-    add("--max-piece-length", type=int, default=16, help="in characters, default %(default)s")
+    add("--max-piece-length", type=flags.count, default=16, help="in characters")
     flag = {"action": argparse.BooleanOptionalAction, "default": True}
     add("--foreign-only", **flag, help="no piece that plain English could contain")
-    add("--control", nargs="*", default=["<image>", "<pad>"], help="control pieces, appended last")
+    control = {"nargs": "*", "type": flags.text, "default": ["<image>", "<pad>"]}
+    add("--control", **control, help="control pieces, appended last")
 
 
 def run_extend(base, args: argparse.Namespace, append: Callable, find_unreachable: Callable):

@@ -5,6 +5,7 @@ Pipeline: below everything. checkpoint/ and the other folders write through thes
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -43,8 +44,10 @@ def claim_output(
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; -o needs a file")
+    require_writable(path.parent)
     if not path.exists() or path.stat().st_size == 0:
         return
+    # Two paths may be one file: by a link, or by another spelling.
     for source in inputs:
         if Path(source).exists() and path.samefile(source):
             raise ValueError(f"{path}: is an input of this command; give another -o")
@@ -54,6 +57,15 @@ def claim_output(
         known = False
     if not known:
         raise ValueError(f"{path}: was not written by this command; give another -o")
+
+
+def require_writable(folder: str | os.PathLike) -> None:
+    """Make a folder if it is missing. An error, before the work, if it can't be written to."""
+    if Path(folder).is_file():
+        raise ValueError(f"{folder}: is a file, must be a folder")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def sibling(out: str | os.PathLike, ending: str) -> Path:

@@ -4,13 +4,14 @@ Pipeline: called by `python tokenizer.py report` and `show`.
 Fertility is the number of tokens that a word (or a character, or a byte) costs.
 """
 
-import sys
+from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from vocabulary import flags
 from vocabulary.byte_level import ByteLevelTokenizer
-from vocabulary.command import first_few
+from vocabulary.command import first_few, use_colour
 from vocabulary.files import read_lines
 from vocabulary.sentencepiece_file import BYTE, NORMAL, UNKNOWN
 
@@ -27,7 +28,15 @@ REASONS = {
 def labelled_path(text: str) -> tuple[str, str]:
     """ "ko=out/ko.txt" -> ("ko", "out/ko.txt"), "out/ko.txt" -> ("ko.txt", "out/ko.txt")."""
     label, equals, path = text.partition("=")
-    return (label, path) if equals else (Path(text).name, text)
+    path = flags.file(path if equals else text)
+    return label if equals else Path(path).name, path
+
+
+def text_to_show(text: str) -> str:
+    """An argparse type: a text to show, not the last of the models with the text forgotten."""
+    if text.endswith(".model") and Path(text).is_file():
+        raise ArgumentTypeError(f"{text} is a model; the text comes last, in quotes")
+    return text
 
 
 def print_selection(path: str, added: list[str], left_out: dict[str, list], unreachable: str):
@@ -84,19 +93,19 @@ def print_report(models: dict, texts: dict[str, str], unreachable: Callable) -> 
     unreachable: `tokenizer.find_unreachable`.
     """
     head = ("tokens", "/character", "/word", "/byte", "bytes", "unknown")
-    print("{:12} {:28} {:>9} {:>10} {:>7} {:>7} {:>7} {:>8}".format("text", "model", *head))
     used = {name: set() for name in models}
     for label, path in texts.items():
+        print("{:27} {:>9} {:>10} {:>7} {:>7} {:>7} {:>7}".format(label[-27:], *head))
         for name, tokenizer in models.items():
             counts, pieces = fertility_counts(tokenizer, read_lines([path]))
             used[name].update(pieces)
             tokens = counts["tokens"]
-            line = f"{label[-12:]:12} {name[-28:]:28} {tokens:9,}"
+            line = f"{name[-27:]:27} {tokens:9,}"
             line += f" {tokens / max(1, counts['characters']):10.3f}"
             line += f" {tokens / max(1, counts['words']):7.2f}"
             line += f" {tokens / max(1, counts['bytes']):7.3f}"
             line += f" {counts['byte_tokens'] / max(1, tokens):7.1%}"
-            line += f" {counts['unknown'] / max(1, counts['characters']):8.2%}"
+            line += f" {counts['unknown'] / max(1, counts['characters']):7.2%}"
             print(line)
 
     # What became of the new pieces.
@@ -116,7 +125,7 @@ def print_report(models: dict, texts: dict[str, str], unreachable: Callable) -> 
 def show(tokenizer, text: str) -> str:
     """The number of pieces of a text, and the pieces: coloured on a terminal, else between bars."""
     pieces = [tokenizer.readable(tokenizer.piece(i)) for i in tokenizer.encode(text)]
-    if not sys.stdout.isatty():
+    if not use_colour():
         return f"{len(pieces):4} | " + " | ".join(pieces)
     coloured = [f"\033[30;4{2 + i % 5}m{piece}\033[0m" for i, piece in enumerate(pieces)]
     return f"{len(pieces):4}  " + "".join(coloured)

@@ -87,6 +87,7 @@ def fill(language, template, **values):
             neighbour = text[: match.start()].rpartition(" ")[2]
         else:
             neighbour = text[match.end() :].lstrip().partition(" ")[0]
+        # Decomposed, a Hangul syllable shows its final consonant, on which particles depend.
         letters = unicodedata.normalize("NFD", neighbour)
         return if_match if re.search(pattern, letters) else otherwise
 
@@ -101,7 +102,10 @@ def parse_shares(given):
         if language not in LANGUAGES[1:] or not re.fullmatch(r"0|1|0?\.\d+", share):
             choices = " or ".join(LANGUAGES[1:])
             raise ValueError(f"--share {word}: give LANGUAGE=SHARE, {choices}, from 0 to 1")
+        # Lines of this language could not be told from those of the base language.
         if not WORDS[language]["script"]:
             raise ValueError(f"--share {word}: words/{language}.json has no script to find it by")
+        if language in shares:
+            raise ValueError(f"--share {word}: {language} has a share already")
         shares[language] = float(share)
     return shares

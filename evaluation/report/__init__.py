@@ -17,25 +17,28 @@ timing.json and commands.txt. The page works offline.
 from pathlib import Path
 
 from evaluation.report.page import make_page
-from vocabulary.files import write_atomically
+from vocabulary import flags
+from vocabulary.files import require_writable, write_atomically
 
 
 def add_arguments(parser):
     add = parser.add_argument
-    add("folders", nargs="+", type=Path, metavar="FOLDER", help="the run's, or its stages'")
-    add("--eval", type=Path, help="of `answer` (default: FOLDER/eval.json)")
-    add("-o", "--out", type=Path, help="default: FOLDER/report.html")
-    add("--seed", type=int, default=0, help="which questions are shown")
-    add("--each", type=int, default=4, help="right and wrong answers per language (default: 4)")
-    add("--attention", type=int, default=6, help="images with attention (default: 6); 0: no model")
+    folders = {"nargs": "+", "type": flags.folder, "metavar": "FOLDER"}
+    add("folders", **folders, help="the run's, or its stages'")
+    about = "of `answer` (default: FOLDER/eval.json)"
+    add("--eval", type=flags.file, metavar="FILE", help=about)
+    add("-o", "--out", type=flags.text, metavar="FILE", help="default: FOLDER/report.html")
+    add("--seed", type=flags.seed, default=0, help="which questions are shown")
+    number = {"type": flags.at_least(0, most=1000), "metavar": "N"}
+    add("--each", **number, default=4, help="right and wrong answers per language")
+    add("--attention", **number, default=6, help="images with attention; 0: no model is loaded")
 
 
 def run(args):
-    for folder in args.folders:
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder")
-    out = args.out or args.folders[0] / "report.html"
-    eval_file = args.eval or args.folders[0] / "eval.json"
-    text = make_page(args.folders, eval_file, args.seed, args.each, args.attention)
+    folders = [Path(folder) for folder in args.folders]
+    out = Path(args.out or folders[0] / "report.html")
+    require_writable(out.parent)
+    eval_file = Path(args.eval or folders[0] / "eval.json")
+    text = make_page(folders, eval_file, args.seed, args.each, args.attention)
     write_atomically(out, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
     print(f"{out}: {len(text) / 1e6:.1f} MB, one file")

@@ -98,6 +98,7 @@ def make_page(folders, eval_file, seed, per_group, num_attention):
     if not stages and not measured:
         raise ValueError(f"{folders[0]}: no log.jsonl and no results; is this a run's folder?")
     results = measured.get(eval_file)
+    # Without eval.json the last stage is the best model that there is.
     model_folder = Path(results["model"]) if results else (stages or folders)[-1]
     has_model = (model_folder / "config.json").is_file()
 
@@ -110,10 +111,12 @@ def make_page(folders, eval_file, seed, per_group, num_attention):
     if results:
         sections.append(headline(results["rows"]))
     if stages:
+        # A stage that was stopped in its first step has no curve.
         logs = {folder.name: read_log(folder / "log.jsonl") for folder in stages}
         cards = [stage_card(name, *log) for name, log in logs.items() if log[0]]
         sections.append(div("learning", intro["learning"] + div("curves", "".join(cards))))
 
+    # The tables of `answer` come first: the others are read beside them.
     header, questions = read_answers(eval_file) if results else (None, [])
     for path, found in measured.items():
         for key, tables in all_tables(found).items():
@@ -130,10 +133,12 @@ def make_page(folders, eval_file, seed, per_group, num_attention):
         if wrong := weakest_gallery(header, questions, seed, NUM_WEAKEST):
             sections += [intro["limits"], wrong]
         sections += [intro["gallery"], gallery(header, questions, seed, per_group)]
+        # Attention needs the weights, which may be gone by now.
         if num_attention and has_model:
             cards = attention_gallery(model_folder, header, questions, seed, num_attention)
             sections += [intro["attention"], cards]
 
+    # Whoever reads the page can make it again.
     commands = escape("\n".join(read_commands(folders, results)))
     sections.append(f"{intro['commands']}<pre>{commands}</pre>")
     style, body = read_text("style.css"), "\n".join(sections)
@@ -151,6 +156,7 @@ def facts(folder, model_folder):
         line += f"{vision.image_size}-pixel image, {config.text.vocab_size:,} pieces"
         lines.append(line)
 
+    # Of an ablation: the sum over all its runs.
     seconds = Counter()
     for file in run_files(folder, "timing.json"):
         seconds.update(read_json(file))
@@ -164,6 +170,7 @@ def headline(rows):
     """A card per language: the accuracy of the first split."""
     split, cards = rows[0]["split"], {}
     for row in rows:
+        # The first split is what a run is about; the others have their tables.
         if row["split"] != split or row["kind"] != "all":
             continue
         language = row["language"]
@@ -201,6 +208,7 @@ def show_conclusions(sentences):
     """The sentences of a comparison, what they claim in bold."""
     parts = []
     for sentence in sentences:
+        # Before the colon stands what may be claimed, after it the numbers.
         claim, colon, models = map(escape, sentence.partition(":"))
         text = f"<b>{claim}:</b>{models}" if colon else f'<span class="soft">{claim}</span>'
         parts.append(f"<p>{text}</p>")

@@ -75,7 +75,7 @@ def make_parser():
     add("--llm", required=True, **folder, help="Llama's or Qwen's, or LLaVA's in either layout")
     add("--vision", **folder, help="CLIP's or SigLIP's, if --llm has no vision encoder")
     layer = "hidden state of --vision for the projector (default: -2)"
-    add("--layer", type=int, help=layer)
+    add("--layer", type=flags.at_least(-1000, most=1000), metavar="N", help=layer)
     projector = "a file with one, as LLaVA has after its first stage (default: random)"
     add("--projector", type=flags.path, metavar="FILE", help=projector)
     tokenizer = "one that begins with the pieces of --llm (default: --llm's)"

@@ -109,11 +109,12 @@ def read_scenes(path, limit):
 def thing_features(encoder, layer, load, scenes):
     """The patches of each thing's place: float32 (Q, F). Each place is pooled to 2 × 2 patches, so
     that an encoder with many patches has as many features per place as one with few."""
-    device, places = encoder.class_embed.device, torch.tensor(scenes.values["place"])
+    device, places = encoder.pos_embed.device, torch.tensor(scenes.values["place"])
+    num_class_tokens = int(encoder.class_embed is not None)  # SigLIP has none
     batches, features = torch.arange(len(scenes.images)).split(BATCH_SIZE), []
     for batch in tqdm(batches, unit="batch", disable=None, leave=False):
         pixels = torch.stack([load(scenes.images[i]) for i in batch]).to(device)
-        patches = encoder(pixels, layer)[:, 1:].float().cpu()  # without the class token
+        patches = encoder(pixels, layer)[:, num_class_tokens:].float().cpu()
         side = round(patches.shape[1] ** 0.5)
         grid = patches.mT.unflatten(2, (side, side))  # (B, G·G, C) -> (B, C, G, G)
         grid = F.adaptive_avg_pool2d(grid, 2 * GRID)

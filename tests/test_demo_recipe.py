@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from demo import __main__ as demo  # noqa: E402
 from demo import ablation, steps  # noqa: E402
+from demo.recipe import MORE_SPLITS, TEST_SPLITS, make_steps  # noqa: E402
 from demo.recipe import STAGES as RECIPE  # noqa: E402
-from demo.recipe import make_steps  # noqa: E402
 from demo.words import WORDS  # noqa: E402
 
 STAGES = ("vision", "text", "align", "instruct-1", "instruct-2", "instruct")
@@ -81,7 +81,7 @@ class FakeRunner:
         """The files of a world."""
         (out / "text").mkdir(parents=True)
         files = ["captions", "phrases", "instruct-1", "instruct-2", "instruct"]
-        for name in (*files, "unseen_combinations", "cross_lingual"):
+        for name in (*files, *TEST_SPLITS[1:], *MORE_SPLITS):
             (out / f"{name}.json").write_text(f"[{content}{name}]", encoding="utf-8")
         for name in ("en", "ko", "zh", "parallel", "dictionary"):
             (out / "text" / f"{name}.txt").write_text(content + name, encoding="utf-8")
@@ -170,6 +170,8 @@ def test_the_steps_and_their_values():
     assert found["evaluate"] == (
         "-m evaluation answer --model out/demo/instruct --data out/demo/data/unseen_images.json "
         "out/demo/data/unseen_combinations.json out/demo/data/cross_lingual.json "
+        "out/demo/data/unseen_phrasings.json out/demo/data/further_nouns.json "
+        "out/demo/data/unanswerable.json out/demo/data/unseen_captions.json "
         "-o out/demo/eval.json"
     )
     assert found["report"] == "-m evaluation report out/demo"
@@ -346,7 +348,7 @@ def test_a_result_of_unknown_making_is_refused(out):
 
 def test_an_edited_value_of_the_recipe_is_refused(out, monkeypatch):
     run()
-    edited = "--lr 2e-3 --muon-lr 0.005 --batch-size 32 --steps 300"
+    edited = RECIPE["text"]._replace(flags=RECIPE["text"].flags.replace("--lr 1e-3", "--lr 2e-3"))
     monkeypatch.setitem(RECIPE, "text", edited)
     message = refused()
     assert "out/demo/text was made with --lr 1e-3, not with --lr 2e-3" in message

@@ -113,7 +113,7 @@ def test_a_file_is_no_folder(parsers, tmp_path):
         takes = [not refuses(action, str(path)) for path in (tmp_path, tmp_path / "file.json")]
         if all(takes) and not is_free(name, where):
             both.append(name)
-    assert set(both) == {"--tokenizer", "--projector", "base", "models"}
+    assert set(both) == {"--tokenizer", "--projector", "base", "new", "models"}
 
 
 def test_help_says_what_each_flag_is_and_its_default(parsers):
@@ -217,7 +217,8 @@ def test_the_demos_choices_are_what_its_stages_can_do():
         model = XLlava(PRESETS["tiny"])
     for name in demo.__main__.MODULES:
         assert any(True for _ in model.get_submodule(name).parameters())
-    sizes = [int(size) for size in re.findall(r"--batch-size (\d+)", " ".join(STAGES.values()))]
+    all_flags = " ".join(stage.flags for stage in STAGES.values())
+    sizes = [int(size) for size in re.findall(r"--batch-size (\d+)", all_flags)]
     assert len(sizes) == len(STAGES)
     for number in demo.__main__.PROCESSES:
         assert all(size % number == 0 for size in sizes)

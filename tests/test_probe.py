@@ -78,7 +78,7 @@ def test_a_thing_is_read_from_the_patches_of_its_own_place():
     patches, pooled to 2 × 2: by hand, the means of four numbers."""
 
     class Numbers:
-        class_embed = torch.zeros(1)
+        class_embed = pos_embed = torch.zeros(1)
 
         def __call__(self, pixels, layer):
             numbers = torch.arange(-1, 144.0)[None, :, None]  # the class token first

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vocabulary import flags
 from vocabulary.byte_level import ByteLevelTokenizer, to_bytes
 from vocabulary.fast_bpe import bpe, count_words, learn_merges
 from vocabulary.files import claim_output, read_lines
@@ -217,31 +218,18 @@ def begins_foreign(raw: bytes) -> bool:
 # ------------------------------------------------------------------------------------ command line
 def add_extend_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "base",
-        type=flags.path,
-        metavar="BASE",
-        help="a .model, a tokenizer.json, or the folder of one",
-    )
+    base = "a .model, a tokenizer.json, or the folder of one"
+    add("base", type=flags.path, metavar="BASE", help=base)
     text = "UTF-8 text of the new language"
     add("files", nargs="+", type=flags.file, metavar="TEXT", help=text)
     add("--pieces", type=flags.count, required=True, help="how many to append")
-    add(
-        "-o",
-        "--out",
-        type=flags.text,
-        required=True,
-        help="like BASE: a .model, or a folder for a tokenizer.json",
-    )
-    add(
-        "--character-coverage",
-        type=float,
-        default=0.9995,
-        help="for SentencePiece: of the text's characters, default %(default)s become pieces",
-    )
+    out = "like BASE: a .model, or a folder for a tokenizer.json"
+    add("-o", "--out", type=flags.text, required=True, help=out)
+    coverage = "for SentencePiece: the share of the text's characters that become pieces"
+    add("--character-coverage", type=flags.share, default=0.9995, help=coverage)
     add("--max-piece-length", type=flags.count, default=16, help="in characters")
-    flag = {"action": argparse.BooleanOptionalAction, "default": True}
-    add("--foreign-only", **flag, help="no piece that plain English could contain")
+    foreign = "no piece that plain English could contain"
+    add("--foreign-only", action=argparse.BooleanOptionalAction, default=True, help=foreign)
     control = {"nargs": "*", "type": flags.text, "default": ["<image>", "<pad>"]}
     add("--control", **control, help="control pieces, appended last")
 

@@ -155,6 +155,37 @@ def test_linear_cross_entropy_in_half_precision_and_chunks(dtype, monkeypatch):
         agree(linear_cross_entropy, [hidden, weight], targets)
 
 
+class ProductLog(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records (rows, summed, columns) of every matrix product."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            a, b = args[-2:]
+            self.sizes.append((*a.shape, b.shape[1]))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 30, 3 * 4 * 448])
+def test_large_products_over_an_odd_vocabulary_are_aligned(chunk_bytes, monkeypatch):
+    """389 pieces are 384 and 5. Six positions go through at once or three at a time."""
+    monkeypatch.setattr(CE, "CHUNK_BYTES", chunk_bytes)
+    hidden, weight = guarded(6, 8), guarded(389, 8)
+    targets = torch.tensor([0, 383, 384, 388, -100, 7], device=DEVICE)
+    with ProductLog() as log:
+        CE._launch(hidden, weight, targets, -100, True, True)
+    rows = 6 if chunk_bytes == 1 << 30 else 3
+    logits, gradients = [], []
+    for V in (5, 384):
+        logits += [(rows, 8, V)]
+        gradients += [(rows, V, 8), (V, rows, 8)]
+    assert log.sizes == (logits + gradients) * (6 // rows)
+    agree(linear_cross_entropy, [hidden, weight], targets)
+
+
 def every_kernel():
     """Operator -> the public function on something small."""
     x, w, angles = guarded(3, 70), guarded(70), guarded(3, 5)

@@ -340,13 +340,14 @@ TABLES = {
 
 
 def profile_training(words):
-    """Runs train.py with these words, and prints the operators that take most of the GPU's time."""
+    """Runs train.py with these words, and prints the operators that take most time."""
     import train
 
     sys.argv = ["train.py", *words]
     with torch.profiler.profile() as profiler:
         train.main()
-    print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=30))
+    device = "device" if torch.cuda.is_available() else "cpu"
+    print(profiler.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=30))
 
 
 def main():

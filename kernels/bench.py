@@ -3,7 +3,7 @@ The speed of the kernels against PyTorch's own operators: the tests first, then 
 
     python -m kernels.bench      # on a GPU: all tests and tables; some minutes, mostly compilation
     python -m kernels.bench --no-tests --only attention --json attention.json
-    python -m kernels.bench --profile instruct --model out/demo/align --data …    # train.py's words
+    python -m kernels.bench --profile …    # … are words of train.py: where training spends its time
 
 Without a GPU it prints what the compiler makes of every kernel (tests/compile_kernels.py).
 

@@ -21,7 +21,7 @@ help:
 	@echo 'make test      all tests'
 	@echo 'make lint      formatter and linter'
 	@echo 'make bench     speed of the kernels and of the tokenizer'
-	@echo 'make gpu       on a GPU, in a quarter of an hour: tests, speed, a profile of training'
+	@echo 'make gpu       on a GPU: tests, speed, a profile of training'
 	@echo 'make clean     remove out/, with all that was trained, and caches'
 	@echo 'ARGS="..." hands options to demo and ablation; ARGS=--help shows them'
 

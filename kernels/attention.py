@@ -576,8 +576,8 @@ def _decode_combine(
 # key ranges, the second for full attention. 90 holds the fastest that an H200 ran
 # (docs/benchmarks.md) and loads tiles by descriptors (TMA), which saves registers. 80 holds what
 # fits the smaller shared memory of other GPUs, loaded by pointers and cp.async. Those of 90 spill
-# no registers, those of 80 a few words (docs/kernels-compiled.md). 0 is the interpreter. BLOCK_M of
-# "dkdv" divides the others: what it reads of log-sum-exp and δ, padding included, they have written.
+# no registers, those of 80 a few words (docs/kernels-compiled.md). 0 is the interpreter.
+# BLOCK_M of "dkdv" divides the others: they have written what it reads of log-sum-exp and δ.
 TILES = {
     90: {
         ("forward", 64): ((64, 128, 4, 2), (64, 128, 4, 2)),

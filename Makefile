@@ -13,7 +13,7 @@ ifneq (,$(strip $(foreach name,$(NAMES),$(filter command,$(firstword $(origin $(
 $(error options go behind ARGS: make demo ARGS="--seed 5"; ARGS=--help shows them)
 endif
 
-.PHONY: help demo ablation test lint bench clean
+.PHONY: help demo ablation test lint bench gpu clean
 
 help:
 	@echo 'make demo      train and measure the demo, 9 to 16 minutes on two cores'
@@ -21,6 +21,7 @@ help:
 	@echo 'make test      all tests'
 	@echo 'make lint      formatter and linter'
 	@echo 'make bench     speed of the kernels and of the tokenizer'
+	@echo 'make gpu       on a GPU: tests, speed, a profile of training'
 	@echo 'make clean     remove out/, with all that was trained, and caches'
 	@echo 'ARGS="..." hands options to demo and ablation; ARGS=--help shows them'
 
@@ -54,6 +55,14 @@ lint: .venv/installed
 bench: .venv/installed
 	$(PYTHON) -m kernels.bench
 	$(PYTHON) tokenizer.py bench $(TEXT) --vocab-size 400
+
+gpu: .venv/installed
+	$(PYTHON) -m kernels.bench --json out/gpu/bench.json
+	$(PYTHON) -m demo.write -o out/gpu/data --images 500 --documents 500
+	$(PYTHON) tokenizer.py train out/gpu/data/text/en.txt --vocab-size 600 -o out/gpu/en.model
+	$(PYTHON) tokenizer.py merge out/gpu/en.model -o out/gpu/tokenizer.model
+	$(PYTHON) -m kernels.bench --profile vision --preset tiny --tokenizer out/gpu/tokenizer.model \
+		--data out/gpu/data/phrases.json --batch-size 32 --steps 100 -o out/gpu/vision
 
 clean:
 	rm -rf out .pytest_cache .ruff_cache __pycache__ */__pycache__ */*/__pycache__

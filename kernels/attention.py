@@ -128,6 +128,13 @@ def _head_start(x, strides, b, h, t):
 
 
 @triton.jit
+def _row_start(b, h, H, T):
+    """Where one head's log-sum-exp and δ begin. Rows are padded to whole blocks, so that no access
+    needs a mask: masks cost registers."""
+    return (b * H + h).to(tl.int64) * (tl.cdiv(T, 128) * 128)
+
+
+@triton.jit
 def _load(
     x,
     strides,
@@ -299,8 +306,8 @@ def _forward_kernel(
     l_i = tl.where(empty, 1.0, l_i)
     _store(o, acc / l_i[:, None], o_strides, b, h, t, Tq, BLOCK_M, D, BLOCK_D)
     # Without a visible key, L = +inf makes all probabilities exp2(s − L) of the backward zero.
-    row = (b * H + h).to(tl.int64) * Tq + offs_m
-    tl.store(lse + row, tl.where(empty, INF, m_i + tl.log2(l_i)), mask=offs_m < Tq)
+    row = _row_start(b, h, H, Tq) + offs_m
+    tl.store(lse + row, tl.where(empty, INF, m_i + tl.log2(l_i)))
 
 
 @triton.jit
@@ -371,9 +378,9 @@ def _backward_dq(
 
     # δ of each query: this kernel needs it, and the one for dk and dv reads it.
     d = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
-    row = (b * H + h).to(tl.int64) * Tq + offs_m
-    tl.store(delta + row, d, mask=offs_m < Tq)
-    L = tl.load(lse + row, mask=offs_m < Tq, other=INF)
+    row = _row_start(b, h, H, Tq) + offs_m
+    tl.store(delta + row, d)
+    L = tl.load(lse + row)
 
     kv = k, v, k_strides, v_strides, b, h // G, Tk
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -419,7 +426,7 @@ def _dkdv_inner(
         # Pᵀ, transposed from the start
         offs_m = t + tl.arange(0, BLOCK_M)
         queries = _load(q, q_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
-        L = tl.load(lse + offs_m, mask=offs_m < Tq, other=INF)
+        L = tl.load(lse + offs_m)
         p = tl.exp2(dot(keys, tl.trans(queries)) * scale_log2 - L[None, :])  # (BLOCK_N, BLOCK_M)
         if PART != 1:
             p = tl.where(_is_visible(offs_m, visible), p, 0.0)
@@ -428,7 +435,7 @@ def _dkdv_inner(
         dout = _load(do, do_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
         dv = dot(p.to(dout.dtype), dout, dv)
         dp = dot(values, tl.trans(dout))
-        ds = p * (dp - tl.load(delta + offs_m, mask=offs_m < Tq, other=0.0)[None, :])
+        ds = p * (dp - tl.load(delta + offs_m)[None, :])
         dk = dot(ds.to(queries.dtype), queries, dk)
     return dk, dv
 
@@ -464,7 +471,7 @@ def _backward_dkdv(
     t, b, h = _locate(Tk, H, BLOCK_N, False)
     visible, bounds = _block_bounds(b, t, ranges, Tk, Tq, MODE, True, BLOCK_N, BLOCK_M)
 
-    row = (b * H + h).to(tl.int64) * Tq
+    row = _row_start(b, h, H, Tq)
     lse, delta = lse + row, delta + row
     keys = _load(k, k_strides, b, h // G, t, Tk, TMA, BLOCK_N, D, BLOCK_D)
     values = _load(v, v_strides, b, h // G, t, Tk, TMA, BLOCK_N, D, BLOCK_D)
@@ -565,46 +572,61 @@ def _decode_combine(
 
 # Launching
 
-# (BLOCK_M, BLOCK_N, warps, stages) by architecture, kernel and head dim: what fits the registers
-# (docs/kernels-compiled.md). Hopper and later load tiles by descriptors (TMA), which saves
-# registers; Ampere loads them by pointers and cp.async. 0 is the interpreter.
+# BLOCK_M, BLOCK_N, warps and stages of each kernel and head dim: the first set for causal masks and
+# key ranges, the second for full attention. 90 holds the fastest that an H200 ran
+# (docs/benchmarks.md) and loads tiles by descriptors (TMA), which saves registers. 80 holds what
+# fits the smaller shared memory of other GPUs, loaded by pointers and cp.async. Those of 90 spill
+# no registers, those of 80 a few words (docs/kernels-compiled.md). 0 is the interpreter.
+# BLOCK_M of "dkdv" divides the others: they have written what it reads of log-sum-exp and δ.
 TILES = {
     90: {
-        "forward": {64: (128, 128, 8, 3), 128: (128, 128, 8, 2)},
-        "dq": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)},
-        "dkdv": {64: (64, 128, 8, 2), 128: (32, 128, 8, 2)},
+        ("forward", 64): ((64, 128, 4, 2), (64, 128, 4, 2)),
+        ("forward", 128): ((128, 128, 8, 3), (128, 128, 8, 3)),
+        ("dq", 64): ((64, 64, 4, 3), (128, 64, 8, 3)),
+        ("dq", 128): ((128, 64, 8, 3), (128, 64, 8, 3)),
+        ("dkdv", 64): ((32, 128, 8, 2), (32, 128, 4, 2)),
+        ("dkdv", 128): ((64, 64, 4, 1), (64, 64, 4, 2)),
     },
     80: {
-        "forward": {64: (128, 64, 8, 3), 128: (128, 64, 8, 3)},
-        "dq": {64: (64, 64, 4, 2), 128: (64, 64, 8, 2)},
-        "dkdv": {64: (32, 64, 4, 2), 128: (32, 64, 8, 2)},
+        ("forward", 64): ((128, 64, 8, 3), (128, 64, 8, 3)),
+        ("forward", 128): ((128, 64, 8, 3), (128, 64, 8, 3)),
+        ("dq", 64): ((64, 64, 8, 2), (64, 64, 8, 2)),
+        ("dq", 128): ((64, 64, 8, 2), (64, 64, 8, 2)),
+        ("dkdv", 64): ((32, 64, 4, 2), (32, 64, 4, 2)),
+        ("dkdv", 128): ((32, 64, 8, 2), (32, 64, 8, 2)),
     },
     0: {
-        "forward": {64: (64, 32, 4, 1), 128: (64, 64, 4, 1)},
-        "dq": {64: (64, 32, 4, 1), 128: (64, 64, 4, 1)},
-        "dkdv": {64: (32, 64, 4, 1), 128: (64, 64, 4, 1)},
+        ("forward", 64): ((64, 32, 4, 1), (64, 32, 4, 1)),
+        ("forward", 128): ((64, 64, 4, 1), (64, 64, 4, 1)),
+        ("dq", 64): ((64, 32, 4, 1), (64, 32, 4, 1)),
+        ("dq", 128): ((64, 64, 4, 1), (64, 64, 4, 1)),
+        ("dkdv", 64): ((32, 64, 4, 1), (32, 64, 4, 1)),
+        ("dkdv", 128): ((64, 64, 4, 1), (64, 64, 4, 1)),
     },
 }
 TMA_IN_INTERPRETER = False  # the tests set it to check that path on a CPU
 
 
-def _tiles(kernel, q, tma):
+def _tiles(kernel, q, mode, tma):
     """-> BLOCK_M, BLOCK_N and the kernel's options, which contain them."""
     D, generation = q.shape[3], 0 if arch() == 0 else 80
     if tma and generation:
         generation = 90
-    block_m, block_n, num_warps, num_stages = TILES[generation][kernel][64 if D <= 64 else 128]
+    causal, full = TILES[generation][kernel, 64 if D <= 64 else 128]
+    block_m, block_n, num_warps, num_stages = full if mode == FULL else causal
     # fp32 takes twice the bytes and no tensor cores: for checks, not for speed.
     if generation and q.dtype == torch.float32:
         block_m, block_n, num_warps, num_stages = 32, 32, 4, 1
-    options = {"TMA": tma, "BLOCK_M": block_m, "BLOCK_N": block_n, "D": D, "BLOCK_D": _block_d(D)}
-    return block_m, block_n, options | {"num_warps": num_warps, "num_stages": num_stages}
+    options = {"MODE": mode, "TMA": tma, "BLOCK_M": block_m, "BLOCK_N": block_n}
+    options |= {"D": D, "BLOCK_D": _block_d(D), "num_warps": num_warps, "num_stages": num_stages}
+    return block_m, block_n, options
 
 
 def _can_use_tma(*tensors):
     """Whether each tensor is a matrix (B·T, H·D) with rows at 16-byte steps, as TMA requires."""
     x = tensors[0]
-    available = arch() >= 90 and x.element_size() == 2
+    # sm_120 has descriptors too, but too little shared memory for the tiles of sm_90 and sm_100.
+    available = 90 <= arch() < 120 and x.element_size() == 2
     if arch() == 0:
         available = TMA_IN_INTERPRETER
     return available and x.shape[3] in (64, 128) and all(_is_tma_matrix(x) for x in tensors)
@@ -636,6 +658,11 @@ def _with_contiguous_channels(*tensors):
     return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
+def _padded(T):
+    """The length of a row of log-sum-exps: whole blocks, see _row_start."""
+    return (T + 127) // 128 * 128
+
+
 def _block_d(D):
     return max(16, triton.next_power_of_2(D))
 
@@ -651,18 +678,19 @@ def _mask_arguments(causal, starts, ends, q):
 def _launch_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, starts: Tensor | None, ends: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """-> o (B, Tq, H, D) and the base-2 log-sum-exp of each query's scores, fp32 (B, H, Tq)."""
+    """-> o (B, Tq, H, D) and the base-2 log-sum-exp of each query's scores, fp32 (B, H, Tq and
+    padding)."""
     q, k, v = _with_contiguous_channels(q, k, v)
     B, Tq, H, D = q.shape
     Tk, K = k.shape[1:3]
     o = torch.empty(B, Tq, H, D, dtype=q.dtype, device=q.device)
-    lse = torch.empty(B, H, Tq, dtype=torch.float32, device=q.device)
+    lse = torch.empty(B, H, _padded(Tq), dtype=torch.float32, device=q.device)
     if B * Tq * H == 0 or Tk == 0:
         return o.zero_(), lse.fill_(float("inf"))
 
     mode, ranges = _mask_arguments(causal, starts, ends, q)
     tma = _can_use_tma(q, k, v)
-    block_m, block_n, options = _tiles("forward", q, tma)
+    block_m, block_n, options = _tiles("forward", q, mode, tma)
     sizes = Tq, Tk, H, H // K
     _forward_kernel[(triton.cdiv(Tq, block_m) * B * H,)](
         _descriptor(q, block_m, tma),
@@ -674,7 +702,6 @@ def _launch_forward(
         _token_strides(q, k, v, o),
         *sizes,
         D**-0.5 * math.log2(math.e),
-        MODE=mode,
         **options,
     )
     return o, lse
@@ -711,23 +738,21 @@ def _launch_backward(
 
     # dq first, because that kernel also writes delta.
     mode, ranges = _mask_arguments(causal, starts, ends, q)
-    block_m, block_n, options = _tiles("dq", q, tma)
+    block_m, block_n, options = _tiles("dq", q, mode, tma)
     *qkv, dout = tiles(block_m, block_n)
     tensors = *qkv, o, dout, dq, lse, delta, ranges
     strides = _token_strides(q, k, v, o, do, dq)
-    _backward_dq[(triton.cdiv(Tq, block_m) * B * H,)](
-        *tensors, strides, *sizes, *scales, MODE=mode, **options
-    )
+    _backward_dq[(triton.cdiv(Tq, block_m) * B * H,)](*tensors, strides, *sizes, *scales, **options)
 
     # dk and dv: the same mask, from the keys' side.
     if starts is not None:
         ranges = _query_ranges(ranges, Tk)
-    block_m, block_n, options = _tiles("dkdv", q, tma)
+    block_m, block_n, options = _tiles("dkdv", q, mode, tma)
     *qkv, dout = tiles(block_m, block_n)
     tensors = *qkv, dout, dk, dv, lse, delta, ranges
     strides = _token_strides(q, k, v, do, dk)
     _backward_dkdv[(triton.cdiv(Tk, block_n) * B * H,)](
-        *tensors, strides, *sizes, *scales, MODE=mode, **options
+        *tensors, strides, *sizes, *scales, **options
     )
     # Add the query heads that share a key head.
     if H != K:
@@ -782,7 +807,7 @@ _decode_op = torch.library.custom_op(
 @_forward_op.register_fake
 def _fake_forward(q, k, v, causal, starts, ends):
     B, Tq, H, D = q.shape
-    return q.new_empty(q.shape), q.new_empty(B, H, Tq, dtype=torch.float32)
+    return q.new_empty(q.shape), q.new_empty(B, H, _padded(Tq), dtype=torch.float32)
 
 
 @_backward_op.register_fake

@@ -2,13 +2,16 @@
 The speed of the kernels against PyTorch's own operators: the tests first, then tables in Markdown.
 
     python -m kernels.bench      # on a GPU: all tests and tables; some minutes, mostly compilation
-    python -m kernels.bench --no-tests --only attention
+    python -m kernels.bench --no-tests --only attention --json attention.json
+    python -m kernels.bench --profile …    # … are words of train.py: where training spends its time
 
 Without a GPU it prints what the compiler makes of every kernel (tests/compile_kernels.py).
 
 The ceilings, a large copy and a large bf16 matrix product, are measured in the same run; each %
-refers to them. A time is the median of GPU events over rotating random inputs, with the L2 cache
-flushed in between, because zeros run faster than data and a warm cache flatters.
+refers to them, and the floor is the time in which they would do the same work. A time is the median
+of GPU events over rotating random inputs, with the L2 cache flushed in between, because zeros run
+faster than data and a warm cache flatters. "3 / 7" is forward / backward; "1.2×" is how many times
+as fast as the rival to its left the kernel is.
 """
 
 import argparse
@@ -28,7 +31,9 @@ import kernels
 from kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 from kernels.rope import rope_reference
 from kernels.swiglu import swiglu_reference
+from vocabulary import flags
 from vocabulary.command import Parser, run_main
+from vocabulary.files import claim_output, read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cuda"
@@ -96,32 +101,48 @@ def measure_rival(fn, input_sets):
         return None
 
 
-def pair(a, b, scale=1.0):
-    """-> "forward / backward", with three digits where both are small."""
-    digits = ".3g" if max(a, b) * scale < 100 else ".0f"
-    return f"{scale * a:{digits}} / {scale * b:{digits}}"
+class Report:
+    """Prints tables in Markdown and keeps them for --json. A cell is a text, a number, None or a
+    pair (forward, backward)."""
 
+    def __init__(self):
+        self.tables = {}
 
-def rates(result, forward_amount, backward_amount, scale=1.0):
-    """Amounts per ms of a result of measure(), as a pair; None for None."""
-    if result is None:
-        return None
-    return pair(forward_amount / result[0], backward_amount / result[1], scale)
-
-
-def print_table(header, rows):
-    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for row in rows:
-        print(f"| {' | '.join(map(format_cell, row))} |")
-    print(flush=True)
+    def table(self, question, note, header, rows):
+        print(f"### {question}\n{note}\n")
+        print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+        for row in rows:
+            print(f"| {' | '.join(map(format_cell, row))} |")
+        print(flush=True)
+        self.tables[question] = [dict(zip(header, row)) for row in rows]
 
 
 def format_cell(value):
     if value is None:
         return "–"
+    if isinstance(value, tuple):
+        return " / ".join(map(format_cell, value))
     if isinstance(value, float):
         return f"{value:.3g}" if value < 100 else f"{value:.0f}"
     return str(value)
+
+
+def rates(result, amounts, scale=1.0):
+    """(forward, backward) amounts per ms of a result of measure(); None for None."""
+    if result is None:
+        return None
+    return tuple(scale * amount / ms for amount, ms in zip(amounts, result))
+
+
+def versus(rivals, ours, amounts, scale=1.0):
+    """Two cells for each rival: its rate, and how many times as fast as it the kernel is."""
+    cells = []
+    for rival in rivals:
+        faster = None
+        if rival is not None:
+            faster = tuple(theirs / mine for theirs, mine in zip(rival[:2], ours))
+        cells += [rates(rival, amounts, scale), faster]
+    return cells
 
 
 def randn(*shape):
@@ -129,19 +150,26 @@ def randn(*shape):
 
 
 def ceilings():
-    """Prints and returns the copy bandwidth in GB/s and the matrix product's TFLOP/s."""
+    """Prints and returns what was measured where; "copy" in GB/s and "product" in TFLOP/s."""
     # Far larger than any cache: what is measured is memory.
     size = 1 << 30
     buffers = [torch.empty(size, dtype=torch.int8, device=DEVICE).random_() for _ in range(4)]
     copy = 2 * size / median_ms(torch.Tensor.copy_, [buffers[:2], buffers[2:]]) / 1e6
     matrices = [(randn(8192, 8192), randn(8192, 8192)) for _ in range(3)]
     matmul = 2 * 8192**3 / median_ms(torch.mm, matrices) / 1e9
+    machine = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": kernels.triton.__version__,
+        "date": str(datetime.date.today()),
+        "copy": copy,
+        "product": matmul,
+    }
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
-        f"Triton {kernels.triton.__version__}, {datetime.date.today()}: "
-        f"copy {copy:.0f} GB/s, bf16 matrix product {matmul:.0f} TFLOP/s\n"
+        "{gpu}, torch {torch}, Triton {triton}, {date}: copy {copy:.0f} GB/s, "
+        "bf16 matrix product {product:.0f} TFLOP/s\n".format(**machine)
     )
-    return copy, matmul
+    return machine
 
 
 def sdpa(backend, causal, grouped):
@@ -181,10 +209,10 @@ def attention_shapes():
 
 def attention_row(name, B, T, H, K, D, causal, matmul):
     gflop = 4 * B * H * T * T * D * (0.5 if causal else 1) / 1e9
+    amounts = gflop, 2.5 * gflop
     input_sets = [(randn(B, T, H, D), randn(B, T, K, D), randn(B, T, K, D)) for _ in range(3)]
 
-    ours = functools.partial(kernels.attention, causal=causal)
-    result = measure(ours, input_sets)
+    ours = measure(functools.partial(kernels.attention, causal=causal), input_sets)
     backends = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
     rivals = [measure_rival(sdpa(backend, causal, H != K), input_sets) for backend in backends]
 
@@ -194,27 +222,27 @@ def attention_row(name, B, T, H, K, D, causal, matmul):
         rivals[2] = measure_rival(flex(T, causal, H != K), input_sets)
 
     # Forward has two matrix products, backward five: it computes the scores again.
-    tflops = [rates(r, gflop, 2.5 * gflop) for r in (result, *rivals)]
-    share = rates(result, gflop, 2.5 * gflop, 100 / matmul)
-    return [name, pair(*result[:2]), tflops[0], share, result[2], *tflops[1:]]
+    floor = tuple(amount / matmul for amount in amounts)
+    tflops, share = rates(ours, amounts), rates(ours, amounts, 100 / matmul)
+    return [name, ours[:2], floor, tflops, share, *versus(rivals, ours, amounts), ours[2]]
 
 
-def attention_table(copy, matmul):
-    print("### Attention, forward / backward")
-    print("Operations: 4·B·H·T²·D, half of it if causal; backward × 2.5\n")
-    header = ["shape", "ms", "TFLOP/s", "% of matrix product", "peak GB"]
-    header += ["flash TFLOP/s", "cuDNN TFLOP/s", "flex TFLOP/s"]
-    print_table(header, [attention_row(*shape, matmul) for shape in attention_shapes()])
+def attention_table(report, copy, matmul):
+    header = ["shape", "ms", "floor ms", "TFLOP/s", "% of product", "flash", "× flash", "cuDNN"]
+    header += ["× cuDNN", "flex", "× flex", "peak GB"]
+    rows = [attention_row(*shape, matmul) for shape in attention_shapes()]
+    note = "Operations: 4·B·H·T²·D, half of it if causal; backward × 2.5. Rivals in TFLOP/s"
+    report.table("How fast is attention?", note, header, rows)
 
     # Packing: each query attends to its own document of 512 tokens.
     end = torch.arange(1, 8193, dtype=torch.int32, device=DEVICE)[None]
     packed = functools.partial(kernels.attention, key_ranges=((end - 1) // 512 * 512, end))
     input_sets = [[randn(2, 8192, 16, 128) for _ in range(3)] for _ in range(3)]
     whole, parts = measure(kernels.attention, input_sets), measure(packed, input_sets)
-    print(
-        f"Packed documents of 512 in 8k: {parts[0] / whole[0]:.2f}× of causal forward, "
-        f"{parts[1] / whole[1]:.2f}× backward\n"
-    )
+    share = tuple(part / all_of_it for part, all_of_it in zip(parts[:2], whole))
+    rows = [["causal", whole[:2], None], ["documents of 512", parts[:2], share]]
+    header = ["8k D128", "ms", "time ÷ causal"]
+    report.table("What does packing save?", "Two sequences of 8k tokens", header, rows)
 
 
 def memory_cases():
@@ -240,28 +268,28 @@ def memory_cases():
     yield "swiglu 13824", kernels.swiglu, swiglu_reference, inputs(wide, wide), 3 * size, 5 * size
 
 
-def memory_table(copy, matmul):
-    print("### Norm, RoPE, SwiGLU, forward / backward (bytes: each tensor moves once)\n")
+def memory_table(report, copy, matmul):
     rows = []
     for name, fn, reference, input_sets, *moved in memory_cases():
         # The definition twice: as it is, and compiled
         ours, eager = measure(fn, input_sets), measure(reference, input_sets)
         compiled = torch.compile(reference, mode="max-autotune-no-cudagraphs", dynamic=False)
-        measured = ours, eager, measure_rival(compiled, input_sets)
-        speeds = [rates(result, *moved, 1e-6) for result in measured]
-        share = rates(ours, *moved, 1e-4 / copy)
-        rows.append([name, pair(*ours[:2]), speeds[0], share, ours[2], *speeds[1:]])
-    header = ["", "ms", "GB/s", "% of copy", "peak GB", "eager GB/s", "compiled GB/s"]
-    print_table(header, rows)
+        rivals = eager, measure_rival(compiled, input_sets)
+        floor = tuple(1e-6 * number / copy for number in moved)
+        speed, share = rates(ours, moved, 1e-6), rates(ours, moved, 1e-4 / copy)
+        cells = versus(rivals, ours, moved, 1e-6)
+        rows.append([name, ours[:2], floor, speed, share, *cells, ours[2]])
+    header = ["", "ms", "floor ms", "GB/s", "% of copy", "eager", "× eager", "compiled"]
+    header += ["× compiled", "peak GB"]
+    note = "Bytes: each tensor moves once. Rivals in GB/s"
+    report.table("How fast are norm, RoPE and SwiGLU?", note, header, rows)
 
 
 def plain_loss(hidden, weight, targets):
     return F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
 
 
-def loss_table(copy, matmul):
-    print("### Linear cross-entropy, forward + backward, C 5120, V 39,478")
-    print("Operations: 6·N·C·V; the peak includes the gradients\n")
+def loss_table(report, copy, matmul):
     losses = {
         "ours": kernels.linear_cross_entropy,
         "F.cross_entropy": plain_loss,
@@ -275,20 +303,24 @@ def loss_table(copy, matmul):
             hidden, weight = randn(N, 5120), randn(39478, 5120) * 0.02
             targets = torch.randint(39478, (N,), device=DEVICE)
             input_sets.append((hidden.requires_grad_(), weight.requires_grad_(), targets))
+        flop, ours = 6 * N * 5120 * 39478 / 1e9, None
         for name, fn in losses.items():
 
             def step(hidden, weight, targets, fn=fn):
                 return torch.autograd.grad(fn(hidden, weight, targets), (hidden, weight))
 
             ms = median_ms(step, input_sets)
-            speed = 6 * N * 5120 * 39478 / ms / 1e9
+            ours = ours or ms
             peak = peak_gb(step, *input_sets[0])
-            rows.append([N, name, ms, speed, 100 * speed / matmul, peak])
-    print_table(["tokens", "", "ms", "TFLOP/s", "% of matrix product", "peak GB"], rows)
+            speed = flop / ms
+            share = 100 * speed / matmul
+            rows.append([N, name, ms, flop / matmul, speed, share, ms / ours, peak])
+    header = ["tokens", "", "ms", "floor ms", "TFLOP/s", "% of product", "time ÷ ours", "peak GB"]
+    note = "Forward + backward, C 5120, V 39,478; operations: 6·N·C·V; the peak includes gradients"
+    report.table("How fast is the last layer with its loss?", note, header, rows)
 
 
-def decode_table(copy, matmul):
-    print("### Decoding: one query per sequence against its cache, 40 heads of 128\n")
+def decode_table(report, copy, matmul):
     rows = []
     for B, S in ((1, 4096), (8, 4096), (32, 4096), (8, 16384)):
         lengths = torch.full((B,), S, device=DEVICE)
@@ -296,9 +328,12 @@ def decode_table(copy, matmul):
         input_sets = [(randn(B, 40, 128), randn(*cache), randn(*cache), lengths) for _ in range(2)]
         ms = median_ms(kernels.attention_with_kvcache, input_sets)
         # Each key and value is read once. All else is too small to count.
-        speed = 4 * B * S * 5120 / ms / 1e6
-        rows.append([B, S, ms, speed, 100 * speed / copy])
-    print_table(["batch", "cache", "ms", "GB/s", "% of copy"], rows)
+        gigabytes = 4 * B * S * 5120 / 1e6  # per ms: GB/s
+        speed = gigabytes / ms
+        rows.append([B, S, ms, gigabytes / copy, speed, 100 * speed / copy])
+    header = ["batch", "cache", "ms", "floor ms", "GB/s", "% of copy"]
+    note = "One query per sequence against its cache, 40 heads of 128"
+    report.table("How fast is decoding?", note, header, rows)
 
 
 TABLES = {
@@ -309,13 +344,31 @@ TABLES = {
 }
 
 
+def profile_training(words):
+    """Runs train.py with these words, and prints the operators that take most time."""
+    import train
+
+    sys.argv = ["train.py", *words]
+    with torch.profiler.profile() as profiler:
+        train.main()
+    device = "device" if torch.cuda.is_available() else "cpu"
+    print(profiler.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=30))
+
+
 def main():
     parser = Parser(prog="python -m kernels.bench", description=__doc__)
     add, some = parser.add_argument, {"nargs": "+", "metavar": "TABLE"}
     add("--only", **some, choices=TABLES, default=list(TABLES), help="tables to measure")
     flag = argparse.BooleanOptionalAction
     add("--tests", action=flag, default=True, help="run the kernels' tests first")
+    add("--json", type=flags.text, metavar="FILE", help="also write the tables to this file")
+    about = "only this: a profile of train.py with the words that follow"
+    add("--profile", nargs=argparse.REMAINDER, metavar="WORD", help=about)
     args = parser.parse_args()
+    if args.json:
+        claim_output(args.json, lambda path: "tables" in read_json(path))
+    if args.profile is not None:
+        return profile_training(args.profile)
 
     # Without a GPU only the compiler can tell something.
     if not torch.cuda.is_available():
@@ -329,9 +382,11 @@ def main():
     tests = map(str, ROOT.glob("tests/test_kernels_*.py"))
     if args.tests and subprocess.run([sys.executable, "-m", "pytest", "-q", *tests]).returncode:
         sys.exit("the kernels are wrong on this machine (--no-tests measures all the same)")
-    measured = ceilings()
+    machine, report = ceilings(), Report()
     for name in args.only:
-        TABLES[name](*measured)
+        TABLES[name](report, machine["copy"], machine["product"])
+    if args.json:
+        write_json(args.json, machine | {"tables": report.tables}, indent=1)
 
 
 if __name__ == "__main__":

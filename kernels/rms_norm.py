@@ -105,16 +105,17 @@ def _backward_kernel(
 
 
 def _launch_forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
+    """-> y in `dtype` (None: the sum's) and the sum, without elements if there is no residual."""
     add, C = residual is not None, x.shape[-1]
     rows = flatten_to_2d(x)
     other = flatten_to_2d(residual) if add else rows
 
     # Under autocast x may be bf16 while the residual stream is fp32: the sum is fp32.
-    dtype = torch.promote_types(x.dtype, other.dtype)
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
-    total = torch.empty_like(y) if add else y.new_empty(0)
+    wide = torch.promote_types(x.dtype, other.dtype)
+    y = torch.empty(x.shape, dtype=dtype or wide, device=x.device)
+    total = torch.empty(x.shape if add else 0, dtype=wide, device=x.device)
 
     if rows.shape[0]:
         block = triton.next_power_of_2(C)
@@ -156,11 +157,10 @@ _backward_op = torch.library.custom_op(
 
 
 @_forward_op.register_fake
-def _fake_forward(x, residual, weight, eps):
-    if residual is None:
-        return x.new_empty(x.shape), x.new_empty(0)
-    y = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
-    return y, torch.empty_like(y)
+def _fake_forward(x, residual, weight, eps, dtype):
+    wide = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    y = x.new_empty(x.shape, dtype=dtype or wide)
+    return y, x.new_empty(0 if residual is None else x.shape, dtype=wide)
 
 
 @_backward_op.register_fake
@@ -170,7 +170,7 @@ def _fake_backward(x, weight, dy, dtotal, eps):
 
 def _setup_context(ctx, inputs, output):
     # The sum is an output anyway: keeping it costs no memory.
-    x, residual, weight, ctx.eps = inputs
+    x, residual, weight, ctx.eps, _ = inputs
     ctx.add = residual is not None
     ctx.save_for_backward(output[1] if ctx.add else x, weight)
 
@@ -178,23 +178,32 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dy, dtotal):
     x, weight = ctx.saved_tensors
     dx, dw = _backward_op(x, weight, dy, dtotal if ctx.add else None, ctx.eps)
-    return dx, dx if ctx.add else None, dw, None  # both terms of a sum have the same gradient
+    return dx, dx if ctx.add else None, dw, None, None  # both terms of a sum have the same gradient
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _dtype_of_products(x):
+    """Under autocast every linear layer would round y again, and in the backward pass widen the
+    gradient of its copy: the kernel rounds it once. None without autocast."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 def rms_norm(x, weight, eps=1e-5):
-    """x (..., C), weight (C,) -> (..., C) in x's dtype; mean and root are fp32."""
+    """x (..., C), weight (C,) -> (..., C) in x's dtype; mean and root are fp32. The kernel's result
+    has autocast's dtype where that is on."""
     if not use_triton(x):
         return rms_norm_reference(x, weight, eps)
-    return _forward_op(x, None, weight, eps)[0]
+    return _forward_op(x, None, weight, eps, _dtype_of_products(x))[0]
 
 
 def add_rms_norm(x, residual, weight, eps=1e-5):
-    """x, residual (..., C) -> (rms_norm(x + residual), x + residual), in the sum's dtype.
+    """x, residual (..., C) -> (rms_norm(x + residual), x + residual), in the sum's dtype; under
+    autocast see rms_norm.
 
     A decoder block needs both results: the first is its input, the second its residual stream."""
     if not use_triton(x):
         return add_rms_norm_reference(x, residual, weight, eps)
-    return _forward_op(x, residual, weight, eps)
+    return _forward_op(x, residual, weight, eps, _dtype_of_products(x))

@@ -299,7 +299,8 @@ def swiglu_error(gate, up, dy, *, dtype):
 
 def linear_cross_entropy_error(hidden, weight, dloss, targets, ignore_index=-100, *, dtype):
     """The formulas of kernels/cross_entropy.py. The kernel rounds the logits, their gradients, dx
-    and dw, and the loss's gradient that dx and dw are multiplied by."""
+    and dw, the part of dx that the last V % 64 pieces give, and the loss's gradient that dx and dw
+    are multiplied by."""
     (N, C), V = hidden.shape, len(weight)
     is_target = (targets != ignore_index)[:, None]
     index = targets.where(is_target[:, 0], 0)[:, None]
@@ -318,6 +319,8 @@ def linear_cross_entropy_error(hidden, weight, dloss, targets, ignore_index=-100
     dlogits_error = (p_error + rounding(dlogits, dtype)) * is_target
     dx_error = (dlogits_error + eps_of_sum(V) * dlogits.abs()) @ weight.abs()
     dw_error = (dlogits_error + eps_of_sum(N) * dlogits.abs()).T @ hidden.abs()
+    last = slice(V // 64 * 64, V)
     dx_error += 2 * rounding(dlogits @ weight, dtype)
+    dx_error += rounding(dlogits[:, last] @ weight[last], dtype)
     dw_error += 2 * rounding(dlogits.T @ hidden, dtype)
     return [(loss_error * is_target).sum(), dloss.abs() * dx_error, dloss.abs() * dw_error]

@@ -57,6 +57,24 @@ def test_a_rounded_branch_added_to_the_float32_stream_leaves_it_float32():
     assert torch.equal(total, x + r)
 
 
+def test_under_autocast_a_norm_gives_the_dtype_of_products_and_keeps_the_sum():
+    """Rounded once, in the kernel, and not again by each linear layer that follows."""
+    x, r, w = guarded(5, 24), guarded(5, 24), guarded(24)
+    plain, wide, total = rms_norm(x, w), *add_rms_norm(x, r, w)
+    with torch.autocast(DEVICE, torch.float16):
+        rounded, y, same_total = rms_norm(x, w), *add_rms_norm(x, r, w)
+    assert torch.equal(rounded, plain.half()) and torch.equal(y, wide.half())
+    assert same_total.dtype == torch.float32 and torch.equal(same_total, total)
+
+    # A gradient in fp16 gives what the same numbers in fp32 give.
+    dy = torch.randn(5, 24, device=DEVICE).half()
+    x.requires_grad_(), w.requires_grad_()
+    expected = torch.autograd.grad(rms_norm(x, w), (x, w), dy.float())
+    with torch.autocast(DEVICE, torch.float16):
+        y = rms_norm(x, w)
+    assert all(map(torch.equal, expected, torch.autograd.grad(y, (x, w), dy)))
+
+
 def test_the_norms_weight_gradient_is_summed_in_fp32():
     """Rounded at every row, a sum of like numbers stands still after a few hundred."""
     x, w = guarded(600, 8, dtype=torch.bfloat16).abs_(), guarded(8, dtype=torch.bfloat16)
@@ -155,6 +173,37 @@ def test_linear_cross_entropy_in_half_precision_and_chunks(dtype, monkeypatch):
         agree(linear_cross_entropy, [hidden, weight], targets)
 
 
+class ProductLog(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records (rows, summed, columns) of every matrix product."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            a, b = args[-2:]
+            self.sizes.append((*a.shape, b.shape[1]))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 30, 3 * 4 * 448])
+def test_large_products_over_an_odd_vocabulary_are_aligned(chunk_bytes, monkeypatch):
+    """389 pieces are 384 and 5. Six positions go through at once or three at a time."""
+    monkeypatch.setattr(CE, "CHUNK_BYTES", chunk_bytes)
+    hidden, weight = guarded(6, 8), guarded(389, 8)
+    targets = torch.tensor([0, 383, 384, 388, -100, 7], device=DEVICE)
+    with ProductLog() as log:
+        CE._launch(hidden, weight, targets, -100, True, True)
+    rows = 6 if chunk_bytes == 1 << 30 else 3
+    logits, gradients = [], []
+    for V in (5, 384):
+        logits += [(rows, 8, V)]
+        gradients += [(rows, V, 8), (V, rows, 8)]
+    assert log.sizes == (logits + gradients) * (6 // rows)
+    agree(linear_cross_entropy, [hidden, weight], targets)
+
+
 def every_kernel():
     """Operator -> the public function on something small."""
     x, w, angles = guarded(3, 70), guarded(70), guarded(3, 5)
@@ -186,7 +235,7 @@ def test_nothing_is_written_past_an_output(monkeypatch):
     x, w, angles = guarded(3, 70), guarded(70), guarded(3, 5)
     heads, targets = guarded(1, 3, 5, 10), torch.tensor([1, -100, 2], device=DEVICE)
     room = RoomyEmpty(monkeypatch)
-    NORM._launch_forward(x, x, w, 1e-5)
+    NORM._launch_forward(x, x, w, 1e-5, None)
     NORM._launch_backward(x, w, x, x, 1e-5)
     SWIGLU._launch_forward(x, x)
     SWIGLU._launch_backward(x, x, x)
@@ -291,8 +340,8 @@ def test_operators_keep_their_promises():
     gain = torch.randn(8, device=DEVICE, requires_grad=True)
     heads = torch.randn(1, 6, 1, 8, device=DEVICE, requires_grad=True)
     targets, angles = torch.arange(6, device=DEVICE), torch.rand(6, 4, device=DEVICE)
-    torch.library.opcheck(NORM._forward_op, (x, None, gain, 1e-5))
-    torch.library.opcheck(NORM._forward_op, (x, other, gain, 1e-5))
+    torch.library.opcheck(NORM._forward_op, (x, None, gain, 1e-5, None))
+    torch.library.opcheck(NORM._forward_op, (x, other, gain, 1e-5, torch.bfloat16))
     torch.library.opcheck(SWIGLU._forward_op, (x, other))
     torch.library.opcheck(ROPE._rope_op, (heads, angles, angles, None, 1.0))
     torch.library.opcheck(CE._loss_op, (x, w, targets, -100, True, True))

@@ -15,7 +15,8 @@ from data import BadSample, attention_pairs, record_lengths
 from training.lora import set_trainable
 from training.optimizers import takes_muon
 
-# Part of the device's name: (dense bf16 FLOP/s, GiB), from the makers' data sheets.
+# Part of the device's name: (dense bf16 FLOP/s with fp32 sums, GiB), from NVIDIA's data sheets. The
+# first name that fits counts, so longer ones stand first.
 GPUS = {
     "B200": (2250e12, 180),
     "H200": (989e12, 141),
@@ -27,8 +28,27 @@ GPUS = {
     "A6000": (155e12, 48),
     "L4": (121e12, 24),
     "A10": (125e12, 24),
+    "T4": (65e12, 16),  # fp16: it has no bf16
+    "RTX 5090": (209e12, 32),
+    "RTX 5080": (113e12, 16),
+    "RTX 5070 Ti": (88e12, 16),
+    "RTX 5070": (62e12, 12),
     "RTX 4090": (165e12, 24),
+    "RTX 4080 SUPER": (104e12, 16),
+    "RTX 4080": (97e12, 16),
+    "RTX 4070 Ti SUPER": (88e12, 16),
+    "RTX 4070 Ti": (80e12, 12),
+    "RTX 4070 SUPER": (71e12, 12),
+    "RTX 4070": (58e12, 12),
+    "RTX 4060 Ti": (44e12, 16),
+    "RTX 4060": (30e12, 8),
+    "RTX 3090 Ti": (80e12, 24),
     "RTX 3090": (71e12, 24),
+    "RTX 3080 Ti": (68e12, 12),
+    "RTX 3080": (59e12, 10),
+    "RTX 3070": (41e12, 8),
+    "RTX 3060 Ti": (32e12, 8),
+    "RTX 3060": (25e12, 12),
 }
 GIB = 2**30  # also the bytes of logits that linear_cross_entropy computes at a time
 

@@ -21,7 +21,7 @@ from vocabulary.files import claim_output
 
 # What may be any text: files to write, names on a server or in a model, addresses, questions.
 FREE = set(
-    "--out --sheet --token-cache --base-url --key-env --control --bos --eos --suffix --share "
+    "--out --json --profile --sheet --token-cache --base-url --key-env --control --bos --eos --suffix --share "
     "question text words runs answers".split()
 )
 FREE_HERE = {"annotation --model", "judge --model", "compare --languages", "demo --data"}
@@ -30,7 +30,7 @@ FREE_HERE |= {
     for stage in "vision text align instruct".split()
     for flag in ("--data", "--trainable")
 }  # checked with weights, and by the model
-EMPTY = {"--suffix", "question", "text"}  # what may be empty
+EMPTY = {"--suffix", "--profile", "question", "text"}  # what may be empty
 # Where 0 means something: none, no limit, the smallest index.
 ZERO = set(
     "--seed --seeds --temperature --top-p --warmup-ratio --weight-decay --beta2 --muon-lr "

@@ -240,7 +240,7 @@ def test_bf16_rounds_matrix_products_and_keeps_weights_and_gradients_in_float32(
         ),
         (["--fsdp"], "--fsdp needs torchrun"),
         (["--data", "nowhere.json"], "nowhere.json: no such file"),
-        (["--model", "nowhere"], "nowhere: not a model folder: it has no"),
+        (["--model", "nowhere"], "nowhere: no such folder"),
         (["--trainable", "projektor"], "--trainable projektor: the model has no such module"),
         (["--device", "mps"], "--device mps: PyTorch finds none here"),
         (["--lora-rank", "2", "--trainable", "projector"], "--lora-rank: needs decoder in"),
@@ -252,7 +252,7 @@ def test_a_users_mistake_gets_one_clear_line(start, world, tmp_path, args, messa
         capture_output=True,
         encoding="utf-8",
     )
-    assert done.returncode == 1 and message in done.stderr
+    assert done.returncode in (1, 2) and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
 
 

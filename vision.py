@@ -300,10 +300,21 @@ class ViT(nn.Module):
 
 
 # ------------------------------------------------------------------------------------ command line
-def is_preprocessed(path):
-    """Whether a file is an earlier output of this script: the PNG says so."""
-    with Image.open(path) as image:
-        return image.info.get("Software") == "vision.py"
+def claim_png(path, maker, inputs=()):
+    """ValueError if writing `path` would replace a file that `maker` did not write."""
+
+    def is_ours(path):
+        with Image.open(path) as image:
+            return image.info.get("Software") == maker
+
+    claim_output(path, is_ours, inputs)
+
+
+def save_png(image, path, maker):
+    """Saves an image; the file names its maker."""
+    marked = PngImagePlugin.PngInfo()
+    marked.add_text("Software", maker)
+    image.save(path, "PNG", pnginfo=marked)
 
 
 def main():
@@ -318,16 +329,14 @@ def main():
     )
     parser.add_argument("-o", "--out", default="preprocessed.png", help="the PNG to write")
     args = parser.parse_args()
-    claim_output(args.out, is_preprocessed, args.images)
+    claim_png(args.out, "vision.py", args.images)
 
     # All images next to each other in one file.
     columns = [
         preprocess(load_image(path), args.size, args.image_aspect_ratio).permute(1, 2, 0).numpy()
         for path in args.images
     ]
-    marked = PngImagePlugin.PngInfo()
-    marked.add_text("Software", "vision.py")
-    Image.fromarray(np.concatenate(columns, axis=1)).save(args.out, "PNG", pnginfo=marked)
+    save_png(Image.fromarray(np.concatenate(columns, axis=1)), args.out, "vision.py")
     print(f"{args.out}: {len(columns)} image(s) of {args.size}×{args.size}, as the model gets them")
 
 

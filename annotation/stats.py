@@ -16,8 +16,10 @@ from annotation.build import cached_jpeg, count_names, print_filters
 from annotation.filters import width
 from annotation.prompts import generation_request
 from evaluation.client import estimate_tokens, has_prices, make_body, price
-from vocabulary.files import sibling, write_atomically
+from vocabulary.files import claim_output, sibling, write_atomically
 from vocabulary.records import read_records
+
+MARK = b'content="annotation stats"'  # in the first line of sheet.html
 
 
 def dry_run(items, args):
@@ -62,6 +64,8 @@ def dry_run(items, args):
 def print_stats(args):
     """Prints counts, lengths, first words and the share rejected of a set; with --sheet writes a
     page of random samples."""
+    if args.sheet:
+        claim_output(args.sheet, lambda path: MARK in path.read_bytes()[:100], [args.file])
     records = read_records(args.file)
     num_images = len({str(record.get("image")) for record in records})
     sources = count_names(record.get("source") for record in records)

@@ -17,7 +17,9 @@ timing.json and commands.txt. The page works offline.
 from pathlib import Path
 
 from evaluation.report.page import make_page
-from vocabulary.files import write_atomically
+from vocabulary.files import claim_output, write_atomically
+
+MARK = b'content="evaluation report"'  # at the top of page.html
 
 
 def add_arguments(parser):
@@ -36,6 +38,7 @@ def run(args):
             raise ValueError(f"{folder}: no such folder")
     out = args.out or args.folders[0] / "report.html"
     eval_file = args.eval or args.folders[0] / "eval.json"
+    claim_output(out, lambda path: MARK in path.read_bytes()[:200], [eval_file])
     text = make_page(args.folders, eval_file, args.seed, args.each, args.attention)
     write_atomically(out, lambda file: file.write(text.encode()))
     print(f"{out}: {len(text) / 1e6:.1f} MB, one file")

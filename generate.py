@@ -13,7 +13,9 @@ is plain text, "<image>" too.
 Dimensions: B prompts, T tokens of the longest prompt, C width, V vocabulary, I images.
 """
 
+import contextlib
 import json
+import random
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +29,7 @@ from model import KVCache
 from tokenizer import StreamDecoder
 from training.device import pick_device, pick_precision
 from vocabulary.command import Parser, at_least, run_main
-from vocabulary.files import claim_output
+from vocabulary.identity import claim_run, describe_files, describe_images, describe_model
 from vocabulary.records import read_complete_lines
 
 
@@ -197,23 +199,17 @@ def load_for_inference(folder, device="auto"):
 def answer_file(model, tokenizer, args, options):
     """Answers the first question of each record of a LLaVA file. A second run continues where the
     first one stopped."""
-    source = {"model": args.model, "data": args.batch}
-    out = Path(args.out)
-    claim_output(out, lambda path: source.keys() <= first_row(path).keys(), [args.batch])
-    out.parent.mkdir(parents=True, exist_ok=True)
-
-    # A first run may have been cut off. Its answers must be to the same questions.
-    lines = read_complete_lines(out)
-    if lines and (first := json.loads(lines[0])) != first | source:
-        found = f"{first.get('model')} to {first.get('data')}"
-        raise ValueError(f"{out}: holds answers of {found}; give another -o")
     limit = model.config.text.max_position_embeddings
     dataset = data.ConversationDataset([args.batch], tokenizer, model.config, limit)
-    done, total = len(lines), len(dataset)
-    with open(out, "a", encoding="utf-8") as file:
+    claim_run(args.out, batch_identity(args, dataset), fresh=args.fresh)
+    source = {"model": args.model, "data": args.batch}
+    done, total = len(read_complete_lines(args.out)), len(dataset)
+    with open(args.out, "a", encoding="utf-8") as file:
         for i in tqdm(range(done, total), initial=done, total=total, unit="question"):
             record, pixels = dataset.record(i), dataset.sample(i).pixels
             question, _ = data.read_turns(record)[0]
+            # Draws of their own: they don't depend on where the first run stopped.
+            options["generator"].manual_seed(random.Random(f"{args.seed} {i}").getrandbits(63))
             pixels = pixels[: len(question) - 1]
             pixels = torch.stack(pixels).to(model.device) if pixels else None
             pieces = stream_answer(model, tokenizer, [(question, None)], pixels, **options)
@@ -222,10 +218,22 @@ def answer_file(model, tokenizer, args, options):
             print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
 
 
-def first_row(path):
-    """The first line of a JSON Lines file."""
-    with open(path, "rb") as file:
-        return json.loads(file.readline())
+def batch_identity(args, dataset):
+    """What the answers to a file depend on."""
+    folder, images = Path(args.batch).parent, []
+    for i in range(len(dataset)):
+        with contextlib.suppress(ValueError):  # a bad record: it is reported when it is read
+            images += [folder / name for name in data.image_files(dataset.record(i))]
+    names = ["max_new_tokens", "temperature"] + ["top_p", "seed"] * (args.temperature > 0)
+    return {
+        "command": "generate.py --batch",
+        **{name: getattr(args, name) for name in names},
+        "files": {
+            "model": describe_model(args.model),
+            "data": describe_files([args.batch]),
+            "images": describe_images(images),
+        },
+    }
 
 
 def chat(model, tokenizer, args, images, options):
@@ -265,6 +273,7 @@ def parse_args():
     add("--chat", action="store_true", help="more questions, until an empty line or Ctrl-D")
     add("--batch", metavar="FILE", help="answer the first question of each record, one by one")
     add("-o", "--out", default="answers.jsonl", help="of --batch (default: answers.jsonl)")
+    add("--fresh", action="store_true", help="set aside what another --batch left in -o")
     add("--max-new-tokens", type=at_least(1), default=128, help="of an answer (default: 128)")
     add("--temperature", type=at_least(0, float), default=0.0, help="0: the most probable token")
     add(

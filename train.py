@@ -56,7 +56,14 @@ from training.lora import FrozenEmbeddings, export_model, set_trainable
 from training.objectives import build_objective
 from training.optimizers import lr_multiplier, make_optimizers, set_learning_rate
 from training.phrases import PhraseDataset
-from training.resume import StopSignals, is_finished, load_checkpoint, save_checkpoint
+from training.resume import (
+    StopSignals,
+    check_earlier_run,
+    claim_folder,
+    describe_inputs,
+    load_checkpoint,
+    save_checkpoint,
+)
 from training.run_log import RunLog
 from training.sampler import MicroBatchDataset, make_loader
 from training.texts import TextDataset
@@ -283,7 +290,7 @@ def check_args(args, world_size):
     has_run = (out / "checkpoints").exists() or (out / "config.json").exists()
     if has_run and not args.resume and not args.estimate:
         raise ValueError(
-            f"{out}: there is a run already; --resume goes on with it, or give another -o"
+            f"{out}: there is a run already; --resume goes on with it, --fresh sets it aside"
         )
 
     kernels.set_kernels(args.kernels)
@@ -372,6 +379,7 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("save_every", at_least(0), 200, "steps between checkpoints; 0: none"),
     ("keep_checkpoints", at_least(1), 2, "the newest N stay"),
     ("resume", bool, False, "go on with the run in -o, if there is one"),
+    ("fresh", bool, False, "set aside what is in -o, and begin anew"),
     ("workers", at_least(0), 4 * torch.cuda.is_available(), "processes that prepare batches"),
     ("dictionary", str, None, "vision: lines of words that mean the same, cat = 고양이 = 猫"),
     ("token_cache", Path, None, "text: folder of tokenized files (default: OUT/tokens)"),
@@ -429,8 +437,11 @@ def parse_args():
 def main():
     args = parse_args()
     args.data, args.weights = split_weights(args.data)
-    if args.resume and is_finished(args):
-        return print_rank0(f"{args.out}: finished before, nothing to do")
+    if not args.estimate:
+        claim_folder(args)
+        args.files, args.steps_given = describe_inputs(args), args.steps
+        if args.resume and not args.fresh and check_earlier_run(args):
+            return print_rank0(f"{args.out}: finished before, nothing to do")
     train(args)
     close_distributed()
 

@@ -68,6 +68,7 @@ def annotation_parser():
     apart = "but for conversations; train.py --records-per-sample puts them side by side"
     add("--one-pair-per-record", **yes_no, help=apart)
     add("--max-side", type=at_least(16), default=1024, help="pixels of the image that is sent")
+    add("--fresh", action="store_true", help="set aside what another run left in -o")
     add("--dry-run", action="store_true", help="print one request per kind and the cost; send none")
     add_client_arguments(parser)
     return parser

@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 from demo.recipe import report_step, world_step
-from demo.steps import Run, Step, shown
+from demo.steps import Run, Step, short_path, shown
 from demo.words import BASE, LANGUAGES
 from vocabulary.command import run_main
 
@@ -87,7 +87,7 @@ def run_one(command, log, jobs):
     else:
         print(f"{shown(command)} > {log}", flush=True)
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-        with open(log, "w", encoding="utf-8") as file:
+        with open(log, "a", encoding="utf-8") as file:
             more = {"env": threads | os.environ, "stdout": file, "stderr": file}
             status = subprocess.run([sys.executable, *command], **more).returncode
     if status:
@@ -119,6 +119,7 @@ def main(words=None):
     add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     add("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(words)
+    args.out = short_path(args.out)
 
     worlds = make_worlds(args.out, args.variants)
     runs = make_runs(args.out, args.variants, args.seeds)

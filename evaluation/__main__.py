@@ -1,14 +1,14 @@
 """Measures a trained model and shows the results. Each command has a --help of its own."""
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from pathlib import Path
 
 from evaluation import answer, compare, judge, likelihood, report, retrieval
+from evaluation.batching import model_identity
+from evaluation.journal import is_journal
 from vocabulary.command import run_main
-from vocabulary.files import claim_output, read_json
+from vocabulary.files import sibling
+from vocabulary.identity import claim_run
 
-# Each command's results have one of these keys.
-RESULTS = {"rows", "likelihood", "retrieval", "models", "judge"}
 COMMANDS = {
     "answer": answer,
     "likelihood": likelihood,
@@ -19,9 +19,17 @@ COMMANDS = {
 }
 
 
-def is_result(path):
-    """Whether a file holds the results of one of these commands."""
-    return bool(RESULTS & read_json(path).keys())
+def claim_results(args):
+    """ValueError if -o is not this command's, or another run's. Nothing is changed up to here."""
+    identity, ending, known = {"files": {}}, ".answers.jsonl", False
+    if args.command == "judge":
+        identity, ending = judge.judge_identity(args), ".journal.jsonl"
+        known = is_journal(sibling(args.out, ending))
+    elif args.command != "compare":  # a comparison is made anew each time
+        identity = model_identity(args)
+    identity["command"] = f"evaluation {args.command}"
+    fresh = getattr(args, "fresh", False)
+    claim_run(args.out, identity, [sibling(args.out, ending)], fresh, known)
 
 
 def main():
@@ -32,10 +40,8 @@ def main():
         command = commands.add_parser(name, **about, formatter_class=RawDescriptionHelpFormatter)
         module.add_arguments(command)
     args = parser.parse_args()
-    if args.out and args.command != "report":
-        inputs = [*getattr(args, "data", []), *getattr(args, "answers", [])]
-        claim_output(args.out, is_result, inputs)
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    if args.out and args.command != "report" and not getattr(args, "dry_run", False):
+        claim_results(args)
     COMMANDS[args.command].run(args)
 
 

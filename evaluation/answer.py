@@ -14,7 +14,6 @@ interruption the same command answers only what is missing.
 """
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from evaluation.questions import Question, question_name, read_questions
 from evaluation.scores import FAMILIES, accuracy_rows, metric_rows, most_frequent_answers
 from evaluation.tables import show_results
 from generate import answer_batch, load_for_inference
-from vocabulary.files import claim_output, set_aside, sibling
+from vocabulary.files import sibling
 from vocabulary.records import read_complete_lines
 
 # The fields of a Question that an answer file holds
@@ -56,17 +55,10 @@ def answer_questions(model, tokenizer, questions, batcher, max_new_tokens=128, o
 
 
 class AnswerFile:
-    """OUT.answers.jsonl: a header, then a line per answered question. Answers under another header
-    are moved to OUT.answers.old.jsonl."""
+    """OUT.answers.jsonl: a header, then a line per answered question."""
 
     def __init__(self, path, header):
-        claim_output(path, lambda path: "asked" in json.loads(path.open("rb").readline()))
         rows = list(map(json.loads, read_complete_lines(path)))
-        if rows and rows[0] != header:
-            old = set_aside(path)
-            print(f"{path}: of another model or setting, moved to {old.name}", file=sys.stderr)
-            rows = []
-
         self.file = open(path, "a", encoding="utf-8")
         if not rows:
             self.write(header)
@@ -86,11 +78,15 @@ class AnswerFile:
         print(json.dumps(row, ensure_ascii=False), file=self.file, flush=True)
 
 
+def answers_path(path):
+    """The answer file of OUT.json; or the path itself."""
+    path = Path(path)
+    return sibling(path, ".answers.jsonl") if path.suffix == ".json" else path
+
+
 def read_answers(path):
     """(header, questions with their answers) of an answer file. path: its own, or OUT.json."""
-    path = Path(path)
-    if path.suffix == ".json":
-        path = sibling(path, ".answers.jsonl")
+    path = answers_path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; python -m evaluation answer -o writes it")
     try:
@@ -130,7 +126,7 @@ def run(args):
     on_answer = None
     if args.out:
         path = sibling(args.out, ".answers.jsonl")
-        answer_file = AnswerFile(path, make_header(args, settings))
+        answer_file = AnswerFile(path, {"model": args.model, **settings})
         missing, on_answer = answer_file.restore(questions), answer_file.add
         if done := len(questions) - len(missing):
             print(f"{done:,} of {len(questions):,} questions were answered before")
@@ -156,18 +152,3 @@ def run(args):
     show_results(results, args.out)
     if args.out:
         print(f"{len(questions):,} questions; tables in {args.out}, answers in {path}")
-
-
-def make_header(args, settings):
-    """What the answers depend on. Files are known by their size and time."""
-
-    def version(path):
-        return [path.stat().st_size, path.stat().st_mtime_ns]
-
-    weights = sorted(Path(args.model).glob("*.safetensors"))
-    return {
-        "model": args.model,
-        "weights": [[path.name, *version(path)] for path in weights],
-        "asked": [version(Path(path)) for path in args.data],
-        **settings,
-    }

@@ -4,7 +4,10 @@ import torch
 from tqdm import tqdm
 
 import data
-from training.device import DEVICES, PRECISIONS, pick_precision
+from checkpoint import load_config
+from evaluation.questions import read_file
+from training.device import DEVICES, PRECISIONS, pick_device, pick_precision
+from vocabulary.identity import describe_files, describe_images, describe_model
 
 
 def add_model_arguments(parser, needs_data=True):
@@ -14,6 +17,7 @@ def add_model_arguments(parser, needs_data=True):
     add("--data", nargs="+", required=needs_data, default=[], help="each file is a split")
     add("--images", help="the images' folder (default: the data file's)")
     add("-o", "--out", help="JSON with the results")
+    add("--fresh", action="store_true", help="set aside what another run left in -o")
     add("--batch-size", type=int, help="default: what memory holds, at most 512")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is faster")
     add("--device", choices=DEVICES, default="auto", help="auto: a CUDA GPU if there is one")
@@ -24,6 +28,25 @@ def add_question_arguments(parser):
     parser.add_argument("--annotations", help="VQAv2: the file with ten answers per question")
     example = 'after each question: "Answer the question using a single word or phrase."'
     parser.add_argument("--suffix", default="", help=example)
+
+
+def model_identity(args):
+    """What the results of a command that runs a model depend on."""
+    load_config(args.model)  # a folder that is none is refused first
+    annotations = getattr(args, "annotations", None)
+    questions = [q for path in args.data for q in read_file(path, args.images, annotations)]
+    dtype = pick_precision(args.precision, pick_device(args.device))
+    names = ("max_new_tokens", "suffix", "max_images", "pool", "seed")
+    return {
+        **{name: value for name, value in vars(args).items() if name in names},
+        "precision": str(dtype).removeprefix("torch."),
+        "files": {
+            "model": describe_model(args.model),
+            "data": describe_files([*args.data, *getattr(args, "text", [])]),
+            "annotations": describe_files([annotations] if annotations else []),
+            "images": describe_images(path for q in questions for path in q.image_paths),
+        },
+    }
 
 
 class Batcher:

@@ -5,6 +5,7 @@ Pipeline: below everything. checkpoint/ and the other folders write through thes
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -60,12 +61,18 @@ def sibling(out: str | os.PathLike, ending: str) -> Path:
     return out.with_name(out.name.removesuffix(".json") + ending)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a file to the first free one of PATH.old-1, PATH.old-2 … and return that."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+def set_aside(*paths: str | os.PathLike) -> None:
+    """Rename files and folders, those that are there, to PATH.old-N, and say so.
+
+    N is the first number that is free for all of them: what belongs together stays together.
+    """
+    paths, number = list(map(Path, paths)), 1
+    while any(path.with_name(f"{path.name}.old-{number}").exists() for path in paths):
         number += 1
-    return path.rename(aside)
+    for path in paths:
+        if path.exists():
+            aside = path.rename(path.with_name(f"{path.name}.old-{number}"))
+            print(f"{path} is now {aside}", file=sys.stderr)
 
 
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -> None:

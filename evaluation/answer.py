@@ -10,7 +10,9 @@
     chance  always the most frequent answer to that skill in that language
 
 OUT.json holds the tables, OUT.answers.jsonl every answer, for compare, judge and report. After an
-interruption the same command answers only what is missing.
+interruption the same command answers only what is missing. OUT.run.json notes what the answers
+depend on: with other questions, images, weights or flags it refuses to go on (--fresh sets them
+aside).
 """
 
 import json
@@ -79,9 +81,9 @@ class AnswerFile:
 
 
 def answers_path(path):
-    """The answer file of OUT.json; or the path itself."""
-    path = Path(path)
-    return sibling(path, ".answers.jsonl") if path.suffix == ".json" else path
+    """The answer file beside an -o of `answer`; or the path itself."""
+    path, answers = Path(path), sibling(path, ".answers.jsonl")
+    return answers if path.suffix == ".json" or answers.is_file() else path
 
 
 def read_answers(path):

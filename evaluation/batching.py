@@ -1,5 +1,8 @@
 """Samples in batches on the model's device."""
 
+from operator import itemgetter
+from pathlib import Path
+
 import torch
 from tqdm import tqdm
 
@@ -36,13 +39,16 @@ def model_identity(args):
     annotations = getattr(args, "annotations", None)
     questions = [q for path in args.data for q in read_file(path, args.images, annotations)]
     dtype = pick_precision(args.precision, pick_device(args.device))
+    # The name of a file is that of its split.
+    data_files = describe_files([*args.data, *getattr(args, "text", [])])
+    splits = [[path, f"{Path(path).stem} {content}"] for path, content in data_files]
     names = ("max_new_tokens", "suffix", "max_images", "pool", "seed")
     return {
         **{name: value for name, value in vars(args).items() if name in names},
         "precision": str(dtype).removeprefix("torch."),
         "files": {
             "model": describe_model(args.model),
-            "data": describe_files([*args.data, *getattr(args, "text", [])]),
+            "data": sorted(splits, key=itemgetter(1)),  # their order is free
             "annotations": describe_files([annotations] if annotations else []),
             "images": describe_images(path for q in questions for path in q.image_paths),
         },

@@ -14,6 +14,7 @@ from training_helpers import TrainHere, checkpoints, rows, same_weights, write_r
 
 import checkpoint
 import generate
+from evaluation.answer import read_answers
 from model import XLlava
 from vocabulary import identity
 from vocabulary.identity import claim_run, describe_images, describe_model, digest, file_difference
@@ -263,6 +264,25 @@ def test_results_of_another_command_are_not_replaced(folder, monkeypatch):
     with pytest.raises(ValueError, match="rows.json: was not written by this command"):
         command("likelihood", "--model", "m", "--data", "w/captions.json", "-o", "rows.json")
     assert (folder / "out.json").read_bytes() == before
+
+
+def test_names_with_dots_have_answers_of_their_own(folder, monkeypatch):
+    shutil.copytree("m", "good")
+    retrain()
+    for name, model in (("llava-1.5", "good"), ("llava-1.6", "m")):
+        command("answer", "--model", model, "--data", "w/chats.json", "-o", name)
+        header, answered = read_answers(name)
+        assert header["model"] == model and len(answered) == 28
+    assert "1.6" in command("compare", "1.5=llava-1.5", "1.6=llava-1.6")
+    with pytest.raises(ValueError, match="llava-1.5.json: is of another run"):
+        command("answer", "--model", "m", "--data", "w/chats.json", "-o", "llava-1.5.json")
+
+
+def test_answers_are_not_kept_under_the_name_of_another_split(folder, monkeypatch):
+    run_answer(monkeypatch)
+    shutil.copy("w/captions.json", "w/other.json")
+    with pytest.raises(ValueError, match=r"\(data: w/captions.json → w/other.json\)"):
+        run_answer(monkeypatch, data="w/other.json")
 
 
 # ------------------------------------------------------------------------------------ training

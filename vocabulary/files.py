@@ -17,7 +17,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
     So `path` is the old file or the whole new one, never half. On failure the neighbour goes.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    # Several processes may write the same file, and somebody may have a file of this name.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -40,8 +41,9 @@ def claim_output(
     this before it changes a byte.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; -o needs a file")
+    if path.exists() and not path.is_file():  # os.replace would put a file in place of /dev/null
+        kind = "a folder" if path.is_dir() else "a device"
+        raise ValueError(f"{path}: is {kind}; -o needs a file")
     if not path.exists() or path.stat().st_size == 0:
         return
     for source in inputs:

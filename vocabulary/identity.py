@@ -142,11 +142,11 @@ def claim_run(out, identity, parts=(), fresh=False, known=False):
     saved, advice = read_json(note) if note.exists() else {}, "--fresh sets it aside"
     if any(path.exists() and path.stat().st_size for path in files):
         require_same(f"{out}: is", saved, identity, f"{advice}, or give another -o")
-    written = saved.get("written", [])
-    if written and out.exists() and digest(out) not in written:
+    written = {"written": saved["written"]} if "written" in saved else {}
+    if written and out.exists() and digest(out) not in written["written"]:
         raise ValueError(f"{out}: was edited after this command wrote it; {advice}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(note, identity | {"written": written})
+    write_json(note, identity | written)
 
 
 def write_claimed(out, content):

@@ -20,6 +20,7 @@ Each stage reads a model folder and writes another:
 
 Each step is a line of OUT/log.jsonl. Ctrl-C and SIGTERM finish the step and save; --resume goes on
 from the last checkpoint, to the same weights as without the interruption (bit for bit on a CPU).
+With other data, another start model or other settings it names them and stops.
 
 Weights, gradients and optimizer are float32. --precision bf16 rounds matrix products only: bf16
 keeps 8 bits of precision, so adding an update of 2e-5 to a weight would be rounded away.
@@ -56,14 +57,7 @@ from training.lora import FrozenEmbeddings, export_model, set_trainable
 from training.objectives import build_objective
 from training.optimizers import lr_multiplier, make_optimizers, set_learning_rate
 from training.phrases import PhraseDataset
-from training.resume import (
-    StopSignals,
-    check_earlier_run,
-    claim_folder,
-    describe_inputs,
-    load_checkpoint,
-    save_checkpoint,
-)
+from training.resume import StopSignals, claim_folder, load_checkpoint, save_checkpoint
 from training.run_log import RunLog
 from training.sampler import MicroBatchDataset, make_loader
 from training.texts import TextDataset
@@ -437,11 +431,8 @@ def parse_args():
 def main():
     args = parse_args()
     args.data, args.weights = split_weights(args.data)
-    if not args.estimate:
-        claim_folder(args)
-        args.files, args.steps_given = describe_inputs(args), args.steps
-        if args.resume and not args.fresh and check_earlier_run(args):
-            return print_rank0(f"{args.out}: finished before, nothing to do")
+    if not args.estimate and claim_folder(args):
+        return print_rank0(f"{args.out}: finished before, nothing to do")
     train(args)
     close_distributed()
 

@@ -288,6 +288,7 @@ def test_python_is_shown_relative_to_the_folder(monkeypatch, tmp_path):
 def test_an_absolute_path_of_the_same_folder_is_the_same_run(out):
     run()
     assert run("--out", str(Path("out/demo").absolute())).commands == []
+    assert run("--out", "./out/../out/demo/").commands == []
 
 
 @pytest.mark.parametrize(

@@ -618,14 +618,11 @@ def test_a_finished_world_is_left_alone_and_errors_are_one_line(tmp_path):
     for name in ("mine", "other.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x", encoding="utf-8")
-    Image.new("RGB", (9, 9)).save(tmp_path / "photo.png")
-    photo = (tmp_path / "photo.png").read_bytes()
     new = ["-o", str(tmp_path / "new")]
     for args in (
         [*small, "--seed", "1"],
         ["-o", str(tmp_path / "mine")],
         ["-o", str(tmp_path / "other")],
-        ["--sheet", str(tmp_path / "photo.png")],
         [*new, "--images", "0"],
         [],
         ["--atlas", str(tmp_path / "no.ttf")],
@@ -638,6 +635,13 @@ def test_a_finished_world_is_left_alone_and_errors_are_one_line(tmp_path):
     assert not (tmp_path / "new").exists()
     assert (tmp_path / "mine" / "file").read_text(encoding="utf-8") == "x"
     assert (tmp_path / "other.partial" / "file").exists()
+
+
+def test_a_sheet_replaces_only_a_sheet(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "photo.png")
+    photo = (tmp_path / "photo.png").read_bytes()
+    with pytest.raises(ValueError, match="photo.png: was not written by this command"):
+        write.contact_sheet(tmp_path / "photo.png")
     assert (tmp_path / "photo.png").read_bytes() == photo
-    for _ in range(2):  # its own may be replaced
-        assert run("--sheet", str(tmp_path / "sheet.png")).returncode == 0
+    for rows in (1, 2):
+        write.contact_sheet(tmp_path / "sheet.png", rows=rows)

@@ -359,6 +359,14 @@ def test_a_finished_run_of_a_number_of_steps_is_not_one_of_epochs(train_here):
     assert "precision: float32 → bfloat16" in error
 
 
+def test_steps_that_are_an_epoch_go_on_as_an_epoch(train_here, folder):
+    more = ("--save-every", 1, "--resume")
+    assert train_here("align", "captions.json", "--steps", 3, *more)[1] == 0  # 12 records by 4
+    (folder / "out" / "config.json").unlink()
+    text, code = train_here("align", "captions.json", *more)
+    assert code == 0 and "from step 2" in text
+
+
 def test_a_dictionary_that_changed_is_named(train_here, folder):
     words = folder / "w" / "words.txt"
     words.write_text("cat = 고양이\n", encoding="utf-8")

@@ -68,9 +68,25 @@ def require_same_settings(where, saved, args, is_finished=False):
     require_same(f"{where} is", saved, settings, "give the same, or --fresh, or another -o")
 
 
-def check_earlier_run(args):
-    """Whether the run in args.out is complete. ValueError if there is another run."""
+def claim_folder(args):
+    """Whether args.out holds this run, finished. Notes in `args` what the run is made from.
+
+    ValueError if it holds another run, or something else. --fresh moves a run aside."""
+    args.files, args.steps_given = describe_inputs(args), args.steps
     out = Path(args.out)
+    if args.fresh and not is_rank0():  # the other ranks wait for rank 0 before they look at it
+        return False
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    # The text stage's tokens are there before the run begins.
+    if names - {"tokens"} and "runs.jsonl" not in names:
+        raise ValueError(f"{out}: was not written by train.py; give another -o")
+    if args.fresh:
+        set_aside(out)
+    return args.resume and check_earlier_run(args, out)
+
+
+def check_earlier_run(args, out):
+    """Whether the run in `out` is complete. ValueError if it is another run."""
     is_finished, what = (out / "config.json").exists(), "model"
     if not is_finished:
         what = "checkpoint"
@@ -79,19 +95,6 @@ def check_earlier_run(args):
     last = read_complete_lines(out / "runs.jsonl")[-1]
     require_same_settings(f"{out}: the {what}", json.loads(last)["settings"], args, is_finished)
     return is_finished
-
-
-def claim_folder(args):
-    """ValueError if args.out holds something else than a run. --fresh moves it aside."""
-    out = Path(args.out)
-    if args.fresh and not is_rank0():  # the other ranks wait for rank 0 before they look at it
-        return
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
-    # The text stage's tokens are there before the run begins.
-    if names - {"tokens"} and "runs.jsonl" not in names:
-        raise ValueError(f"{out}: was not written by train.py; give another -o")
-    if args.fresh:
-        set_aside(out)
 
 
 def training_state(wrapped, optimizers):

@@ -49,7 +49,8 @@ def make_steps(args):
 
     # Measuring is quick, so it is made again where something has changed.
     splits, result = [args.data / f"{name}.json" for name in TEST_SPLITS], args.out / "eval.json"
-    command = ["-m", "evaluation", "answer", *start, "--data", *map(str, splits), "-o", str(result)]
+    command = ["-m", "evaluation", "answer", *start, "--data", *map(str, splits), "--fresh"]
+    command += ["-o", str(result)]
     steps.append(Step("evaluate", command, model_files + splits, result, 16, again=True))
     if "report" not in args.without:
         steps.append(report_step(args.out, [result]))

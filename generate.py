@@ -14,6 +14,7 @@ Dimensions: B prompts, T tokens of the longest prompt, C width, V vocabulary, I 
 """
 
 import json
+import random
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from training.device import DEVICES, pick_device, pick_precision
 from vocabulary import flags
 from vocabulary.command import Parser, enable_line_editing, run_main
 from vocabulary.conversations import leave_out, read_conversations, record_id, record_name
-from vocabulary.files import claim_output
+from vocabulary.identity import claim_run, describe_files, describe_images, describe_model
 from vocabulary.records import read_complete_lines
 
 
@@ -199,25 +200,23 @@ def load_for_inference(folder, device="auto"):
 def answer_file(model, tokenizer, args, options):
     """Answers the first question of each record of a LLaVA file. A second run continues where the
     first one stopped."""
-    source = {"model": args.model, "data": args.batch}
-    out = Path(args.out)
-    claim_output(out, lambda path: source.keys() <= first_row(path).keys(), [args.batch])
-
-    # A first run may have been cut off. Its answers must be to the same questions.
-    lines = read_complete_lines(out)
-    if lines and (first := json.loads(lines[0])) != first | source:
-        found = f"{first.get('model')} to {first.get('data')}"
-        raise ValueError(f"{out}: holds answers of {found}; give another -o")
-    done = {json.loads(line)["index"] for line in lines}
-
     # All records are checked before the first is answered.
     size, ratio = model.config.vision.image_size, model.config.image_aspect_ratio
-    load_image = data.ImageCache(args.images or Path(args.batch).parent, size, ratio)
+    folder = Path(args.images or Path(args.batch).parent)
+    load_image = data.ImageCache(folder, size, ratio)
     questions = read_batch(args, tokenizer, model.config, load_image)
+    images = [folder / name for *_, files in questions for name in files]
+    claim_run(args.out, batch_identity(args, images), fresh=args.fresh)
+    source = {"model": args.model, "data": args.batch}
+
+    # A record that was left out has no line: what is done is known by its number.
+    done = {json.loads(line)["index"] for line in read_complete_lines(args.out)}
     left = [row for row in questions if row[0] not in done]
     bar = {"initial": len(questions) - len(left), "total": len(questions), "unit": "question"}
-    with open(out, "a", encoding="utf-8", errors="backslashreplace") as file:
+    with open(args.out, "a", encoding="utf-8", errors="backslashreplace") as file:
         for i, number, question, files in tqdm(left, **bar):
+            # Draws of their own: they don't depend on where the first run stopped.
+            options["generator"].manual_seed(random.Random(f"{args.seed} {i}").getrandbits(63))
             pixels = [load_image(name) for name in files]
             pixels = torch.stack(pixels).to(model.device) if pixels else None
             pieces = stream_answer(model, tokenizer, [(question, None)], pixels, **options)
@@ -249,10 +248,18 @@ def read_batch(args, tokenizer, config, load_image):
     return questions
 
 
-def first_row(path):
-    """The first line of a JSON Lines file."""
-    with open(path, "rb") as file:
-        return json.loads(file.readline())
+def batch_identity(args, images):
+    """What the answers to a file depend on. images: the files that are asked about."""
+    names = ["max_new_tokens", "temperature"] + ["top_p", "seed"] * (args.temperature > 0)
+    return {
+        "command": "generate.py --batch",
+        **{name: getattr(args, name) for name in names},
+        "files": {
+            "model": describe_model(args.model),
+            "data": describe_files([args.batch]),
+            "images": describe_images(images),
+        },
+    }
 
 
 def chat(model, tokenizer, args, images, options):
@@ -297,6 +304,7 @@ def parse_args():
     folder = {"type": flags.folder, "metavar": "FOLDER"}
     add("--images", **folder, help="of the images of --batch (default: the folder of FILE)")
     add("-o", "--out", type=flags.text, default="answers.jsonl", help="of --batch")
+    add("--fresh", action="store_true", help="set aside what another --batch left in -o")
     about = "records that can't be answered: stop, or leave them out"
     add("--bad-samples", choices=["error", "skip"], default="error", help=about)
     add("--max-new-tokens", type=flags.count, default=128, help="of an answer")

@@ -21,6 +21,7 @@ Each stage reads a model folder and writes another:
 
 Each step is a line of OUT/log.jsonl. Ctrl-C and SIGTERM finish the step and save; --resume goes on
 from the last checkpoint, to the same weights as without the interruption (bit for bit on a CPU).
+With other data, another start model or other settings it names them and stops.
 
 Weights, gradients and optimizer are float32. --precision bf16 rounds matrix products only: bf16
 keeps 8 bits of precision, so adding an update of 2e-5 to a weight would be rounded away.
@@ -56,7 +57,7 @@ from training.lora import FrozenEmbeddings, export_model, set_trainable
 from training.objectives import build_objective
 from training.optimizers import lr_multiplier, make_optimizers, set_learning_rate
 from training.phrases import PhraseDataset
-from training.resume import StopSignals, is_finished, load_checkpoint, save_checkpoint
+from training.resume import StopSignals, claim_folder, load_checkpoint, save_checkpoint
 from training.run_log import RunLog
 from training.sampler import MicroBatchDataset, make_loader, split_weights
 from training.texts import TextDataset
@@ -291,7 +292,7 @@ def check_args(args, world_size):
     has_run = any((out / name).exists() for name in ("checkpoints", "config.json", "snapshots"))
     if has_run and not args.resume and not args.estimate:
         raise ValueError(
-            f"{out}: there is a run already; --resume goes on with it, or give another -o"
+            f"{out}: there is a run already; --resume goes on with it, --fresh sets it aside"
         )
 
     if not args.estimate:
@@ -301,10 +302,10 @@ def check_args(args, world_size):
 
 def build_model(args):
     """(tokenizer, model): loaded, or with random weights; for --estimate without weights."""
+    config = load_config(args.model) if args.model else None
     tokenizer_path = args.tokenizer or args.model
     tokenizer = load_tokenizer(tokenizer_path)
     require_control_pieces(tokenizer, tokenizer_path)
-    config = load_config(args.model) if args.model else None
 
     # What does not fit is refused before weights are read, which may take minutes. Nothing is drawn
     # on this device: random weights and adapters stay those of the seed.
@@ -373,6 +374,7 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("save_every", at_least(0), 200, "steps between checkpoints; 0: none"),
     ("keep_checkpoints", flags.count, 2, "the newest N stay"),
     ("resume", bool, False, "go on with the run in -o, if there is one"),
+    ("fresh", bool, False, "set aside what is in -o, and begin anew"),
     ("workers", at_least(0, most=256), 4 * torch.cuda.is_available(), "they prepare batches"),
     ("dictionary", flags.file, None, "vision: words that mean the same, cat = 고양이 = 猫"),
     ("token_cache", flags.text, None, "text: folder of tokenized files (default: OUT/tokens)"),
@@ -434,7 +436,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    if args.resume and is_finished(args):
+    if not args.estimate and claim_folder(args):
         return print_rank0(f"{args.out}: finished before, nothing to do")
     train(args)
     close_distributed()

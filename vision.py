@@ -23,15 +23,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 from torch import nn
 from torch.nn import functional as F
 
 from kernels import attention
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
-from vocabulary.files import claim_output
 from vocabulary.formats import find_file, shorten
+from vocabulary.png import claim_png, save_png
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -343,12 +343,6 @@ class ViT(nn.Module):
 
 
 # ------------------------------------------------------------------------------------ command line
-def is_preprocessed(path):
-    """Whether a file is an earlier output of this script: the PNG says so."""
-    with Image.open(path) as image:
-        return image.info.get("Software") == "vision.py"
-
-
 def main():
     parser = Parser(description=__doc__)
     add = parser.add_argument
@@ -358,16 +352,14 @@ def main():
     add("--image-aspect-ratio", choices=MODES, default="pad", help=how)
     add("-o", "--out", type=flags.text, default="preprocessed.png", help="the PNG to write")
     args = parser.parse_args()
-    claim_output(args.out, is_preprocessed, args.images)
+    claim_png(args.out, "vision.py", args.images)
 
     # All images next to each other in one file.
     columns = [
         preprocess(load_image(path), args.size, args.image_aspect_ratio).permute(1, 2, 0).numpy()
         for path in args.images
     ]
-    marked = PngImagePlugin.PngInfo()
-    marked.add_text("Software", "vision.py")
-    Image.fromarray(np.concatenate(columns, axis=1)).save(args.out, "PNG", pnginfo=marked)
+    save_png(Image.fromarray(np.concatenate(columns, axis=1)), args.out, "vision.py")
     print(f"{args.out}: {len(columns)} image(s) of {args.size}×{args.size}, as the model gets them")
 
 

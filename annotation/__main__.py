@@ -60,6 +60,7 @@ def annotation_parser():
     add(
         "--max-side", type=flags.at_least(16), default=1024, help="pixels of the image that is sent"
     )
+    add("--fresh", action="store_true", help="set aside what another run left in -o")
     add("--dry-run", action="store_true", help="print one request per kind and the cost; send none")
     add_client_arguments(parser)
     return parser

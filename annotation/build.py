@@ -25,7 +25,7 @@ from annotation.filters import (
     truncate_conversation,
 )
 from annotation.images import ENDINGS, find_images, read_objects
-from annotation.prompts import KINDS, digest, generation_request, verification_request
+from annotation.prompts import KINDS, PROMPTS, digest, generation_request, verification_request
 from evaluation.client import (
     Endpoint,
     check_options,
@@ -34,10 +34,11 @@ from evaluation.client import (
     print_troubles,
     run_jobs,
 )
-from evaluation.journal import Journal, json_line
+from evaluation.journal import Journal, is_journal, json_line
 from vocabulary.command import first_few
 from vocabulary.conversations import IMAGE_TOKEN, read_conversation
 from vocabulary.files import claim_output, sibling, write_atomically
+from vocabulary.identity import claim_run, digest_text, write_claimed
 
 cached_jpeg = lru_cache(maxsize=32)(encode_jpeg)  # an image's kinds are asked one after another
 
@@ -154,17 +155,28 @@ def make_records(item, pairs, passed, args):
 def annotate(args):
     """Checks everything that can be checked beforehand, then runs; returns the exit status."""
     key = check_options(args)
-    # A set is ours if the journal that it was made from lies beside it.
-    journal_path = sibling(args.out, ".journal.jsonl")
-    claim_output(
-        args.out, lambda path: journal_path.exists(), [args.objects] if args.objects else []
-    )
+    # Whose the files are is asked below: a dry run may look at any.
+    claim_output(args.out, lambda path: True, [args.objects] if args.objects else [])
     items, refused = list_items(args)
     if args.dry_run:
         from annotation.stats import dry_run  # which imports this file
 
         return dry_run(items, args)
 
+    # More images, kinds and objects go on with the journal, whose keys have them.
+    journal_path, rejected_path = (
+        sibling(args.out, ending) for ending in (".journal.jsonl", ".rejected.jsonl")
+    )
+    identity = {
+        "command": "annotation",
+        "model": args.model,
+        "languages": args.languages,
+        "max_side": args.max_side,
+        "prompts": digest_text(PROMPTS),
+        "files": {},
+    }
+    parts, known = [journal_path, rejected_path], is_journal(journal_path)
+    claim_run(args.out, identity, parts, args.fresh, known)
     journal = Journal(journal_path)
     if journal.passed_over:
         count = f"{journal.passed_over} broken line(s)"
@@ -175,9 +187,9 @@ def annotate(args):
         why = run_jobs([partial(process_item, item, args, endpoint) for item in items], endpoint)
         records, rejected = build_set(items, refused, args, journal)
         lines = b",\n".join(json_line(record).rstrip(b"\n") for record in records)
-        write_atomically(args.out, lambda file: file.write(b"[\n" + lines + b"\n]\n"))
+        write_claimed(args.out, b"[\n" + lines + b"\n]\n")
         rows = b"".join(map(json_line, rejected))
-        write_atomically(sibling(args.out, ".rejected.jsonl"), lambda file: file.write(rows))
+        write_atomically(rejected_path, lambda file: file.write(rows))
         return report(args, items, records, rejected, endpoint, why)
 
 

@@ -16,7 +16,9 @@ from annotation.prompts import generation_request
 from evaluation.client import estimate_tokens, has_prices, make_body, price
 from vocabulary.command import text_width
 from vocabulary.conversations import read_conversations
-from vocabulary.files import sibling, write_atomically
+from vocabulary.files import claim_output, sibling, write_atomically
+
+MARK = b'content="annotation stats"'  # in the first line of sheet.html
 
 
 def dry_run(items, args):
@@ -61,6 +63,8 @@ def dry_run(items, args):
 def print_stats(args):
     """Prints counts, lengths, first words and the share rejected of a set; with --sheet writes a
     page of random samples."""
+    if args.sheet:
+        claim_output(args.sheet, lambda path: MARK in path.read_bytes()[:100], [args.file])
     records, bad = [], []
     for _, record, conversation in read_conversations(args.file, bad):
         about = conversation._asdict() | {"image": next(iter(conversation.images), None)}

@@ -16,11 +16,11 @@ from argparse import BooleanOptionalAction
 from importlib.util import find_spec
 
 from demo.recipe import OPTIONAL, TEXTS, example, make_steps
-from demo.steps import Run, move_aside, run_command, short_path, shown
+from demo.steps import Run, is_run, run_command, short_path, shown
 from demo.words import LANGUAGES, parse_shares
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
-from vocabulary.files import require_writable
+from vocabulary.files import require_writable, set_aside
 
 MODULES = ("vision", "projector", "decoder", "decoder.embed_tokens", "decoder.layers")
 # The embeddings are not among them: a word that no image was named with so stays close to its
@@ -95,8 +95,10 @@ def main(words=None, runner=run_command):
             if find_spec(name) is None:
                 advice = f"{sys.executable} -m pip install -r requirements.txt"
                 raise ValueError(f"the package {name} is missing: {advice}")
-        if args.fresh:
-            move_aside(args.out)
+        if args.fresh and args.out.exists():
+            if not is_run(args.out):
+                raise ValueError(f"{args.out}: not a run of the demo; choose another --out")
+            set_aside(args.out)
         require_writable(args.out)
         run = Run(args.out)
         run.run(make_steps(args), runner)

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from demo.recipe import report_step, world_step
-from demo.steps import Run, Step, shown
+from demo.steps import Run, Step, short_path, shown
 from demo.words import BASE, LANGUAGES
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
@@ -90,7 +90,7 @@ def run_one(command, log, jobs):
         print(f"{shown(command)} > {log}", flush=True)
         # All cores for each run would make all of them slower.
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-        with open(log, "w", encoding="utf-8") as file:
+        with open(log, "a", encoding="utf-8") as file:
             more = {"env": threads | os.environ, "stdout": file, "stderr": file}
             status = subprocess.run([sys.executable, *command], **more).returncode
     if status:
@@ -121,6 +121,7 @@ def main(words=None):
     add("--jobs", type=jobs, default=1, metavar="N", help="runs at a time")
     add("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(words)
+    args.out = short_path(args.out)
 
     # A seed that is given twice must not count twice.
     out, seeds = Path(args.out), list(dict.fromkeys(args.seeds))

@@ -72,7 +72,8 @@ def make_steps(args):
     splits, result = [args.data / f"{name}.json" for name in names], args.out / "eval.json"
     if world.exists():  # an older one has fewer splits
         splits = [split for split in splits if split.exists()]
-    command = ["-m", "evaluation", "answer", *start, "--data", *map(str, splits), "-o", str(result)]
+    command = ["-m", "evaluation", "answer", *start, "--data", *map(str, splits), "--fresh"]
+    command += ["-o", str(result)]
     steps.append(Step("evaluate", command, model_files + splits, result, 16, again=True))
     if "report" not in args.without:
         steps.append(report_step(args.out, [result]))

@@ -5,7 +5,6 @@ folder notes both. Otherwise it is refused by name. Changed code is named, but n
 again unasked.
 """
 
-import hashlib
 import os
 import shlex
 import signal
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vocabulary.command import use_colour
-from vocabulary.files import read_json, write_atomically, write_json
+from vocabulary.files import claim_output, read_json, write_atomically, write_json
+from vocabulary.identity import digest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vocabulary", "kernels", "checkpoint", "training", "evaluation", "demo")
@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
 def short_path(path):
     """A path relative to the working directory, if it is inside."""
-    path = Path(path).absolute()
+    path = Path(os.path.abspath(path))
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -63,7 +63,7 @@ def run_command(command):
 def digests(paths):
     """{path: digest of the contents} of the files that are there."""
     files = [path for path in paths if path.is_file()]
-    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
+    return {path.as_posix(): digest(path) for path in files}
 
 
 def code_digests():
@@ -80,13 +80,23 @@ def difference(old, new):
     return f"was made with {gone or 'less'}, not with {added or 'less'}"
 
 
+def is_run(folder):
+    """Whether a folder is the demo's: steps.json says what made its contents."""
+    path = folder / "steps.json"
+    record = read_json(path) if path.exists() else None
+    return isinstance(record, dict) and {"steps", "code"} <= record.keys()
+
+
 class Run:
     """A folder, and the record of what made its contents."""
 
     def __init__(self, out):
         self.out, self.record = out, {"steps": {}, "code": code_digests()}
-        if (out / "steps.json").exists():
+        if is_run(out):
             self.record = read_json(out / "steps.json")
+        else:
+            for name in ("steps.json", "commands.txt", "timing.json"):
+                claim_output(out / name, lambda path: False)
         self.steps = self.record["steps"]
 
     def is_done(self, step, check_inputs=True):
@@ -94,7 +104,9 @@ class Run:
         made = self.steps.get(step.name)
         # A stage has its folder long before its model.
         result = step.writes.parent if step.trains else step.writes
-        if not result.exists() or (made is None and not step.trains):
+        # The other commands refuse to replace what they did not write. A tokenizer tells nothing.
+        is_checked = step.trains or result.suffix == ".model"
+        if not result.exists() or (made is None and not is_checked):
             return False
 
         problem = None
@@ -173,13 +185,3 @@ class Run:
         write_atomically(self.out / "commands.txt", lambda file: file.write(commands.encode()))
         write_json(self.out / "timing.json", self.timing(), 1)
         write_json(self.out / "steps.json", self.record, 1)
-
-
-def move_aside(folder):
-    """Renames a folder to the first free one of FOLDER.old-1, FOLDER.old-2 … and says so."""
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    if folder.exists():
-        folder.rename(aside)
-        print(f"{folder} is now {aside}")

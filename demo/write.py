@@ -31,6 +31,7 @@ from demo.world import BASE_ONLY, HELD_OUT, random_for, random_scene
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
 from vocabulary.files import read_json, require_writable, write_json
+from vocabulary.png import claim_png, save_png
 
 
 def make_scenes(seed, num_images):
@@ -146,7 +147,8 @@ def write_world(out, images=6000, documents=20000, seed=0, workers=2, shares=Non
     shares = shares or {}
     if out.exists() and any(out.iterdir()):
         world = out / "world.json"
-        if world.exists() and read_json(world)["arguments"] == arguments:
+        made = read_json(world) if world.exists() else None
+        if isinstance(made, dict) and made.get("arguments") == arguments:
             print(f"{out} is complete: nothing to do")
             return
         raise ValueError(f"{out} holds something else: remove it, or choose another -o")
@@ -155,9 +157,11 @@ def write_world(out, images=6000, documents=20000, seed=0, workers=2, shares=Non
     read_atlas()
     start, folder = time.time(), out.with_name(out.name + ".partial")
     require_writable(out.parent)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "images" / "grey").exists():
+        raise ValueError(f"{folder} holds something else: remove it, or choose another -o")
     shutil.rmtree(folder, ignore_errors=True)
     splits = make_scenes(seed, images)
-    for name in ("text", "images/grey", *(f"images/{split}" for split in splits)):
+    for name in ("images/grey", "text", *(f"images/{split}" for split in splits)):
         (folder / name).mkdir(parents=True)
 
     # Shares thin out what is trained on, not the test splits.
@@ -185,6 +189,7 @@ def write_world(out, images=6000, documents=20000, seed=0, workers=2, shares=Non
 
 def contact_sheet(path, seed=0, columns=6, rows=4):
     """Draws images with their captions in the base language, to look at."""
+    claim_png(path, "demo.write")
     font, margin = ImageFont.load_default(11), 16
     width, height = SIDE + margin, SIDE + margin + 66  # below each image, four lines of text
     sheet = Image.new("RGB", (columns * width + margin, rows * height + margin), "white")
@@ -198,7 +203,7 @@ def contact_sheet(path, seed=0, columns=6, rows=4):
         text = "\n".join(full_caption(scene, BASE, random.Random(i)))
         text = text.replace(" at the ", ", ").replace(" in the ", ", ")
         draw.multiline_text((x, y + SIDE + 4), text, "black", font, spacing=3)
-    sheet.save(path)
+    save_png(sheet, path, "demo.write")
 
 
 def main():

@@ -1,11 +1,12 @@
 """Measures a trained model and shows the results. Each command has a --help of its own."""
 
 from evaluation import answer, compare, heatmap, judge, likelihood, probe, report, retrieval
+from evaluation.batching import model_identity
+from evaluation.journal import is_journal
 from vocabulary.command import Parser, run_main
-from vocabulary.files import claim_output, read_json
+from vocabulary.files import sibling
+from vocabulary.identity import claim_run
 
-# Each command's results have one of these keys.
-RESULTS = {"rows", "likelihood", "retrieval", "models", "judge", "probe"}
 COMMANDS = {
     "answer": answer,
     "likelihood": likelihood,
@@ -18,9 +19,17 @@ COMMANDS = {
 }
 
 
-def is_result(path):
-    """Whether a file holds the results of one of these commands."""
-    return bool(RESULTS & read_json(path).keys())
+def claim_results(args):
+    """ValueError if -o is not this command's, or another run's. Nothing is changed up to here."""
+    identity, ending, known = {"files": {}}, ".answers.jsonl", False
+    if args.command == "judge":
+        identity, ending = judge.judge_identity(args), ".journal.jsonl"
+        known = is_journal(sibling(args.out, ending))
+    elif args.command not in ("compare", "probe"):  # these are made anew each time
+        identity = model_identity(args)
+    identity["command"] = f"evaluation {args.command}"
+    fresh = getattr(args, "fresh", False)
+    claim_run(args.out, identity, [sibling(args.out, ending)], fresh, known)
 
 
 def main():
@@ -33,9 +42,9 @@ def main():
     # A file that is given twice must not count twice.
     if getattr(args, "data", None):
         args.data = list(dict.fromkeys(args.data))
-    if args.out and args.command not in ("heatmap", "report"):  # these write no JSON
-        inputs = [*getattr(args, "data", []), *getattr(args, "answers", [])]
-        claim_output(args.out, is_result, inputs)
+    writes_json = args.out and args.command not in ("heatmap", "report")
+    if writes_json and not getattr(args, "dry_run", False):
+        claim_results(args)
     COMMANDS[args.command].run(args)
 
 

@@ -10,11 +10,12 @@
     chance  always the most frequent answer to that skill in that language
 
 OUT.json holds the tables, OUT.answers.jsonl every answer, for compare, judge and report. After an
-interruption the same command answers only what is missing.
+interruption the same command answers only what is missing. OUT.run.json notes what the answers
+depend on: with other questions, images, weights or flags it refuses to go on (--fresh sets them
+aside).
 """
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from evaluation.scores import FAMILIES, accuracy_rows, metric_rows, most_frequen
 from evaluation.tables import show_results
 from generate import answer_batch, load_for_inference
 from vocabulary import flags
-from vocabulary.files import claim_output, set_aside, sibling
+from vocabulary.files import sibling
 from vocabulary.formats import find_file
 from vocabulary.records import read_complete_lines
 
@@ -63,17 +64,10 @@ def answer_questions(model, tokenizer, questions, batcher, max_new_tokens=128, o
 
 
 class AnswerFile:
-    """OUT.answers.jsonl: a header, then a line per answered question. Answers under another header
-    are moved to OUT.answers.old.jsonl."""
+    """OUT.answers.jsonl: a header, then a line per answered question."""
 
     def __init__(self, path, header):
-        claim_output(path, lambda path: "asked" in json.loads(path.open("rb").readline()))
         rows = list(map(json.loads, read_complete_lines(path)))
-        if rows and rows[0] != header:
-            old = set_aside(path)
-            print(f"{path}: of another model or setting, moved to {old.name}", file=sys.stderr)
-            rows = []
-
         self.file = open(path, "a", encoding="utf-8", errors="backslashreplace")
         if not rows:
             self.write(header)
@@ -93,11 +87,15 @@ class AnswerFile:
         print(json.dumps(row, ensure_ascii=False), file=self.file, flush=True)
 
 
+def answers_path(path):
+    """The answer file beside an -o of `answer`; or the path itself."""
+    path, answers = Path(path), sibling(path, ".answers.jsonl")
+    return answers if path.suffix == ".json" or answers.is_file() else path
+
+
 def read_answers(path):
     """(header, questions with their answers) of an answer file. path: its own, or OUT.json."""
-    path = Path(path)
-    if path.suffix == ".json":
-        path = sibling(path, ".answers.jsonl")
+    path = answers_path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; python -m evaluation answer -o writes it")
     try:
@@ -140,7 +138,7 @@ def run(args):
     on_answer = None
     if args.out:
         path = sibling(args.out, ".answers.jsonl")
-        answer_file = AnswerFile(path, make_header(args, settings))
+        answer_file = AnswerFile(path, {"model": args.model, **settings})
         missing, on_answer = answer_file.restore(questions), answer_file.add
         if done := len(questions) - len(missing):
             print(f"{done:,} of {len(questions):,} questions were answered before")
@@ -167,18 +165,3 @@ def run(args):
     show_results(results, args.out)
     if args.out:
         print(f"{len(questions):,} questions; tables in {args.out}, answers in {path}")
-
-
-def make_header(args, settings):
-    """What the answers depend on. Files are known by their size and time."""
-
-    def version(path):
-        return [path.stat().st_size, path.stat().st_mtime_ns]
-
-    weights = sorted(Path(args.model).glob("*.safetensors"))
-    return {
-        "model": args.model,
-        "weights": [[path.name, *version(path)] for path in weights],
-        "asked": [version(Path(path)) for path in args.data],
-        **settings,
-    }

@@ -1,11 +1,17 @@
 """Samples in batches on the model's device."""
 
+from operator import itemgetter
+from pathlib import Path
+
 import torch
 from tqdm import tqdm
 
 import data
-from training.device import DEVICES, PRECISIONS, pick_precision
+from checkpoint import load_config
+from evaluation.questions import read_file
+from training.device import DEVICES, PRECISIONS, pick_device, pick_precision
 from vocabulary import flags
+from vocabulary.identity import describe_files, describe_images, describe_model
 
 
 def add_model_arguments(parser, needs_data=True):
@@ -20,6 +26,7 @@ def add_model_arguments(parser, needs_data=True):
     about = "a record that can't be used: stop before anything is asked, or leave it out"
     add("--bad-samples", choices=["error", "skip"], default="error", help=about)
     add("-o", "--out", type=flags.text, metavar="FILE", help="JSON with the results")
+    add("--fresh", action="store_true", help="set aside what another run left in -o")
     about = "default: what memory holds, at most 512"
     add("--batch-size", type=flags.count, metavar="N", help=about)
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where it is faster")
@@ -38,6 +45,29 @@ def question_options(args):
     """What read_questions takes from the command line."""
     names = ("images", "annotations", "suffix", "bad_samples")
     return {name: getattr(args, name) for name in names}
+
+
+def model_identity(args):
+    """What the results of a command that runs a model depend on."""
+    load_config(args.model)  # a folder that is none is refused first
+    annotations = getattr(args, "annotations", None)
+    # A bad record is reported when the questions are asked.
+    questions = [q for path in args.data for q in read_file(path, args.images, annotations, [])]
+    dtype = pick_precision(args.precision, pick_device(args.device))
+    # The name of a file is that of its split.
+    data_files = describe_files([*args.data, *getattr(args, "text", [])])
+    splits = [[path, f"{Path(path).stem} {content}"] for path, content in data_files]
+    names = ("max_new_tokens", "suffix", "max_images", "pool", "seed")
+    return {
+        **{name: value for name, value in vars(args).items() if name in names},
+        "precision": str(dtype).removeprefix("torch."),
+        "files": {
+            "model": describe_model(args.model),
+            "data": sorted(splits, key=itemgetter(1)),  # their order is free
+            "annotations": describe_files([annotations] if annotations else []),
+            "images": describe_images(path for q in questions for path in q.image_paths),
+        },
+    }
 
 
 class Batcher:

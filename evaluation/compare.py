@@ -44,7 +44,8 @@ def read_run(paths, languages, questions):
         # After an interruption a file has its questions in another order.
         answered.sort(key=question_name)
         questions = questions or answered
-        if list(map(question_name, questions)) != list(map(question_name, answered)):
+        asked, first = ([(question_name(q), q.truth) for q in own] for own in (answered, questions))
+        if asked != first:
             raise ValueError(f"{path}: not the questions of the first file; compare needs the same")
         full.append(score_accuracy(answered, (q.full for q in answered)))
         blind.append(score_accuracy(answered, (q.blind for q in answered)))

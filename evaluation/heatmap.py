@@ -15,7 +15,7 @@ Dimensions: N = G · G patches, C width, W words.
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from torch.nn import functional as F
 
 import vision
@@ -23,7 +23,7 @@ from generate import load_for_inference
 from training.device import DEVICES
 from training.objectives import embed_phrases
 from vocabulary import flags
-from vocabulary.files import claim_output, write_atomically
+from vocabulary.png import claim_png, save_png
 
 ORANGE = (255, 80, 0)
 SIDE, MARGIN = 336, 8  # pixels of an image in the PNG, and between two
@@ -73,12 +73,6 @@ def describe(word, scores, num_tokens):
     return text
 
 
-def is_heatmap(path):
-    """Whether a file is an earlier output of this command: the PNG says so."""
-    with Image.open(path) as image:
-        return image.info.get("Software") == "evaluation heatmap"
-
-
 def add_arguments(parser):
     add = parser.add_argument
     add(
@@ -97,7 +91,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    claim_output(args.out, is_heatmap, [args.image])
+    claim_png(args.out, "evaluation heatmap", [args.image])
     image = vision.load_image(args.image)
     model, tokenizer = load_for_inference(args.model, args.device)
     if empty := [word for word in args.words if not tokenizer.encode(word)]:
@@ -114,9 +108,7 @@ def run(args):
     for i, each in enumerate(images):
         sheet.paste(each, (i * (SIDE + MARGIN), 0))
 
-    marked = PngImagePlugin.PngInfo()
-    marked.add_text("Software", "evaluation heatmap")
-    write_atomically(args.out, lambda file: sheet.save(file, "PNG", pnginfo=marked))
+    save_png(sheet, args.out, "evaluation heatmap")
     for word, row in zip(args.words, scores):
         print(describe(word, row, len(tokenizer.encode(word))))
     print(f"{args.out}: the image, {', '.join(args.words)}")

@@ -15,6 +15,8 @@ import threading
 from collections import defaultdict
 from datetime import datetime, timezone
 
+from vocabulary.files import claim_output
+
 NOT_ASKED = "not asked yet"
 CUT_OFF = "cut off: --max-tokens or the server's context is too small"
 
@@ -24,6 +26,7 @@ class Journal:
 
     def __init__(self, path):
         """Reads what earlier runs left. ValueError if another process has the journal."""
+        claim_output(path, is_journal)
         self.path = path
         self.entries = defaultdict(list)  # key -> entries
         self.tokens = []  # (in, out) of each reply
@@ -90,6 +93,12 @@ class Journal:
     def total_tokens(self):
         """(in, out): the tokens of all replies, earlier runs included."""
         return tuple(sum(tokens[i] for tokens in self.tokens) for i in (0, 1))
+
+
+def is_journal(path):
+    """Whether a file is a journal. Any of its lines may be one that a crash cut off."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return any(line.startswith(b'{"key": ') for line in lines)
 
 
 def json_line(record):

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.answer import image_path, read_answers
+from evaluation.answer import answers_path, image_path, read_answers
 from evaluation.client import (
     Endpoint,
     Request,
@@ -54,6 +54,7 @@ from evaluation.metrics import (
 from evaluation.questions import question_name, reference_answer
 from vocabulary import flags
 from vocabulary.files import read_json, sibling
+from vocabulary.identity import describe_files, digest_text
 
 MAX_SIDE = 512  # pixels of the image that the judge gets
 MAX_UNREADABLE = 3  # replies without a verdict that are paid for per request
@@ -178,6 +179,7 @@ def add_arguments(parser):
     about = "two answer files, or for grade one"
     add("answers", nargs="+", type=flags.text, metavar="FILE[:blind]", help=about)
     add("-o", "--out", type=flags.text, default="judge.json", metavar="FILE", help="the results")
+    add("--fresh", action="store_true", help="set aside what another run left in -o")
     about = "questions, as many of each language"
     add("--limit", type=flags.count, default=200, metavar="N", help=about)
     add("--seed", type=flags.seed, default=0, help="which questions")
@@ -211,10 +213,24 @@ def choose_questions(args, first, second):
     return names
 
 
+def judge_identity(args):
+    """What the verdicts depend on. How many questions are judged is free to grow."""
+    paths = [answers_path(given.removesuffix(":blind")) for given in args.answers]
+    return {
+        "mode": args.mode,
+        "model": args.model,
+        "sides": [given.endswith(":blind") for given in args.answers],
+        "prompts": digest_text(PROMPTS),
+        "files": {"answers": describe_files(paths)},
+    }
+
+
 def make_requests(args):
     """-> (questions, [(request, image path or None)]: both orders of each question, in a row)."""
     if len(args.answers) != (2 if args.mode == "pairwise" else 1):
         raise ValueError("pairwise takes two answer files, grade one")
+    if len(set(args.answers)) < len(args.answers):
+        raise ValueError(f"{args.answers[0]}: given twice; a model is not judged against itself")
     header, first, which = read_side(args.answers[0])
     _, second, other = read_side(args.answers[-1])
     names = choose_questions(args, first, second)

@@ -34,6 +34,7 @@ import scene_endpoint  # noqa: E402
 from fake_endpoint import Fake, completion, good, read_request  # noqa: E402
 
 import annotation.__main__ as annotate  # noqa: E402
+import annotation.build as annotation_build  # noqa: E402
 import annotation.filters as filters  # noqa: E402
 import annotation.prompts as prompts  # noqa: E402
 import data  # noqa: E402
@@ -279,6 +280,82 @@ def test_a_second_process_on_the_same_journal_is_refused(tmp_path):
         Journal(tmp_path / "set.journal.jsonl")
     first.file.close()
     Journal(tmp_path / "set.journal.jsonl").file.close()
+
+
+def set_files(tmp_path):
+    return {path.name: path.read_bytes() for path in tmp_path.glob("set.*")}
+
+
+def test_another_run_is_named_before_anything_is_asked_and_fresh_sets_the_old_aside(
+    tmp_path, monkeypatch
+):
+    folder = make_images(tmp_path / "images", 2)
+    with always(lambda said: said) as fake:
+        assert annotate.main(options(folder, fake.url, "--kinds", "object")) == 0
+        before, asked = set_files(tmp_path), len(fake.asked)
+        edited = prompts.PROMPTS | {"verify": ["Look again."]}
+        for more, words in (
+            (["--model", "m 2"], "model: m 1 → m 2"),
+            (["--languages", "en,ko"], "languages: ['en', 'ko', 'zh'] → ['en', 'ko']"),
+            (["--max-side", "512"], "max_side: 1024 → 512"),
+            ([], "prompts: "),
+        ):
+            if not more:
+                monkeypatch.setattr(annotation_build, "PROMPTS", edited)
+            with pytest.raises(ValueError, match="set.json: is of another run") as error:
+                annotate.main(options(folder, fake.url, "--kinds", "object", *more))
+            assert words in str(error.value)
+        assert set_files(tmp_path) == before and len(fake.asked) == asked
+
+        assert annotate.main(options(folder, fake.url, "--kinds", "object", "--fresh")) == 0
+        assert len(fake.asked) == 2 * asked
+    aside = {f"{name}.old-1": content for name, content in before.items()}
+    assert aside.items() <= set_files(tmp_path).items()
+
+
+def test_more_images_kinds_and_another_spelling_go_on(tmp_path, monkeypatch):
+    folder = make_images(tmp_path / "images", 2)
+    with always(lambda said: said) as fake:
+        assert annotate.main(options(folder, fake.url, "--kinds", "object")) == 0
+        make_images(folder, 3)
+        monkeypatch.chdir(tmp_path)
+        words = options(Path("images/"), fake.url, "--kinds", "location,object")
+        assert annotate.main(words) == 0
+        assert len(fake.asked) == 3 * 2
+
+
+def test_a_set_that_was_edited_by_hand_is_not_replaced(tmp_path):
+    folder = make_images(tmp_path / "images", 2)
+    with always(lambda said: said) as fake:
+        assert annotate.main(options(folder, fake.url, "--kinds", "object")) == 0
+        assert annotate.main(options(folder, fake.url, "--kinds", "object")) == 0
+        edited = json.dumps(result(folder)[0][1:])
+        (tmp_path / "set.json").write_text(edited, encoding="utf-8")
+        with pytest.raises(ValueError, match="set.json: was edited after this command wrote it"):
+            annotate.main(options(folder, fake.url))
+        assert (tmp_path / "set.json").read_text(encoding="utf-8") == edited
+
+
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path):
+    folder, notes = make_images(tmp_path / "images", 1), tmp_path / "set.journal.jsonl"
+    notes.write_text("my only copy", encoding="utf-8")
+    with always(lambda said: said) as fake:
+        with pytest.raises(ValueError, match="set.journal.jsonl: was not written by this command"):
+            annotate.main(options(folder, fake.url))
+        with pytest.raises(ValueError, match="set.journal.jsonl: was not written by this command"):
+            Journal(notes)
+        assert not fake.asked
+    assert notes.read_text(encoding="utf-8") == "my only copy"
+    assert not (tmp_path / "set.json").exists() and not (tmp_path / "set.run.json").exists()
+
+
+def test_an_old_journal_without_a_note_is_gone_on_with(tmp_path):
+    folder = make_images(tmp_path / "images", 2)
+    with always(lambda said: said) as fake:
+        assert annotate.main(options(folder, fake.url, "--kinds", "object")) == 0
+        (tmp_path / "set.run.json").unlink()
+        assert annotate.main(options(folder, fake.url, "--kinds", "object")) == 0
+        assert len(fake.asked) == 2
 
 
 def test_a_line_that_breaks_off_is_passed_over_and_the_next_one_is_not_glued_to_it(tmp_path):

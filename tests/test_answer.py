@@ -182,8 +182,11 @@ def test_a_second_run_answers_only_what_is_missing(folder, world, tmp_path):
     again = answers.read_text(encoding="utf-8").splitlines(keepends=True)
     assert sorted(again) == sorted(lines)
 
-    # With another setting the old answers are moved aside, not mixed in.
-    run_answer(folder, world / "chats.json", out, "--max-new-tokens", 1)
+    # With another setting the old answers are not mixed in.
+    more = ("--max-new-tokens", 1)
+    with pytest.raises(ValueError, match=r"\(max_new_tokens: 5 → 1\)"):
+        run_answer(folder, world / "chats.json", out, *more)
+    run_answer(folder, world / "chats.json", out, *more, "--fresh")
     assert (tmp_path / "eval.answers.jsonl.old-1").exists()
     assert len(answers.read_text(encoding="utf-8").splitlines()) == 29
 
@@ -227,7 +230,7 @@ def test_answers_to_a_file_that_has_changed_are_not_kept(folder, world, tmp_path
     records = json.loads(file.read_text(encoding="utf-8"))
     records[0]["conversations"][1]["value"] = "something else"
     file.write_text(json.dumps(records), encoding="utf-8")
-    run_answer(folder, file, out, "--max-new-tokens", 1)
+    run_answer(folder, file, out, "--max-new-tokens", 1, "--fresh")
     _, answered = read_answers(tmp_path / "eval.answers.jsonl")
     assert "something else" in {question.truth for question in answered}, (
         "compare, judge and report read the references from there"

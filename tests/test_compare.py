@@ -117,6 +117,17 @@ def test_seeds_decide_about_recipes(tmp_path):
     assert (row["seeds_high"] - row["seeds_low"]) / 2 == pytest.approx(half, rel=1e-3)
 
 
+def test_runs_on_other_references_are_not_compared(tmp_path):
+    a = answered(tmp_path / "a.answers.jsonl", 5)
+    b = answered(tmp_path / "b.answers.jsonl", 5)
+    text = (tmp_path / "b.answers.jsonl").read_text(encoding="utf-8")
+    edited = re.sub('"truth": "[^"]*"', '"truth": "other"', text, count=1)
+    assert edited != text
+    (tmp_path / "b.answers.jsonl").write_text(edited, encoding="utf-8")
+    with pytest.raises(ValueError, match="not the questions of"):
+        command("compare", f"a={a}", f"b={b}")
+
+
 def test_runs_on_other_questions_are_not_compared(tmp_path):
     a = answered(tmp_path / "a.answers.jsonl", 5)
     b = answered(tmp_path / "b.answers.jsonl", 5, n=100)

@@ -172,7 +172,7 @@ def test_the_steps_and_their_values():
         "out/demo/data/unseen_combinations.json out/demo/data/cross_lingual.json "
         "out/demo/data/unseen_phrasings.json out/demo/data/further_nouns.json "
         "out/demo/data/unanswerable.json out/demo/data/unseen_captions.json "
-        "-o out/demo/eval.json"
+        "--fresh -o out/demo/eval.json"
     )
     assert found["report"] == "-m evaluation report out/demo"
 
@@ -290,6 +290,7 @@ def test_python_is_shown_relative_to_the_folder(monkeypatch, tmp_path):
 def test_an_absolute_path_of_the_same_folder_is_the_same_run(out):
     run()
     assert run("--out", str(Path("out/demo").absolute())).commands == []
+    assert run("--out", "./out/../out/demo/").commands == []
 
 
 @pytest.mark.parametrize(
@@ -401,7 +402,7 @@ def test_fresh_moves_the_folder_aside_and_never_over_another(out, capsys):
         runner = run("--seed", str(number), "--fresh")
         assert len(runner.commands) == len(NAMES)
         assert recorded(out)["steps"]["vision"]["command"][-4:-3] == [str(number)]
-    assert f"out{os.sep}demo is now out{os.sep}demo.old-2" in capsys.readouterr().out
+    assert f"out{os.sep}demo is now out{os.sep}demo.old-2" in capsys.readouterr().err
     for number, seed in ((1, "0"), (2, "1")):
         record = recorded(Path(f"out/demo.old-{number}"))
         assert record["steps"]["vision"]["command"][-4:-3] == [seed]

@@ -673,7 +673,7 @@ def test_a_finished_world_is_left_alone_and_errors_are_one_line(tmp_path):
 
     out = str(tmp_path / "data")
     small = ["-o", out, "--images", "2", "--documents", "3"]
-    (tmp_path / "data.partial").mkdir()  # what an interrupted run leaves
+    (tmp_path / "data.partial" / "images" / "grey").mkdir(parents=True)  # an interrupted run's
     (tmp_path / "data.partial" / "junk").write_text("x", encoding="utf-8")
     assert run(*small).returncode == 0
     assert not (tmp_path / "data.partial").exists() and not (tmp_path / "data" / "junk").exists()
@@ -681,12 +681,14 @@ def test_a_finished_world_is_left_alone_and_errors_are_one_line(tmp_path):
     assert "nothing to do" in run(*small).stdout
     assert (tmp_path / "data" / "world.json").stat().st_mtime_ns == stamp
 
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "file").write_text("x", encoding="utf-8")
+    for name in ("mine", "other.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x", encoding="utf-8")
     new = ["-o", str(tmp_path / "new")]
     for args in (
         [*small, "--seed", "1"],
         ["-o", str(tmp_path / "mine")],
+        ["-o", str(tmp_path / "other")],
         [*new, "--images", "0"],
         [],
         ["--atlas", str(tmp_path / "no.ttf")],
@@ -698,3 +700,14 @@ def test_a_finished_world_is_left_alone_and_errors_are_one_line(tmp_path):
         assert "demo.write: " in answer.stderr and answer.stderr.count("\n") == 1, answer
     assert not (tmp_path / "new").exists()
     assert (tmp_path / "mine" / "file").read_text(encoding="utf-8") == "x"
+    assert (tmp_path / "other.partial" / "file").exists()
+
+
+def test_a_sheet_replaces_only_a_sheet(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "photo.png")
+    photo = (tmp_path / "photo.png").read_bytes()
+    with pytest.raises(ValueError, match="photo.png: was not written by this command"):
+        write.contact_sheet(tmp_path / "photo.png")
+    assert (tmp_path / "photo.png").read_bytes() == photo
+    for rows in (1, 2):
+        write.contact_sheet(tmp_path / "sheet.png", rows=rows)

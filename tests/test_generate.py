@@ -218,5 +218,5 @@ def test_a_batch_that_was_cut_off_is_continued(ask, world, tmp_path):
 
     other = ask("--batch", world / "captions.json", "-o", out)
     assert other.returncode == 1
-    assert "answers.jsonl: holds answers of" in other.stderr
+    assert "answers.jsonl: is of another run (data: " in other.stderr
     assert out.read_bytes() == complete

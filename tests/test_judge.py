@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+from evaluation_helpers import command
 from PIL import Image
 
 import evaluation.judge as judge
@@ -236,6 +237,39 @@ def test_an_endpoint_that_stops_answering_loses_nothing(tmp_path, endpoint):
     awake = endpoint(prefers_good)
     assert run(tmp_path, awake.url).returncode == 0
     assert awake.paid == 7, "what was paid for before is not asked again"
+
+
+def test_another_judge_prompt_or_answer_file_is_named_before_anything_is_asked(
+    tmp_path, endpoint, monkeypatch
+):
+    fake = endpoint(prefers_good)
+    assert run(tmp_path, fake.url, "--limit", "3").returncode == 0
+    assert run(tmp_path, fake.url).returncode == 0, "more questions go on"
+    paid, before = fake.paid, (tmp_path / "out.json").read_bytes()
+    assert paid == 12
+
+    assert "(model: j → k)" in run(tmp_path, fake.url, "--model", "k").stderr
+    assert "(mode: pairwise → grade; sides: " in run(tmp_path, fake.url, mode="grade").stderr
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "WORDS", ("good", "worse"))
+        assert "(answers: " in (done := run(tmp_path, fake.url)).stderr
+        assert "b.answers.jsonl changed); --fresh" in done.stderr
+    with monkeypatch.context() as patch:
+        patch.setitem(judge.PROMPTS, "en", judge.PROMPTS["en"] | {"system": "Judge."})
+        assert "(prompts: " in run(tmp_path, fake.url).stderr
+    assert fake.paid == paid and (tmp_path / "out.json").read_bytes() == before
+
+    assert run(tmp_path, fake.url, "--model", "k", "--fresh").returncode == 0
+    assert fake.paid == 2 * paid
+    assert (tmp_path / "out.json.old-1").read_bytes() == before
+    assert (tmp_path / "out.journal.jsonl.old-1").exists()
+
+
+def test_the_same_answers_twice_are_refused(tmp_path, endpoint):
+    one = answer_file(tmp_path / "a.answers.jsonl", "good")
+    words = ["judge", "pairwise", one, one, "--base-url", endpoint(prefers_good).url]
+    with pytest.raises(ValueError, match="a.answers.jsonl: given twice"):
+        command(*words, "--model", "j", "-o", tmp_path / "out.json")
 
 
 def test_a_wrong_key_is_one_clear_line_and_is_not_tried_again(tmp_path, endpoint):

@@ -10,6 +10,7 @@ import pytest
 from conftest import save_model
 from PIL import Image
 
+from demo import __main__ as demo
 from model import XLlava
 from vocabulary.files import claim_output, set_aside, sibling
 
@@ -27,6 +28,8 @@ def folder(tmp_path_factory, config, tokenizer_file):
     (folder / "questions.json").write_text(json.dumps([record]), encoding="utf-8")
     (folder / "notes.txt").write_text("my only copy")  # no line feed at the end
     (folder / "list.json").write_text("[1, 2]\n")
+    (folder / "run").mkdir()
+    (folder / "run" / "log.jsonl").write_text('{"step": 1, "loss": 1.0, "targets": 1}\n')
     (folder / "images").mkdir()
     Image.new("RGB", (20, 20), "red").save(folder / "images" / "a.png")
     return folder
@@ -35,6 +38,10 @@ def folder(tmp_path_factory, config, tokenizer_file):
 GENERATE = ("generate.py", "--model", "model", "--max-new-tokens", "2", "--batch", "questions.json")
 ANSWER = ("-m", "evaluation", "answer", "--model", "model", "--data", "questions.json")
 ANNOTATE = ("-m", "annotation", "images", "--base-url", "http://localhost:9/v1", "--model", "m")
+STATS = ("-m", "annotation", "stats", "questions.json", "--sheet")
+REPORT = ("-m", "evaluation", "report", "run", "-o")
+COMPARE = ("-m", "evaluation", "compare", "a=a.json", "b=b.json", "-o")
+STAGE = ("train.py", "align", "--model", "model", "--data", "questions.json", "-o")
 TRAIN = ("tokenizer.py", "train", "text.txt", "--vocab-size", "290")
 
 
@@ -54,6 +61,13 @@ TRAIN = ("tokenizer.py", "train", "text.txt", "--vocab-size", "290")
         (("vision.py", "image.png", "--size", "16"), "image.png"),
         (("vision.py", "image.png", "--size", "16"), "notes.txt"),
         (("-m", "checkpoint", "build", "--llm", "model"), "model"),
+        (STATS, "questions.json"),
+        (STATS, "notes.txt"),
+        (REPORT, "run/log.jsonl"),
+        (REPORT, "notes.txt"),
+        (COMPARE, "list.json"),
+        (STAGE, "images"),
+        (STAGE, "model"),
     ],
 )
 def test_a_file_that_a_command_did_not_write_is_refused_untouched(folder, command, out):
@@ -63,8 +77,10 @@ def test_a_file_that_a_command_did_not_write_is_refused_untouched(folder, comman
 
     before = contents()
     words = [str(ROOT / word) if word.endswith(".py") else word for word in command]
+    if words[-1] not in ("-o", "--sheet"):
+        words.append("-o")
     done = subprocess.run(
-        [sys.executable, *words, "-o", out],
+        [sys.executable, *words, out],
         capture_output=True,
         encoding="utf-8",
         cwd=folder,
@@ -92,5 +108,27 @@ def test_names_keep_their_dots_and_what_is_set_aside_is_never_replaced(tmp_path)
     assert sibling("out/llava-1.6.json", ".answers.jsonl") == Path("out/llava-1.6.answers.jsonl")
     for n in range(3):
         (tmp_path / "x.jsonl").write_text(str(n))
-        set_aside(tmp_path / "x.jsonl")
+        (tmp_path / "folder").mkdir()
+        set_aside(tmp_path / "x.jsonl", tmp_path / "folder", tmp_path / "missing")
     assert [(tmp_path / f"x.jsonl.old-{n}").read_text() for n in (1, 2, 3)] == ["0", "1", "2"]
+    assert (tmp_path / "folder.old-3").is_dir() and not (tmp_path / "folder").exists()
+
+
+def test_the_demo_replaces_nothing_that_is_not_in_its_record(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = Path("out/demo")
+    out.mkdir(parents=True)
+
+    def refused(*words):
+        before = {path: path.read_bytes() for path in Path("out").rglob("*.*") if path.is_file()}
+        with pytest.raises(SystemExit) as error:
+            demo.main(words, runner=None)
+        after = {path: path.read_bytes() for path in Path("out").rglob("*.*") if path.is_file()}
+        assert before == after and "\n" not in str(error.value)
+        return str(error.value)
+
+    for name in ("commands.txt", "steps.json", "ko.model"):
+        (out / name).write_text("[]", encoding="utf-8")
+        assert name in refused()
+        assert "not a run of the demo; choose another --out" in refused("--fresh")
+        (out / name).unlink()

@@ -10,6 +10,7 @@ import pytest
 from training_helpers import (
     ENVIRONMENT,
     TrainHere,
+    checkpoints,
     command,
     rows,
     run,
@@ -28,10 +29,6 @@ def start(tmp_path_factory, config, tokenizer_file):
 @pytest.fixture
 def train_here(start, world, tmp_path, monkeypatch, capsys):
     return TrainHere(start, world, tmp_path, monkeypatch, capsys)
-
-
-def checkpoints(out):
-    return sorted((out / "checkpoints").glob("step-*[0-9]"))
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(start, world, tmp_path):
@@ -87,12 +84,6 @@ def test_a_checkpoint_of_other_settings_is_not_continued(start, world, tmp_path)
     assert (
         done.returncode == 1 and "there is a run already; --resume goes on with it" in done.stderr
     )
-
-    # The frozen weights would come from another model.
-    other = tmp_path / "other"
-    shutil.copytree(start, other)
-    done = run("align", other, data_file, out, *more, "--steps", 4, "--resume")
-    assert done.returncode == 1 and f"model: {start} → {other}" in done.stderr
 
 
 @pytest.mark.parametrize(

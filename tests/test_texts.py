@@ -1,5 +1,8 @@
 """The data set of the text stage."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 from bpe_models import byte_level_model
@@ -58,3 +61,15 @@ def test_texts_are_tokenized_once_and_half_a_cache_is_none(tokenizer, tmp_path):
     text.write_text("What colour is the dog?\n", encoding="utf-8")  # another text: another file
     second = TextDataset([text], tokenizer, 64, cache)
     assert second.sample(0).ids[1:-1] == encode("What colour is the dog?")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no time of a file's last change")
+def test_a_text_of_the_same_size_and_time_is_another_text(tokenizer, tmp_path):
+    text, cache = tmp_path / "t.txt", tmp_path / "cache"
+    text.write_text("What colour is the cat?\n", encoding="utf-8")
+    time = text.stat().st_mtime_ns
+    TextDataset([text], tokenizer, 64, cache)
+    text.write_text("What colour is the dog?\n", encoding="utf-8")
+    os.utime(text, ns=(time, time))
+    (_, *ids, _) = TextDataset([text], tokenizer, 64, cache).sample(0).ids
+    assert ids == tokenizer.sp_processor.encode("What colour is the dog?")

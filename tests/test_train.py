@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
 from training_helpers import (
+    ROOT,
     TrainHere,
     command,
     losses,
@@ -179,6 +181,17 @@ def test_a_merged_adapter_computes_what_it_computed_in_training(bias):
     assert torch.allclose(lora(x), expected, atol=1e-5)
 
 
+def test_the_first_adapter_is_the_first_draw_of_the_seed(start):
+    """So what is checked before the weights are read draws nothing."""
+    nothing = {"preset": None, "tokenizer": None, "estimate": None}
+    args = SimpleNamespace(model=start, trainable=["decoder"], lora_rank=2, **nothing)
+    torch.manual_seed(5)
+    _, model = train.build_model(args)
+    torch.manual_seed(5)
+    C = model.config.text.hidden_size
+    assert torch.equal(model.decoder.layers[0].attn.q_proj.down, torch.randn(2, C) * C**-0.5)
+
+
 def test_lora_under_fsdp_is_lora_on_one_process(start, world, tmp_path):
     """The adapters start from the same random weights, and are gathered to be merged."""
     more = ("--batch-size", 4, "--steps", 3, "--lr", 1e-2, "--lora-rank", 2)
@@ -241,6 +254,7 @@ def test_bf16_rounds_matrix_products_and_keeps_weights_and_gradients_in_float32(
         (["--fsdp"], "--fsdp needs torchrun"),
         (["--data", "nowhere.json"], "nowhere.json: no such file"),
         (["--model", "nowhere"], "nowhere: no such folder"),
+        (["--model", str(ROOT / "docs")], "docs: not a model folder: it has no"),
         (["--trainable", "projektor"], "--trainable projektor: the model has no such module"),
         (["--device", "mps"], "--device mps: PyTorch finds none here"),
         (["--lora-rank", "2", "--trainable", "projector"], "--lora-rank: needs decoder in"),

@@ -127,6 +127,7 @@ def test_a_snapshot_is_the_model_of_its_step_and_generate_opens_it(train_here, t
     # One that was cut off is not taken for one.
     shutil.rmtree(out)
     (out / "snapshots" / "1.tmp").mkdir(parents=True)
+    (out / "runs.jsonl").touch()
     assert "there is a run already" in train_here(*more, "--steps", 2, "--snapshots", 1)[1]
     assert train_here(*more, "--steps", 2, "--snapshots", 1, "--resume")[1] == 0
     assert [path.name for path in (out / "snapshots").iterdir()] == ["1"]

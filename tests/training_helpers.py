@@ -73,6 +73,10 @@ def rows(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
 
 
+def checkpoints(out):
+    return sorted((out / "checkpoints").glob("step-*[0-9]"))
+
+
 def losses(out):
     return [row["loss"] for row in rows(out)]
 

@@ -19,46 +19,83 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from checkpoint import write_json
+from training.device import pick_device, pick_precision
 from training.distributed import is_rank0, print_rank0
+from vocabulary.files import set_aside
+from vocabulary.identity import describe_files, describe_model, require_same
+from vocabulary.records import read_complete_lines
 
 FINISHED = "step-*[0-9]"  # step-00000200, but not step-00000200.tmp
-# What the result of a run depends on.
+# What the result of a run depends on, beside the contents of its files.
 SETTINGS = (
-    "stage model preset data weights dictionary seed steps trainable lr batch_size epochs "
-    "warmup_ratio weight_decay beta2 grad_clip max_length records_per_sample muon_lr "
-    "freeze_embeddings lora_rank"
+    "stage model preset data weights dictionary seed steps steps_given trainable lr batch_size "
+    "epochs warmup_ratio weight_decay beta2 grad_clip max_length records_per_sample muon_lr "
+    "freeze_embeddings lora_rank images files"
 ).split()
+PATHS = ("model", "data", "dictionary")  # for people; earlier versions noted no contents
+
+
+def describe_inputs(args):
+    """The files that a run is made from, as vocabulary/identity.py describes them."""
+    return {
+        "model": describe_model(args.model) if args.model else [],
+        "tokenizer": describe_model(args.tokenizer) if args.tokenizer else [],
+        "data": describe_files(args.data),
+        "dictionary": describe_files([args.dictionary] if args.dictionary else []),
+    }
 
 
 def run_settings(args):
-    """The settings of a run, as they come back from JSON. `./out/x/` is the path `out/x`."""
+    """The identity of a run, as it comes back from JSON. `./out/x/` is the path `out/x`."""
     settings = {name: getattr(args, name) for name in SETTINGS} | {"packed": bool(args.pack)}
     settings["data"] = [os.path.normpath(path) for path in args.data]
-    settings["model"] = args.model and os.path.normpath(args.model)
+    for name in ("model", "images"):
+        settings[name] = settings[name] and os.path.normpath(settings[name])
+    dtype = pick_precision(args.precision, pick_device(args.device))
+    settings["precision"] = str(dtype).removeprefix("torch.")
     return json.loads(json.dumps(settings))
 
 
-def require_same_settings(where, saved, args):
-    """ValueError that names the settings in which this run differs from the one that is saved."""
+def require_same_settings(where, saved, args, is_finished=False):
+    """ValueError that names what this run differs in from the one that is saved."""
     settings = run_settings(args)
-    if args.steps is None:  # it follows from --epochs and the data
-        settings["steps"] = saved.get("steps")
-    changed = [f"{k}: {saved.get(k)} → {v}" for k, v in settings.items() if saved.get(k) != v]
-    if changed:
-        raise ValueError(
-            f"{where} has other settings ({'; '.join(changed)}); give the same ones, or another -o"
-        )
+    # What --epochs are in steps is known once the data is read.
+    if args.steps is None:
+        del settings["steps"]
+    if not is_finished:
+        del settings["steps_given"]
+    for name in PATHS if "files" in saved else ():
+        del settings[name]
+    require_same(f"{where} is", saved, settings, "give the same, or --fresh, or another -o")
 
 
-def is_finished(args):
-    """Whether the run in args.out is complete. ValueError if it was made with other settings."""
-    if not (Path(args.out) / "config.json").exists():
+def claim_folder(args):
+    """Whether args.out holds this run, finished. Notes in `args` what the run is made from.
+
+    ValueError if it holds another run, or something else. --fresh moves a run aside."""
+    args.files, args.steps_given = describe_inputs(args), args.steps
+    out = Path(args.out)
+    if args.fresh and not is_rank0():  # the other ranks wait for rank 0 before they look at it
         return False
-    runs = Path(args.out) / "runs.jsonl"
-    if runs.exists():
-        last = runs.read_text(encoding="utf-8-sig").splitlines()[-1]
-        require_same_settings(f"{args.out}: the finished run", json.loads(last)["settings"], args)
-    return True
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    # The text stage's tokens are there before the run begins.
+    if names - {"tokens"} and "runs.jsonl" not in names:
+        raise ValueError(f"{out}: was not written by train.py; give another -o")
+    if args.fresh:
+        set_aside(out)
+    return args.resume and check_earlier_run(args, out)
+
+
+def check_earlier_run(args, out):
+    """Whether the run in `out` is complete. ValueError if it is another run."""
+    is_finished, what = (out / "config.json").exists(), "model"
+    if not is_finished:
+        what = "checkpoint"
+        if not any((out / "checkpoints").glob(FINISHED)):
+            return False
+    last = read_complete_lines(out / "runs.jsonl")[-1]
+    require_same_settings(f"{out}: the {what}", json.loads(last)["settings"], args, is_finished)
+    return is_finished
 
 
 def training_state(wrapped, optimizers):

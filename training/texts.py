@@ -75,7 +75,9 @@ def read_tokens(path, tokenizer, cache):
 
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     stat = path.stat()
-    text_key = repr((str(path.resolve()), stat.st_size, stat.st_mtime_ns)).encode()
+    # Whoever replaces a text may give it the old time; then ctime tells.
+    times = stat.st_mtime_ns, stat.st_ctime_ns
+    text_key = repr((str(path.resolve()), stat.st_size, *times)).encode()
     key = hashlib.sha256(tokenizer.to_bytes() + text_key).hexdigest()
     file = Path(cache) / f"{path.stem}-{key[:16]}.{dtype.name}"
 
@@ -84,10 +86,7 @@ def read_tokens(path, tokenizer, cache):
         time.sleep(0.1)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Several runs may share the folder: each writes under a name of its own.
-        own = file.with_name(f"{file.name}.{os.getpid()}")
-        write_atomically(own, lambda out: write_tokens(path, tokenizer, dtype, out))
-        os.replace(own, file)
+        write_atomically(file, lambda out: write_tokens(path, tokenizer, dtype, out))
     return np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
 
 

@@ -10,6 +10,8 @@
     scripts.py              the writing system of a character; cutting words by it
     files.py                reading lines, writing a file whole or not at all
     formats.py              opening text files and finding images, whatever their names and marks
+    png.py                  PNG files that name their maker
+    identity.py             what is the same run: contents of files, settings that change results
     records.py              LLaVA's JSON and JSON Lines, read record by record
     conversations.py        what a record may hold; checked where it is read
     command.py              --help with defaults, short errors, output on any terminal

@@ -5,6 +5,7 @@ Pipeline: below everything. checkpoint/ and the other folders write through thes
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
     So `path` is the old file or the whole new one, never half. On failure the neighbour goes.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    # Several processes may write the same file, and somebody may have a file of this name.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -42,8 +44,9 @@ def claim_output(
     this before it changes a byte.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; -o needs a file")
+    if path.exists() and not path.is_file():  # os.replace would put a file in place of /dev/null
+        kind = "a folder" if path.is_dir() else "a device"
+        raise ValueError(f"{path}: is {kind}; -o needs a file")
     require_writable(path.parent)
     if not path.exists() or path.stat().st_size == 0:
         return
@@ -74,12 +77,18 @@ def sibling(out: str | os.PathLike, ending: str) -> Path:
     return out.with_name(out.name.removesuffix(".json") + ending)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a file to the first free one of PATH.old-1, PATH.old-2 … and return that."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+def set_aside(*paths: str | os.PathLike) -> None:
+    """Rename files and folders, those that are there, to PATH.old-N, and say so.
+
+    N is the first number that is free for all of them: what belongs together stays together.
+    """
+    paths, number = list(map(Path, paths)), 1
+    while any(path.with_name(f"{path.name}.old-{number}").exists() for path in paths):
         number += 1
-    return path.rename(aside)
+    for path in paths:
+        if path.exists():
+            aside = path.rename(path.with_name(f"{path.name}.old-{number}"))
+            print(f"{path} is now {aside}", file=sys.stderr)
 
 
 def write_json(path: str | os.PathLike, value: object, indent: int | None = 2) -> None:

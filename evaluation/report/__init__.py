@@ -18,7 +18,9 @@ from pathlib import Path
 
 from evaluation.report.page import make_page
 from vocabulary import flags
-from vocabulary.files import require_writable, write_atomically
+from vocabulary.files import claim_output, write_atomically
+
+MARK = b'content="evaluation report"'  # at the top of page.html
 
 
 def add_arguments(parser):
@@ -37,8 +39,8 @@ def add_arguments(parser):
 def run(args):
     folders = [Path(folder) for folder in args.folders]
     out = Path(args.out or folders[0] / "report.html")
-    require_writable(out.parent)
     eval_file = Path(args.eval or folders[0] / "eval.json")
+    claim_output(out, lambda path: MARK in path.read_bytes()[:200], [eval_file])
     text = make_page(folders, eval_file, args.seed, args.each, args.attention)
     write_atomically(out, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
     print(f"{out}: {len(text) / 1e6:.1f} MB, one file")

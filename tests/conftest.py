@@ -5,6 +5,7 @@ imported."""
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -37,6 +38,17 @@ LINES = [
     "猫是什么颜色？红色",
     "蓝色的狗在左边",
 ]
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Training in this process takes the signals over. Worker processes of a later test would
+    inherit that, and never end."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before):
+        signal.signal(number, handler or signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

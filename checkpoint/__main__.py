@@ -71,7 +71,7 @@ def make_parser():
 
     make = commands.add_parser("build", help="a model folder from published parts")
     add = make.add_argument
-    folder = {"type": flags.folder, "metavar": "FOLDER"}
+    folder = {"type": flags.path, "metavar": "FOLDER"}
     add("--llm", required=True, **folder, help="Llama's or Qwen's, or LLaVA's in either layout")
     add("--vision", **folder, help="CLIP's or SigLIP's, if --llm has no vision encoder")
     layer = "hidden state of --vision for the projector (default: -2)"

@@ -113,7 +113,7 @@ def test_a_file_is_no_folder(parsers, tmp_path):
         takes = [not refuses(action, str(path)) for path in (tmp_path, tmp_path / "file.json")]
         if all(takes) and not is_free(name, where):
             both.append(name)
-    assert set(both) == {"--tokenizer", "--projector", "base", "new", "models"}
+    assert set(both) == {"--llm", "--vision", "--tokenizer", "--projector", "base", "new", "models"}
 
 
 def test_help_says_what_each_flag_is_and_its_default(parsers):

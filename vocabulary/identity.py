@@ -20,6 +20,7 @@ import json
 import os
 from pathlib import Path
 
+from vocabulary.command import first_few
 from vocabulary.files import (
     claim_output,
     read_json,
@@ -93,15 +94,10 @@ def file_difference(old, new):
     gone = [name for name, content in old if content not in set(new_contents)]
     added = [name for name, content in new if content not in set(old_contents)]
     if gone and gone == added:
-        return f"{shorten(gone)} changed"
+        return f"{first_few(gone, 3)} changed"
     if not gone and not added:  # another order, or one of them twice
         gone, added = ([name for name, _ in entries] for entries in (old, new))
-    return f"{shorten(gone)} → {shorten(added)}"
-
-
-def shorten(names):
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "nothing") + more
+    return f"{first_few(gone, 3) or 'nothing'} → {first_few(added, 3) or 'nothing'}"
 
 
 def require_same(where, saved, now, advice):

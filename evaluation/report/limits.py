@@ -1,10 +1,9 @@
 """What the numbers alone don't show: what the model gets wrong, and how to read some of them."""
 
 import random
-import re
 from collections import Counter, defaultdict
 
-from evaluation.metrics import normalise, score_answer
+from evaluation.metrics import clauses, normalise, score_answer
 from evaluation.questions import reference_answer
 from evaluation.report.gallery import card, earlier_turns, shown_image
 from evaluation.scores import accuracy_row, most_frequent_answers
@@ -12,7 +11,6 @@ from evaluation.tables import Table, escape, language_name, plain_name, row_numb
 
 MIN_QUESTIONS = 20  # of a group whose share of right answers means something
 FEW_ANSWERS = 3  # different references, at most, among which a model could guess
-COMMAS = re.compile("[,，、]")  # between the clauses of a caption
 
 
 def is_right(question):
@@ -109,18 +107,18 @@ def caption_table(questions):
     groups = defaultdict(list)
     for question in questions:
         if question.metric == "caption":
-            clauses = len(COMMAS.split(reference_answer(question)))
+            num_clauses = len(clauses(reference_answer(question)))
             for language in (question.language, "all"):
-                groups[question.split, language, clauses].append(question)
+                groups[question.split, language, num_clauses].append(question)
     if not any(is_right(question) for own in groups.values() for question in own):
         return ""
 
     lines = []
     order = sorted(groups, key=lambda group: (group[0], group[1] == "all", *group[1:]))
-    for split, language, clauses in order:
-        own = groups[split, language, clauses]
+    for split, language, num_clauses in order:
+        own = groups[split, language, num_clauses]
         scores = [score_answer(question, question.full) for question in own]
-        cells = [plain_name(split), language_name(language), str(clauses), f"{len(own):,}"]
+        cells = [plain_name(split), language_name(language), str(num_clauses), f"{len(own):,}"]
         cells.append(row_number(accuracy_row(own, [score["accuracy"] for score in scores])))
         exact = [score.get("exact", score["accuracy"]) for score in scores]
         cells.append(row_number(accuracy_row(own, exact)))

@@ -24,6 +24,7 @@ from vocabulary.conversations import (
     read_conversation,
     record_id,
     record_name,
+    without_images,
 )
 from vocabulary.files import read_json
 from vocabulary.formats import open_text, shorten
@@ -250,9 +251,8 @@ def encode_question(question, tokenizer, num_patches, suffix=""):
     if suffix:
         *parts, last = turns[-1][0]
         turns[-1] = [*parts, f"{last}\n{suffix}"], None
-    blind_turns = [("".join(parts).strip(), answer) for parts, answer in turns]
 
     # Later turns may show further images of the record.
     question.image_paths = question.image_paths[: sum(len(parts) - 1 for parts, _ in turns)]
     question.prompt, _ = data.encode_chat(turns, tokenizer, num_patches)
-    question.blind_prompt, _ = data.encode_chat(blind_turns, tokenizer, num_patches)
+    question.blind_prompt, _ = data.encode_chat(without_images(turns), tokenizer, num_patches)

@@ -29,7 +29,7 @@ from model import XLlava
 from training.distributed import is_rank0, print_rank0
 from training.lora import merged_weights
 from vocabulary import flags
-from vocabulary.conversations import read_conversation
+from vocabulary.conversations import read_conversation, without_images
 from vocabulary.scripts import normalise
 
 BATCH_SIZE, MAX_NEW_TOKENS = 32, 64
@@ -127,14 +127,8 @@ def draw_questions(args, tokenizer, config):
         conversation = read_conversation(record)
         turns = conversation.turns
         truth, turns[-1][1] = turns[-1][1], None
-
-        # Without images, as in evaluation/questions.py.
-        blind = [
-            (parts if isinstance(parts, str) else "".join(parts).strip(), answer)
-            for parts, answer in turns
-        ]
-        skill = conversation.skill or conversation.kind
-        prompts = (encode_chat(each, tokenizer, num_patches)[0] for each in (turns, blind))
+        skill, both = conversation.skill or conversation.kind, (turns, without_images(turns))
+        prompts = (encode_chat(each, tokenizer, num_patches)[0] for each in both)
         questions.append(Question(skill, *prompts, pixels, truth))
     return questions
 

@@ -255,6 +255,11 @@ def split_question(text: str) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------ images
+def without_images(turns: list) -> list:
+    """The same turns as text alone, as a blind model gets them."""
+    return [("".join(parts).strip(), answer) for parts, answer in turns]
+
+
 def read_images(record: dict, names: list) -> list[str]:
     """The image files of a record, in order. names: those in its messages."""
     given = {key: value for key, value in record.items() if value not in (None, "", [])}

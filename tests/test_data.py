@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from record_helpers import read_records
 
 import checkpoint
 import data
 from model import IGNORE_INDEX, Layout, XLlava
 from training import sampler
-from vocabulary.records import read_complete_lines, read_records, scan_records
+from vocabulary.records import read_complete_lines, scan_records
 
 ROOT = Path(__file__).parent.parent
 

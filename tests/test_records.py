@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 from evaluation_helpers import command, write_random_model
 from PIL import Image
+from record_helpers import read_records
 
 import data
 import evaluation.__main__
@@ -27,7 +28,7 @@ from vocabulary.command import run_main
 from vocabulary.conversations import read_conversation
 from vocabulary.files import read_json, read_lines, write_json
 from vocabulary.formats import find_file, shorten
-from vocabulary.records import read_records, scan_records
+from vocabulary.records import scan_records
 
 MARK = b"\xef\xbb\xbf"
 IMAGE = "<image>\n"

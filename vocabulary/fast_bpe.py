@@ -182,6 +182,15 @@ def drop_overlaps(slots: np.ndarray, size: int) -> np.ndarray:
     return slots[(index - run) % 2 == 0]
 
 
+def initial_pairs(starts, letters, num_symbols, max_piece_length):
+    """(keys, slots) of the pairs that the text begins with. Key of a, b: a · num_symbols + b."""
+    slots = np.flatnonzero((starts[:-1] > 0) & (starts[1:] > 0)).astype(np.int32)
+    slots = slots[letters[starts[slots]] + letters[starts[slots + 1]] <= max_piece_length]
+    keys = starts[slots].astype(np.uint64) * np.uint64(num_symbols)
+    keys += starts[slots + 1].astype(np.uint64)
+    return keys, slots
+
+
 def learn_merges(
     alphabet: Iterable[str],
     starts: np.ndarray,
@@ -203,15 +212,8 @@ def learn_merges(
     ends = starts.copy()
     pieces = []
 
-    # The pairs that the text begins with.
     queue = PairQueue(text, size, starts, weights)
-    slots = np.flatnonzero((starts[:-1] > 0) & (starts[1:] > 0)).astype(np.int32)
-    slots = slots[letters[starts[slots]] + letters[starts[slots + 1]] <= max_piece_length]
-    keys = starts[slots].astype(np.uint64) * np.uint64(len(text))
-    keys += starts[slots + 1].astype(np.uint64)
-    queue.add(keys, slots)
-    del slots, keys
-
+    queue.add(*initial_pairs(starts, letters, len(text), max_piece_length))
     bar = tqdm(total=n_pieces, desc="merges", unit="", disable=not progress)
     while len(pieces) < n_pieces and (pair := queue.pop()):
         # Recount. If the count has fallen, the pair goes back with the true one.

@@ -46,10 +46,8 @@ def scan_records(path):
 def describe_text(head):
     """What a text that is no JSON seems to be."""
     line = head.split(b"\n")[0].decode("utf-8", "replace")
-    is_table = "\t" in line or "," in line
-    return (
-        "a table (CSV or TSV)" if is_table else "no JSON"
-    ) + f", begins with {line[:40].strip()!r}"
+    what = "a table (CSV or TSV)" if "\t" in line or "," in line else "no JSON"
+    return f"{what}, begins with {line[:40].strip()!r}"
 
 
 def refuse_object(path):
@@ -112,11 +110,6 @@ def read_record(path, start, end):
             return json.loads(file.read(end - start).decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise ValueError(f"byte {start + error.start:,} is not UTF-8: {error.reason}") from None
-
-
-def read_records(path):
-    """All records of a file, in memory."""
-    return [read_record(path, start, end) for start, end, _ in scan_records(path)]
 
 
 def read_complete_lines(path):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from demo import __main__ as demo  # noqa: E402
 from demo import ablation, steps  # noqa: E402
-from demo.recipe import MORE_SPLITS, TEST_SPLITS, make_steps  # noqa: E402
+from demo.recipe import FURTHER_SPLITS, TEST_SPLITS, make_steps  # noqa: E402
 from demo.recipe import STAGES as RECIPE  # noqa: E402
 from demo.words import WORDS  # noqa: E402
 
@@ -81,7 +81,7 @@ class FakeRunner:
         """The files of a world."""
         (out / "text").mkdir(parents=True)
         files = ["captions", "phrases", "instruct-1", "instruct-2", "instruct"]
-        for name in (*files, *TEST_SPLITS[1:], *MORE_SPLITS):
+        for name in (*files, *TEST_SPLITS[1:], *FURTHER_SPLITS):
             (out / f"{name}.json").write_text(f"[{content}{name}]", encoding="utf-8")
         for name in ("en", "ko", "zh", "parallel", "dictionary"):
             (out / "text" / f"{name}.txt").write_text(content + name, encoding="utf-8")
@@ -503,6 +503,17 @@ def test_a_world_that_is_there_is_used_as_it_is(out):
     assert len(third.commands) == len(NAMES)
     with pytest.raises(SystemExit, match="out/demo/data was not written with --share ko=0.1"):
         demo.main(["--out", "out/d", "--data", "out/demo/data", "--share", "ko=0.1"])
+
+
+def test_splits_that_an_older_world_lacks_are_named(out, capsys):
+    run()
+    for name in FURTHER_SPLITS[1:]:
+        (out / "data" / f"{name}.json").unlink()
+    found = commands()
+    asked = found["evaluate"].split("--data ")[1].split(" --fresh")[0].split()
+    assert [Path(path).stem for path in asked] == [*TEST_SPLITS, FURTHER_SPLITS[0]]
+    told = capsys.readouterr().err
+    assert f"an older world, not measured: {', '.join(FURTHER_SPLITS[1:])}" in told
 
 
 def test_environment_variables_change_nothing(tmp_path, monkeypatch):

@@ -148,3 +148,19 @@ def saved_model(config, tokenizer_file, tmp_path):
     model = XLlava(config).init_weights()
     save_model(model, tokenizer_file, tmp_path / "m")
     return model, tmp_path / "m"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, config, tokenizer_file):
+    """A model folder with random weights."""
+    from training_helpers import write_random_model
+
+    return write_random_model(config, tokenizer_file, tmp_path_factory.mktemp("start") / "model")
+
+
+@pytest.fixture
+def train_here(start, world, tmp_path, monkeypatch, capsys):
+    """Runs train.py in this process."""
+    from training_helpers import TrainHere
+
+    return TrainHere(start, world, tmp_path, monkeypatch, capsys)

@@ -212,8 +212,8 @@ def test_a_dry_run_leaves_what_an_estimate_needs_and_nothing_else_takes_it_for_a
 ):
     out = build(*folders, "--dry-run")
     capsys.readouterr()
-    argv = ["train.py", "instruct", "--model", out, "--data", world / "chats.json", "-o", "x"]
-    argv += ["--batch-size", 4, "--device", "cpu"]
+    argv = ["train.py", "instruct", "--model", out, "--data", world / "chats.json"]
+    argv += ["-o", out.parent / "trained", "--batch-size", 4, "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", [*map(str, argv), "--estimate", "2", "--gpu", "L4"])
     train.main()
     told = capsys.readouterr().out

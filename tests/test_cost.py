@@ -2,9 +2,8 @@
 
 import argparse
 
-import pytest
 import torch
-from training_helpers import TrainHere, write_captions, write_random_model
+from training_helpers import write_captions
 
 from model import XLlava
 from train import RECIPES, StepStats
@@ -18,16 +17,6 @@ from training.cost import (
     step_flops,
 )
 from training.lora import set_trainable
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, config, tokenizer_file):
-    return write_random_model(config, tokenizer_file, tmp_path_factory.mktemp("start") / "model")
-
-
-@pytest.fixture
-def train_here(start, world, tmp_path, monkeypatch, capsys):
-    return TrainHere(start, world, tmp_path, monkeypatch, capsys)
 
 
 def test_of_lora_only_the_adapters_cost_a_gradient_of_their_own(config):

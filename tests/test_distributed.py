@@ -23,7 +23,6 @@ from training_helpers import (  # noqa: E402
     rows,
     run,
     weights,
-    write_random_model,
 )
 
 import checkpoint  # noqa: E402
@@ -41,11 +40,6 @@ from training.lora import FrozenEmbeddings, set_trainable  # noqa: E402
 from training.objectives import NextTokenObjective  # noqa: E402
 from training.optimizers import Muon  # noqa: E402
 from training.sampler import LengthGroupedSampler, MicroBatchDataset  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, config, tokenizer_file):
-    return write_random_model(config, tokenizer_file, tmp_path_factory.mktemp("start") / "model")
 
 
 # ------------------------------------------------------------------------------------ gradients

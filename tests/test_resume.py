@@ -9,26 +9,14 @@ import time
 import pytest
 from training_helpers import (
     ENVIRONMENT,
-    TrainHere,
     checkpoints,
     command,
     rows,
     run,
     same_weights,
-    write_random_model,
 )
 
 import train
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, config, tokenizer_file):
-    return write_random_model(config, tokenizer_file, tmp_path_factory.mktemp("start") / "model")
-
-
-@pytest.fixture
-def train_here(start, world, tmp_path, monkeypatch, capsys):
-    return TrainHere(start, world, tmp_path, monkeypatch, capsys)
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(start, world, tmp_path):

@@ -10,14 +10,12 @@ import pytest
 import torch
 from training_helpers import (
     ROOT,
-    TrainHere,
     command,
     losses,
     rows,
     run,
     weights,
     write_captions,
-    write_random_model,
 )
 
 import data
@@ -26,16 +24,6 @@ from model import IGNORE_INDEX, XLlava
 from training.distributed import Process
 from training.objectives import NextTokenObjective
 from training.sampler import MicroBatchDataset
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, config, tokenizer_file):
-    return write_random_model(config, tokenizer_file, tmp_path_factory.mktemp("start") / "model")
-
-
-@pytest.fixture
-def train_here(start, world, tmp_path, monkeypatch, capsys):
-    return TrainHere(start, world, tmp_path, monkeypatch, capsys)
 
 
 class NoSignals:

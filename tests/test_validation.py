@@ -7,23 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training_helpers import TrainHere, rows, run, same_weights, write_random_model
+from training_helpers import rows, run, same_weights
 
 import train
 from checkpoint import load_config, load_tokenizer
 from generate import load_for_inference
 from model import XLlava
 from training import validation
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory, config, tokenizer_file):
-    return write_random_model(config, tokenizer_file, tmp_path_factory.mktemp("start") / "model")
-
-
-@pytest.fixture
-def train_here(start, world, tmp_path, monkeypatch, capsys):
-    return TrainHere(start, world, tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture

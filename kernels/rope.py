@@ -50,16 +50,17 @@ def rope_table(length, head_dim, theta, scaling=None):
 
 
 def rope_reference(q, k, cos, sin, positions=None):
-    if positions is None:
-        cos, sin = cos[: q.shape[1]], sin[: q.shape[1]]  # (T, D/2)
-    else:
-        cos, sin = cos[positions], sin[positions]  # (B, T, D/2)
-    # All heads of a token share its angles: (…, T, D/2) -> (…, T, 1, D/2)
-    cos, sin = cos.unsqueeze(-2).to(q.dtype), sin.unsqueeze(-2).to(q.dtype)
+    positions = slice(q.shape[1]) if positions is None else positions
+    cos, sin = cos[positions], sin[positions]  # (T, D/2) or (B, T, D/2)
+    # All heads of a token share its angles: (…, T, D/2) -> (…, T, 1, D)
+    cos = torch.cat((cos, cos), dim=-1).unsqueeze(-2).to(q.dtype)
+    sin = torch.cat((-sin, sin), dim=-1).unsqueeze(-2).to(q.dtype)
 
     def rotate(x):
         a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        # A copy of the angles for each head: a CPU is slow where it broadcasts short rows.
+        cos_x, sin_x = (table.expand(x.shape).contiguous() for table in (cos, sin))
+        return x * cos_x + torch.cat((b, a), dim=-1) * sin_x
 
     return rotate(q), rotate(k)
 

@@ -69,7 +69,7 @@ def attention_reference(q, k, v, causal=True, key_ranges=None):
         # Not −inf: a softmax over no key at all would be NaN.
         bias = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device)
         bias.masked_fill_(hidden, torch.finfo(q.dtype).min / 2)
-        scores = (scores.unflatten(2, (-1, Tq)) + bias[:, None, None]).flatten(2, 3)
+        scores += bias.repeat(1, H // K, 1)[:, None]  # in place: one pass over memory, not two
 
     o = scores.softmax(-1).to(v.dtype) @ v.transpose(1, 2)  # (B, K, G·Tq, D)
     o = o.unflatten(2, (-1, Tq)).permute(0, 3, 1, 2, 4).flatten(2, 3)  # (B, Tq, H, D)
@@ -77,6 +77,18 @@ def attention_reference(q, k, v, causal=True, key_ranges=None):
         return o
     # Queries without any visible key output zero.
     return o.masked_fill((start >= end).unsqueeze(-1), 0.0)
+
+
+def attention_in_blocks(q, k, v, block=96):
+    """Causal attention of some queries at a time, which attend to no key after their last one: a
+    quarter to a half of the scores less, and those of a block stay in a CPU's cache."""
+    offset = k.shape[1] - q.shape[1]
+    outs = []
+    for start in range(0, q.shape[1], block):
+        end = min(start + block, q.shape[1])
+        keys, values = k[:, : offset + end], v[:, : offset + end]
+        outs.append(attention_reference(q[:, start:end], keys, values))
+    return torch.cat(outs, dim=1)
 
 
 def attention_with_kvcache_reference(q, k_cache, v_cache, lengths):
@@ -854,6 +866,8 @@ def attention(q, k, v, causal=True, key_ranges=None):
             f"key heads, and head dim {q.shape[3]} at most 128"
         )
     if not use_triton(q):
+        if causal and key_ranges is None and 96 < q.shape[1] <= k.shape[1]:
+            return attention_in_blocks(q, k, v)
         return attention_reference(q, k, v, causal, key_ranges)
     starts, ends = key_ranges if key_ranges is not None else (None, None)
     return _forward_op(q, k, v, causal, starts, ends)[0]

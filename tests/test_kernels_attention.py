@@ -259,6 +259,23 @@ def test_the_definition_agrees_with_torchs_attention_and_finite_differences():
     torch.testing.assert_close(attention(q, k[:, :5], v[:, :5]), theirs.transpose(1, 2))
 
 
+@pytest.mark.parametrize("Tq,Tk", [(250, 250), (96, 96), (100, 130), (3, 200)])
+def test_blocks_of_queries_give_what_the_whole_definition_gives(Tq, Tk):
+    def inputs():
+        torch.manual_seed(0)
+        shapes = (2, Tq, 4, 8), (2, Tk, 2, 8), (2, Tk, 2, 8)
+        return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    whole, blocks = inputs(), inputs()
+    expected, out = A.attention_reference(*whole), A.attention_in_blocks(*blocks)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(out)
+    for result in (expected, out):
+        (result * weights).sum().backward()
+    for a, b in zip(whole, blocks):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("H,K,splits", [(1, 1, 1), (4, 4, 3), (6, 2, 8), (8, 1, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_query_against_a_cache_is_the_last_row_of_attention(H, K, splits, dtype):

@@ -30,9 +30,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import vision
 from checkpoint import load_config, load_tokenizer
 from model import IGNORE_INDEX, Layout
+from vision import ImageCache
 from vocabulary import flags
 from vocabulary.chat_markers import chat_markers, encode_answer
 from vocabulary.command import Parser, first_few, run_main, use_colour
@@ -148,29 +148,12 @@ def record_lengths(sample):
 
 def attention_pairs(sample):
     """Query-key pairs before the causal mask: the sum of the records' squared lengths. The pairs
-    inside the shared prefix count once, though attention computes them for each record."""
+    inside the shared prefix count once."""
     repeated = (len(sample.starts) - 1) * sample.starts[0] ** 2
     return sum(length**2 for length in record_lengths(sample)) - repeated
 
 
 # ------------------------------------------------------------------------------------ data sets
-class ImageCache:
-    """Loads images below `root` as uint8 (3, size, size), and keeps those that fit into 64 MiB."""
-
-    def __init__(self, root, size, image_aspect_ratio):
-        self.root, self.size, self.image_aspect_ratio = Path(root), size, image_aspect_ratio
-        self.images, self.max_images = {}, (1 << 26) // (3 * size * size)
-
-    def __call__(self, file):
-        if file in self.images:
-            return self.images[file]
-        image = vision.load_image(self.root / file)
-        pixels = vision.preprocess(image, self.size, self.image_aspect_ratio)
-        if len(self.images) < self.max_images:
-            self.images[file] = pixels
-        return pixels
-
-
 def shared_image_key(record, messages):
     """(image, "", number of messages): records of one key may share a sample; None:
     the record stays alone. The "" only keeps the order that the key seeds in `scan`. The number of
@@ -300,22 +283,24 @@ class ConversationDataset:
 def collate(samples, pad_id, T=None):
     """Samples -> a batch: ids and targets (B, T), padded on the right; layout; pixels
     (I, 3, S, S) if there are images. A target is the id that follows, or IGNORE_INDEX where the
-    loss mask is 0. T: default the longest sample, rounded up. training/sampler.py adds counts."""
-    T = T or round_up_length(max(len(sample.ids) for sample in samples) - 1)
-    ids = torch.full((len(samples), T), pad_id)
-    targets = torch.full((len(samples), T), IGNORE_INDEX)
-    for row, sample in enumerate(samples):
-        n = len(sample.ids) - 1  # the last id is only a target
-        sample_ids, mask = torch.tensor(sample.ids), torch.tensor(sample.loss_mask)
-        ids[row, :n] = sample_ids[:-1]
-        targets[row, :n] = sample_ids[1:].masked_fill(mask[1:] == 0, IGNORE_INDEX)
+    loss mask is 0. T: default the longest sample, rounded up. training/sampler.py adds counts.
+    Samples of several records lie end to end in one row (1, T), without padding between them."""
+    lengths = np.array([len(sample.ids) - 1 for sample in samples])  # the last id is only a target
+    is_shared = any(len(sample.starts) > 1 for sample in samples)
+    T = -(-int(lengths.sum()) // 64) * 64 if is_shared else T or round_up_length(lengths.max())
+    # The place of each sample's first token among all tokens.
+    firsts = lengths.cumsum() - lengths if is_shared else np.arange(len(samples)) * T
 
-    # Several records in a sample must not attend to each other.
-    layout = Layout()
-    if any(len(sample.starts) > 1 for sample in samples):
-        layout = side_by_side(samples, T)
+    size = T if is_shared else T * len(samples)
+    ids, targets = np.full(size, pad_id), np.full(size, IGNORE_INDEX)
+    for sample, first, n in zip(samples, firsts, lengths):
+        ids[first : first + n] = sample.ids[:-1]
+        is_target = np.array(sample.loss_mask[1:], bool)
+        targets[first : first + n] = np.where(is_target, sample.ids[1:], IGNORE_INDEX)
+    ids, targets = (torch.from_numpy(flat).view(-1, T) for flat in (ids, targets))
+
+    layout = side_by_side(samples, firsts, lengths, T) if is_shared else Layout()
     layout = layout._replace(loss_positions=select_loss_positions(targets))
-
     batch = {"ids": ids, "targets": targets, "layout": layout}
     pixels = [image for sample in samples for image in sample.pixels]
     if pixels:
@@ -323,36 +308,53 @@ def collate(samples, pad_id, T=None):
     return batch
 
 
-def side_by_side(samples, T):
-    """The Layout of samples with several records. In attention each record has a row of its own:
+def side_by_side(samples, firsts, lengths, T):
+    """The Layout of samples with several records, end to end in one row. Attention has a row for
+    each prefix of P tokens, and one for each record's own tokens, with the prefix among its keys:
 
-        ids (simplified)  ▁USER : ▪ ▪ ▪ What ? cat Where ? left     rows  ▁USER : ▪ ▪ ▪ What ? cat
+        ids (simplified)  ▁USER : ▪ ▪ ▪ What ? cat Where ? left     keys  ▁USER : ▪ ▪ ▪ What ? cat
         positions             0 1 2 3 4    5 6   7     5 6    7           ▁USER : ▪ ▪ ▪ Where ? left
 
-    positions (B, T) continue from the prefix in each record. split_index: gather (R, U), the flat
-    index b·T + t of each token of a row, and scatter (B, T), the flat index r·U + u of each
-    token's output. All rows have the same output for the prefix; scatter takes the last."""
-    positions, rows = torch.zeros(len(samples), T, dtype=torch.long), []
-    for b, sample in enumerate(samples):
-        for start, stop in record_spans(sample):
-            tokens = torch.cat([torch.arange(sample.starts[0]), torch.arange(start, stop)])
-            positions[b, tokens] = torch.arange(len(tokens))
-            rows.append(b * T + tokens)
+    split_index: places among the T tokens. prefixes (B, P); groups of records of similar length,
+    each own (R, U) and keys (R, P + U); merge (T,), where each token's output is, in the rows of
+    all prefixes and then of all groups."""
+    merge, positions, size = np.zeros(T, np.int64), np.zeros(T, np.int64), 0
 
-    # Rows are padded with index 0. The output there is not used.
-    gather = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    U = round_up_length(gather.shape[1])
-    gather = torch.nn.functional.pad(gather, (0, U - gather.shape[1]))
-    scatter = torch.zeros(len(samples) * T, dtype=torch.long)
-    for r, row in enumerate(rows):
-        scatter[row] = r * U + torch.arange(len(row))
-    return Layout(positions=positions, split_index=(gather, scatter.view(-1, T)))
+    def rows(starts, stops, width, position):
+        """(R, width): the places from each start to its stop, then 0, whose output isn't used."""
+        nonlocal size
+        index = starts[:, None] + np.arange(width)
+        is_token = index < stops[:, None]
+        merge[index[is_token]] = size + np.flatnonzero(is_token)
+        positions[index[is_token]] = position + is_token.nonzero()[1]
+        size += index.size
+        return index * is_token
+
+    # All samples have the same prefix. In one of a single record any P tokens will do.
+    P = max(sample.starts[0] for sample in samples)
+    prefixes = rows(firsts, firsts + lengths, P, 0)
+    spans = [(b, *span) for b, sample in enumerate(samples) for span in record_spans(sample)]
+    sample_of, starts, stops = np.array([span for span in spans if span[2] > P]).T
+    starts, stops = firsts[sample_of] + starts.clip(P), firsts[sample_of] + stops
+
+    # Rows grow by 32, 64, 128 … keys: little padding in few shapes. A CPU's softmax takes two to
+    # four times as long where the number of keys is not a multiple of 32.
+    more = -(-(P + stops - starts) // 32) - P // 32
+    widths, groups = 32 * (P // 32 + 2 ** np.ceil(np.log2(more)).astype(int)), []
+    for width in np.unique(widths).tolist():
+        of_width = widths == width
+        own = rows(starts[of_width], stops[of_width], width - P, P)
+        keys = np.concatenate([prefixes[sample_of[of_width]], own], axis=1)
+        groups.append((torch.from_numpy(own), torch.from_numpy(keys)))
+
+    split_index = torch.from_numpy(prefixes), tuple(groups), torch.from_numpy(merge)
+    return Layout(positions=torch.from_numpy(positions)[None], split_index=split_index)
 
 
 def round_up_length(length):
     """Round up to a multiple of 16 (above 64), so that few shapes occur: for each new one a CPU
     makes a plan, and torch.compile a graph."""
-    return length + (-length % 16 if length > 64 else 0)
+    return int(length + (-length % 16 if length > 64 else 0))
 
 
 def select_loss_positions(targets):

@@ -13,8 +13,8 @@ Sources: LLaVA-1.5 (arXiv 2310.03744), X-LLaVA (2403.11399), Llama 2 (2307.09288
     python model.py x-llava-7b       # one preset with all its fields
 
 Dimensions: B samples, T tokens, C width, H query heads, K key-value heads, D head dim,
-V vocabulary, L layers, I images, N patches per image, S image size, R records, U tokens of the
-longest record, n positions with a loss, and ignored ones as filler.
+V vocabulary, L layers, I images, N patches per image, S image size, R records, P tokens of their
+prefix, U own tokens of the longest, n positions with a loss, and ignored ones as filler.
 """
 
 from dataclasses import dataclass, field
@@ -84,11 +84,11 @@ class ModelConfig:
 class Layout(NamedTuple):
     """Positions, attention mask and output positions of a batch, where they are not the usual ones.
 
-    positions       (B or 1, T) int: the position of each token in its own record or sample
+    positions       (B or 1, T) int: each token's position in its own record or sample
     key_ranges      two (B, T) int32: for each query its first key, and the one after its last,
                     for packed samples; they replace the causal mask (kernels/attention.py)
-    split_index     (gather (R, U), scatter (B, T)): records side by side behind one image.
-                    Attention runs on one row per record (data.side_by_side)
+    split_index     (prefixes (B, P), groups of (own (R, U), keys (R, P + U)), merge (T,)): records
+                    side by side behind one image, all in one row (1, T) (data.side_by_side)
     loss_positions  (n,) flat indices b·T + t of the targets, and an ignored one as filler
     """
 
@@ -149,16 +149,16 @@ class Attention(nn.Module):
         out = out.reshape(B, T, -1)  # (B, T, H, D) or (B·T, H, D) -> (B, T, H·D)
         return self.o_proj(select_positions(out, layout.loss_positions))
 
-    def attend_side_by_side(self, q, k, v, gather, scatter):
+    def attend_side_by_side(self, q, k, v, prefixes, groups, merge):
         """Training on several records of one image: each record attends to the shared prefix and
-        to itself. The records are gathered into rows of their own, and scattered back."""
+        to itself. The prefix attends to itself, once for all its records (data.side_by_side)."""
 
-        def split(tensor):  # (B, T, H, D) -> (R, U, H, D)
-            rows = tensor.flatten(0, 1).index_select(0, gather.flatten())
-            return rows.view(*gather.shape, *tensor.shape[2:])
+        def rows(tensor, index):  # (1, T, H, D) at (R, U) -> (R, U, H, D)
+            return tensor[0].index_select(0, index.flatten()).view(*index.shape, *tensor.shape[2:])
 
-        out = attention(split(q), split(k), split(v), causal=True)
-        return out.flatten(0, 1).index_select(0, scatter.flatten())  # -> (B·T, H, D)
+        pairs = (prefixes, prefixes), *groups  # the last query is aligned with the last key
+        outs = [attention(rows(q, own), rows(k, keys), rows(v, keys)) for own, keys in pairs]
+        return torch.cat([out.flatten(0, 1) for out in outs]).index_select(0, merge)  # -> (T, H, D)
 
     def attend_cached(self, q, k, v, k_cache, v_cache, lengths):
         """Generation: appends k and v to the cache, then attends to everything cached."""

@@ -20,6 +20,7 @@ class token, C width, H heads, D head dim, L layers.
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -170,6 +171,23 @@ def resize_and_crop(image, size):
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+class ImageCache:
+    """Loads images below `root` as uint8 (3, size, size), and keeps those that fit into 64 MiB."""
+
+    def __init__(self, root, size, image_aspect_ratio):
+        self.root, self.size, self.image_aspect_ratio = Path(root), size, image_aspect_ratio
+        self.images, self.max_images = {}, (1 << 26) // (3 * size * size)
+
+    def __call__(self, file):
+        if file in self.images:
+            return self.images[file]
+        image = load_image(self.root / file)
+        pixels = preprocess(image, self.size, self.image_aspect_ratio)
+        if len(self.images) < self.max_images:
+            self.images[file] = pixels
+        return pixels
 
 
 def normalise(pixels, mean=CLIP_MEAN, std=CLIP_STD):

@@ -53,7 +53,7 @@ from training.distributed import (
     to_device,
     wrap_distributed,
 )
-from training.lora import FrozenEmbeddings, export_model, set_trainable
+from training.lora import FrozenEmbeddings, export_model, round_frozen_weights, set_trainable
 from training.objectives import build_objective
 from training.optimizers import lr_multiplier, make_optimizers, set_learning_rate
 from training.phrases import PhraseDataset
@@ -114,7 +114,6 @@ RECIPES = {
 class StepStats(NamedTuple):
     """Sums over all micro-batches and ranks of one step."""
 
-    loss_sum: float
     num_targets: int
     num_tokens: int  # without padding
     padded_tokens: int  # with padding
@@ -141,25 +140,31 @@ def train_loop(args, process, wrapped, optimizers, log, observer):
         lr = set_learning_rate(optimizers, multiplier)
 
         # Forward and backward on all micro-batches.
-        stats, losses = accumulate_gradients(wrapped, micro_batches, process, stop_signals)
+        stats, losses, grads = accumulate_gradients(wrapped, micro_batches, process, stop_signals)
 
-        # Clip. The gradient of frozen embeddings must not count in the norm.
+        # The norm of the gradient, without that of frozen embeddings.
         frozen.zero_grad()
-        grad_norm = nn.utils.clip_grad_norm_(wrapped.parameters(), args.grad_clip)
-        grad_norm = full_tensor(grad_norm).item()
+        norm = full_tensor(nn.utils.get_total_norm(grads))
 
-        # Step, unless the loss or the gradient is infinite or NaN.
-        is_finite = math.isfinite(stats.loss_sum) and math.isfinite(grad_norm)
+        # Loss and norm as numbers. Nothing else in a step waits for the GPU.
+        *losses, grad_norm = torch.stack([*losses, norm]).tolist()
+        (loss_sum,) = all_reduce([sum(losses)], process)
+        loss = loss_sum / max(stats.num_targets, 1)
+
+        # Clip and step, unless one of the two is infinite or NaN.
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if is_finite:
+            if grad_norm > args.grad_clip:
+                nn.utils.clip_grads_with_norm_(wrapped.parameters(), args.grad_clip, norm)
             for optimizer in optimizers:
                 optimizer.step()
             frozen.restore()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-        log.write_step(step + 1, stats, lr, grad_norm, is_finite)
+        log.write_step(step + 1, stats, loss, lr, grad_norm)
         if not is_finite:
-            log.report_skip(step + 1, stats, micro_batches, losses)
+            log.report_skip(step + 1, micro_batches, losses)
         observer.observe(step + 1, log)
 
         # Save every --save-every steps, and when asked to stop. The last step saves the model.
@@ -174,45 +179,32 @@ def train_loop(args, process, wrapped, optimizers, log, observer):
 
 
 def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
-    """Forward and backward of one step. Then p.grad is the gradient of the mean loss over all
-    targets of the global batch. Returns (StepStats, the loss sum of each micro-batch)."""
-    micro_batches = pad_micro_batches(micro_batches, process)
-    use_autocast = process.dtype != torch.float32
-    losses, num_targets = [], []
-    for i, micro_batch in enumerate(micro_batches):
-        # DDP averages the gradients of the ranks in the last backward only. FSDP2 does it in each:
-        # keeping them would take the memory of the whole model.
-        wrapped.require_backward_grad_sync = i == len(micro_batches) - 1
+    """Forward and backward of one step. Returns (StepStats, the loss sum of each micro-batch, the
+    gradients of the mean loss over all targets of the global batch)."""
+    micro_batches, losses = pad_micro_batches(micro_batches, process), []
+    device, use_autocast = process.device, process.dtype != torch.float32
+    # Autocast keeps its bf16 copies of trained weights until it ends: one cast a step and weight.
+    with torch.autocast(device.type, process.dtype, enabled=use_autocast):
+        for i, micro_batch in enumerate(micro_batches):
+            # DDP averages the gradients of the ranks in the last backward only. FSDP2 does it in
+            # each: keeping them would take the memory of the whole model.
+            wrapped.require_backward_grad_sync = i == len(micro_batches) - 1
 
-        batch = to_device(micro_batch, process.device)
-        with torch.autocast(process.device.type, process.dtype, enabled=use_autocast):
-            loss, count = wrapped(batch)
-        loss.backward()
-        losses.append(loss.detach())
-        num_targets.append(count)
+            loss = wrapped(to_device(micro_batch, device))
+            with torch.autocast(device.type, enabled=False):
+                loss.backward()
+            losses.append(loss.detach())
 
-    stats = StepStats(
-        loss_sum=sum(torch.stack(losses).tolist()),
-        num_targets=sum(torch.stack(num_targets).tolist()),
-        num_tokens=sum(batch["num_tokens"] for batch in micro_batches),
-        padded_tokens=sum(batch["ids"].numel() for batch in micro_batches),
-        num_images=count_images(micro_batches),
-        attention_pairs=sum(batch["attention_pairs"] for batch in micro_batches),
-        stop_requests=stop_signals.count,
-    )
-    stats = StepStats(*all_reduce(stats, process))
+    # The counts are known on the CPU.
+    counts = [sum(batch[name] for batch in micro_batches) for name in StepStats._fields[:-1]]
+    stats = StepStats(*all_reduce([*counts, stop_signals.count], process))
 
     # The mean over targets, not a mean of means: the loss sum of all micro-batches and ranks,
     # divided by the number of targets in all of them. So far the gradients are those of sums. DDP
     # and FSDP2 have divided them by world_size, which this undoes.
     grads = [weight.grad for weight in wrapped.parameters() if weight.grad is not None]
     torch._foreach_mul_(grads, process.world_size / max(stats.num_targets, 1))
-    return stats, losses
-
-
-def count_images(micro_batches):
-    """A micro-batch that pad_micro_batches repeated has 0 tokens: its images don't count again."""
-    return sum(len(batch.get("pixels", ())) for batch in micro_batches if batch["num_tokens"])
+    return stats, losses, grads
 
 
 # ------------------------------------------------------------------------------------ the run
@@ -245,6 +237,8 @@ def train(args):
 
     # The model with its loss, distributed over the ranks; its optimizers; an earlier run.
     objective = build_objective(args, model)
+    if args.model and not args.fsdp:  # FSDP2 takes one dtype
+        round_frozen_weights(model, args.model, process.dtype)
     wrapped = wrap_distributed(objective, process, args.fsdp)
     optimizers = make_optimizers(wrapped, args)
     if args.resume:

@@ -48,7 +48,7 @@ def test_the_flops_of_a_step_are_the_matrix_products_counted_by_hand(config):
     vit = 2 * 4 * (layer + 3 * 8 * 8 * 16 + 2 * 4 * 16)
     assert flops.image == vit + 4 * 4 * (16 * 32 + 32 * 32)
 
-    stats = StepStats(0.0, 3, 10, 12, 2, 70, 0)
+    stats = StepStats(3, 10, 12, 2, 70, 0)
     want = 10 * flops.token + 3 * flops.target + 2 * flops.image + 70 * flops.attention_pair
     assert step_flops(flops, stats) == want
 

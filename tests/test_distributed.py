@@ -31,6 +31,7 @@ from model import IGNORE_INDEX  # noqa: E402
 from train import RECIPES, accumulate_gradients  # noqa: E402
 from training.distributed import (  # noqa: E402
     Process,
+    all_reduce,
     close_distributed,
     full_tensor,
     init_distributed,
@@ -104,7 +105,7 @@ def distance(got, want):
 
 
 def compute_gradients(way, folder, dataset, tokenizer, process, step):
-    """(model, wrapped, mean loss, StepStats) after the backward of a step."""
+    """(model, mean loss, StepStats, indices of the samples) after the backward of a step."""
     if way.alone:
         process = Process(0, 1, process.device, process.dtype)
     batches = MicroBatchDataset(
@@ -127,12 +128,13 @@ def compute_gradients(way, folder, dataset, tokenizer, process, step):
     model.always_encode = way.fsdp
     model.decoder.activation_checkpointing = way.activation_checkpointing
     wrapped = wrap_distributed(NextTokenObjective(model).train(), process, way.fsdp)
-    stats, _ = accumulate_gradients(wrapped, batches[step], process, NoSignals())
+    stats, losses, _ = accumulate_gradients(wrapped, batches[step], process, NoSignals())
+    (loss_sum,) = all_reduce([sum(losses).item()], process)
 
     assert stats.stop_requests == process.world_size
     frozen = [p for p in model.parameters() if not p.requires_grad and p.grad is not None]
     assert not frozen, "frozen modules have no gradients"
-    return model, stats, batches.sampler[step]
+    return model, loss_sum / stats.num_targets, stats, batches.sampler[step]
 
 
 def check_sharded_muon(model):
@@ -174,7 +176,7 @@ def compare_ways(folder, file):
     result, first, exact = {}, {}, {}
     for way in WAYS:
         for step in (0, 1):  # eight samples, and the one that is left
-            model, stats, indices = compute_gradients(
+            model, found, stats, indices = compute_gradients(
                 way, folder, dataset, tokenizer, process, step
             )
             if step not in exact:
@@ -183,7 +185,7 @@ def compare_ways(folder, file):
             got = gradients(model)
             first.setdefault(step, got)
             distances = [
-                abs(stats.loss_sum / stats.num_targets - loss) / loss,
+                abs(found - loss) / loss,
                 distance(got, first[step]),
                 distance(got, want),
             ]

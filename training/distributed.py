@@ -26,7 +26,7 @@ class Process(NamedTuple):
 
 
 def init_distributed(device_name="auto", precision="auto"):
-    """Joins torchrun's processes if there are any (nccl on GPUs, gloo elsewhere) -> Process."""
+    """Joins torchrun's processes if there are any -> Process."""
     device = pick_device(device_name)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -35,7 +35,8 @@ def init_distributed(device_name="auto", precision="auto"):
     if "RANK" not in os.environ:
         return Process(0, 1, device, dtype)
 
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Tensors on a GPU go by nccl, counts on the CPU by gloo, which does not wait for a GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return Process(dist.get_rank(), dist.get_world_size(), device, dtype)
 
 
@@ -90,10 +91,7 @@ def all_reduce(values, process, op=dist.ReduceOp.SUM):
     """Numbers, each reduced over all ranks, in float64."""
     if process.world_size == 1:
         return values
-
-    # gloo takes tensors on the CPU. Apple's GPU has no float64.
-    device = process.device if process.device.type == "cuda" else "cpu"
-    reduced = torch.tensor(values, dtype=torch.float64, device=device)
+    reduced = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(reduced, op)
     return reduced.tolist()
 
@@ -107,8 +105,8 @@ def pad_micro_batches(micro_batches, process):
         return micro_batches
 
     last = micro_batches[-1]
-    targets = torch.full_like(last["targets"], IGNORE_INDEX)
-    empty = last | {"targets": targets, "num_tokens": 0, "attention_pairs": 0}
+    counts = dict.fromkeys(("num_targets", "num_tokens", "num_images", "attention_pairs"), 0)
+    empty = last | counts | {"targets": torch.full_like(last["targets"], IGNORE_INDEX)}
     return micro_batches + [empty] * missing
 
 

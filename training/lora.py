@@ -1,4 +1,4 @@
-"""Which parameters train (submodules, LoRA's adapters, the embeddings of new tokens), and the model
+"""Which parameters train: submodules, LoRA's adapters, the embeddings of new tokens. And the model
 that comes out."""
 
 import torch
@@ -6,13 +6,14 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from checkpoint import write_atomically, write_model
+from checkpoint import map_weights, write_atomically, write_model
 from training.distributed import full_tensor, is_rank0, local_tensor
 
 
 def set_trainable(model, trainable, lora_rank=0):
     """Only the submodules named in `trainable` train. With lora_rank the decoder itself is frozen,
     and adapters are added to the matrices of its blocks."""
+    model.exact_weights = {}  # see round_frozen_weights
     model.requires_grad_(False)
     for name in trainable:
         try:
@@ -54,17 +55,42 @@ class LoRALinear(nn.Module):
         return frozen + self.SCALE * F.linear(F.linear(x, self.down), self.up)
 
 
-def merged_weights(model, adapters):
+def frozen_linear_weights(model):
+    """Yields (name, parameter) of the linear layers that do not train."""
+    for layer, module in model.named_modules():
+        if isinstance(module, (nn.Linear, LoRALinear)):
+            for name, parameter in module.named_parameters(layer, recurse=False):
+                is_embedding = parameter is model.decoder.embed_tokens.weight  # a tied head
+                if not parameter.requires_grad and not is_embedding:
+                    yield name, parameter
+
+
+def round_frozen_weights(model, folder, dtype):
+    """Keeps frozen linear layers in `dtype`, to which autocast rounds them at each use: the same
+    results in half the memory. What they are rounded from is mapped from the model folder."""
+    if dtype == torch.float32:
+        return
+    exact_weights = map_weights(folder, model.config)
+    for name, parameter in frozen_linear_weights(model):
+        model.exact_weights[name] = exact_weights[name]
+        parameter.data = parameter.data.to(dtype)
+
+
+def merged_weights(model, adapters, exact=True):
     """Yields (name, tensor) of the trained model. Sharded tensors are gathered, adapters merged
-    into their weights, W + 2·up·down, and also put into the dict `adapters`."""
+    into their weights, W + 2·up·down, and also put into the dict `adapters`. exact: frozen weights
+    are those that were read, without rounding."""
     state = model.state_dict()
     for name, tensor in state.items():
         if name.endswith((".down", ".up")):
             continue  # an adapter: comes with its weight
 
-        tensor = full_tensor(tensor)
         layer = name.removesuffix(".weight")
-        if f"{layer}.down" in state:
+        has_adapter = f"{layer}.down" in state
+        if exact or has_adapter:
+            tensor = model.exact_weights.get(name, tensor)
+        tensor = full_tensor(tensor)
+        if has_adapter:
             for part in ("down", "up"):
                 adapters[f"{layer}.{part}"] = full_tensor(state[f"{layer}.{part}"]).cpu()
             up, down = adapters[f"{layer}.up"], adapters[f"{layer}.down"]
@@ -76,15 +102,15 @@ def export_model(model, tokenizer, out):
     """Rank 0 writes the model folder and adapters.pt. All ranks must call it."""
     adapters = {}
     tensors = merged_weights(model, adapters)
-    if not is_rank0():
+    try:
+        if is_rank0():
+            write_model(model.config, tensors, tokenizer, out)
+        if is_rank0() and adapters:
+            content = {"scale": LoRALinear.SCALE, "adapters": adapters}
+            write_atomically(out / "adapters.pt", lambda file: torch.save(content, file))
+    finally:
         for _ in tensors:
-            pass  # takes part in gathering
-        return
-
-    write_model(model.config, tensors, tokenizer, out)
-    if adapters:
-        content = {"scale": LoRALinear.SCALE, "adapters": adapters}
-        write_atomically(out / "adapters.pt", lambda file: torch.save(content, file))
+            pass  # all ranks take part in gathering, to the end
 
 
 class FrozenEmbeddings:

@@ -1,4 +1,4 @@
-"""The loss of each stage: a batch -> (sum of losses, number of targets).
+"""The loss of each stage: a batch -> the sum of the losses of its targets.
 
 Dimensions: B images of this rank, B_all of all ranks, N patches, C width, V vocabulary, F phrases
 of this rank, W words of the dictionary.
@@ -8,8 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
-
-from model import IGNORE_INDEX
 
 
 def build_objective(args, model):
@@ -31,8 +29,7 @@ class NextTokenObjective(nn.Module):
         self.model = model
 
     def forward(self, batch):
-        loss = self.model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch["layout"])
-        return loss, (batch["targets"] != IGNORE_INDEX).sum()
+        return self.model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch["layout"])
 
 
 class PhraseContrastObjective(nn.Module):
@@ -60,7 +57,7 @@ class PhraseContrastObjective(nn.Module):
             words = embed_phrases(embeddings, batch["word_ids"], batch["word_offsets"])
             word_logits = self.score.between_words(words)  # (W, W)
             loss = loss + phrase_loss(word_logits, batch["word_true"], batch["word_known"])
-        return loss, torch.tensor(len(logits), device=logits.device)
+        return loss
 
 
 class PhraseScore(nn.Module):

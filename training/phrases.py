@@ -121,6 +121,11 @@ class PhraseDataset:
             "images_per_rank": [len(part) for part in per_rank],
             "sample_indices": [i for i in per_rank[rank] if i is not None],
             "bad_samples": bad_samples,
+            "num_targets": len(phrases),
+            "num_tokens": len(ids),
+            "padded_tokens": len(ids),
+            "num_images": len(pixels),
+            "attention_pairs": 0,
         }
         return batch | self.draw_words(rank, world_size, seed)
 

@@ -35,11 +35,9 @@ class RunLog:
         self.args, self.process, self.dataset, self.batches = args, process, dataset, batches
         self.flops = flops_per_unit(objective.model)
         self.peak_flops = None if args.stage == "vision" else peak_flops(process.device)
-        self.num_bad_samples = 0
-        self.num_skips = 0  # steps without an update
-        self.skips_in_a_row = 0
+        self.num_bad_samples, self.num_targets = 0, 0
+        self.num_skips, self.skips_in_a_row = 0, 0  # steps without an update
         self.loss = math.nan  # of the last step
-        self.num_targets, self.num_updates = 0, 0  # of all steps since the start
 
         if is_rank0():
             self.report_bad_samples(getattr(dataset, "bad", ()))
@@ -63,14 +61,13 @@ class RunLog:
             self.num_bad_samples += 1
             tqdm.write(f"left out: {reason}", file=sys.stderr)
 
-    def write_step(self, step, stats, lr, grad_norm, is_finite):
-        """Logs a step, counted from 1; is_finite: it was not skipped."""
+    def write_step(self, step, stats, loss, lr, grad_norm):
+        """Logs a step, counted from 1. It was skipped if loss or norm is infinite or NaN."""
         seconds, self.step_time = time.time() - self.step_time, time.time()
-        self.loss = stats.loss_sum / max(stats.num_targets, 1) if is_finite else math.nan
+        is_finite, self.loss = math.isfinite(loss) and math.isfinite(grad_norm), loss
         self.skips_in_a_row = 0 if is_finite else self.skips_in_a_row + 1
         self.num_skips += not is_finite
         self.num_targets += stats.num_targets
-        self.num_updates += is_finite and stats.num_targets > 0
 
         # Model FLOPs utilisation: the share of the GPUs' peak that is useful work.
         mfu = None
@@ -81,7 +78,7 @@ class RunLog:
         # One line for programs.
         row = {
             "step": step,
-            "loss": self.loss if is_finite else None,
+            "loss": loss if is_finite else None,
             "lr": lr,
             "grad_norm": grad_norm if is_finite else None,
             "tokens": int(stats.num_tokens),
@@ -96,8 +93,8 @@ class RunLog:
         if is_rank0():
             print(json.dumps(row), file=self.file, flush=True)
 
-        # Two lines for people, the first for the eye on learning, the second for that on speed.
-        learning = f"loss {self.loss:.3f}, lr {lr:.1e}, norm {grad_norm:.3g}"
+        # Two lines for people: how it learns, and how fast.
+        learning = f"loss {loss:.3f}, lr {lr:.1e}, norm {grad_norm:.3g}"
         speed = [f"{tqdm.format_sizeof(stats.num_tokens / seconds)} tokens/s"]
         if mfu:
             speed.append(f"MFU {mfu:.0%}")
@@ -124,14 +121,15 @@ class RunLog:
 
     def show_progress(self, step, learning, speed):
         """Moves the bar on a terminal; elsewhere prints every 30 seconds. On 80 columns."""
-        # The bar has one line: what has no room is left out, from the end.
-        text, rest = learning.partition(",")[0], list(speed)
-        while rest and len(text) + len(rest[0]) < 40:
-            text += f", {rest.pop(0)}"
+        # The bar is one line: what has no room is left out, from the end.
+        text = learning.partition(",")[0]
+        for part in speed:
+            if len(text) + len(part) >= 40:
+                break
+            text += f", {part}"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
 
-        # No bar is shown in a file.
         if self.bar.disable and self.step_time - self.print_time > 30:
             self.print_time = self.step_time
             done, total = step - self.batches.start, self.batches.steps
@@ -139,14 +137,14 @@ class RunLog:
             progress = f"{self.args.stage} {step:,}/{total:,}, {minutes:,.0f} min to go"
             print_rank0(f"{progress}: {learning}\n  {', '.join(speed)}")
 
-    def report_skip(self, step, stats, micro_batches, losses):
+    def report_skip(self, step, micro_batches, losses):
         """Names this rank's samples whose loss is not finite; all, if only the gradient is not.
         ValueError after --max-skips steps in a row."""
         wrong = [batch for batch, loss in zip(micro_batches, losses) if not math.isfinite(loss)]
         indices = [i for batch in wrong or micro_batches for i in batch["sample_indices"]]
         names = first_few(map(self.dataset.name, indices), separator="; ")
 
-        cause = "gradient" if math.isfinite(stats.loss_sum) else "loss"
+        cause = "gradient" if math.isfinite(self.loss) else "loss"
         skipped = f"the step is skipped ({self.skips_in_a_row} in a row)"
         tqdm.write(f"step {step}: {cause} not finite, {skipped}. Samples: {names}", file=sys.stderr)
 
@@ -167,20 +165,19 @@ class RunLog:
         )
 
     def require_updates(self):
-        """ValueError if no step of this run had a target, or of a whole run none an update."""
-        if self.batches.start == self.batches.steps or self.num_updates:
-            return
-        if self.num_targets == 0:
+        """ValueError if no step of this run had a target, or all steps were skipped."""
+        num_steps = self.batches.steps - self.batches.start
+        if num_steps and not self.num_targets:
             raise ValueError("no sample could be used: nothing was trained, no model is written")
-        if self.batches.start == 0:
+        if self.num_skips == self.batches.steps:
             raise ValueError("no step had a finite loss: nothing was trained, no model is written")
 
     def print_summary(self):
         """The last line of a finished run. All ranks must call it."""
         self.bar.close()
         (num_bad,) = all_reduce([self.num_bad_samples], self.process)
-        line = f"loss {self.loss:.4f} after {self.batches.steps:,} steps"
-        line += f", {time.time() - self.start_time:,.0f} s"
+        seconds = time.time() - self.start_time
+        line = f"loss {self.loss:.4f} after {self.batches.steps:,} steps, {seconds:,.0f} s"
         if num_bad:
             line += f", {num_bad:.0f} bad samples left out"
         if dropped := getattr(self.dataset, "num_dropped", 0):

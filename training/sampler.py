@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data import BadSample, Sample, attention_pairs, collate, select_loss_positions
-from model import Layout
+from model import IGNORE_INDEX, Layout
 from training.phrases import PhraseDataset
 
 
@@ -139,8 +139,7 @@ class MicroBatchDataset(Dataset):
         # The vision stage contrasts the whole batch at once.
         if isinstance(self.dataset, PhraseDataset):
             seed = f"{self.seed} {step}"
-            batch = self.dataset.batch(indices, self.rank, self.world_size, seed)
-            return [batch | {"num_tokens": batch["ids"].numel(), "attention_pairs": 0}]
+            return [self.dataset.batch(indices, self.rank, self.world_size, seed)]
 
         indices, micro_batches = indices[self.rank :: self.world_size], []
         for first in range(self.num_micro_batches):
@@ -168,7 +167,10 @@ class MicroBatchDataset(Dataset):
             chosen = [samples[i] for i in group] or [Sample([self.pad_id] * 2, [0, 0], [])]
             batch = pack(chosen) if self.token_budget else collate(chosen, self.pad_id)
             batch["sample_indices"] = [usable[i] for i in group]
+            batch["num_targets"] = int((batch["targets"] != IGNORE_INDEX).sum())
             batch["num_tokens"] = sum(lengths[i] for i in group)
+            batch["padded_tokens"] = batch["ids"].numel()
+            batch["num_images"] = len(batch.get("pixels", ()))
             batch["attention_pairs"] = sum(attention_pairs(samples[i]) for i in group)
             batch["bad_samples"] = [] if micro_batches else bad_samples
             micro_batches.append(batch)

@@ -86,13 +86,18 @@ def test_the_memory_of_weights_gradients_and_optimizer_is_counted_by_hand(config
     flags |= {"activation_checkpointing": False, "fsdp": False}
     args = argparse.Namespace(**flags)
     total = sum(weight.numel() for weight in model.parameters())
-    trained = total - sum(weight.numel() for weight in model.vision.parameters())
+    vision = sum(weight.numel() for weight in model.vision.parameters())
+    # Per layer of the ViT, of width 16: q, k, v, out and two matrices of the MLP, with biases.
+    linear = 2 * (4 * (16 * 16 + 16) + 2 * 16 * 32 + 32 + 16)
+    trained = total - vision
     in_muon = sum(
         weight.numel() for weight in model.decoder.layers.parameters() if weight.dim() == 2
     )
 
     memory = memory_per_rank(model, args, stats)
-    assert memory["weights (fp32)"] == 4 * total and memory["their bf16 copies"] == 2 * total
+    assert memory["weights (fp32)"] == 4 * (total - linear)
+    assert memory["their bf16 copies"] == memory["weights (fp32)"] / 2
+    assert memory["frozen weights (bf16)"] == 2 * linear
     assert memory["gradients (fp32)"] == 4 * trained
     assert memory["optimizer"] == 8 * (trained - in_muon) + 4 * in_muon
     # Two samples of 50 tokens; per block two residuals in fp32, two normed copies in bf16, then
@@ -102,8 +107,9 @@ def test_the_memory_of_weights_gradients_and_optimizer_is_counted_by_hand(config
 
     args.fsdp, args.activation_checkpointing = True, True
     sharded = memory_per_rank(model, args, stats)
-    for name in ("weights (fp32)", "gradients (fp32)", "optimizer"):
+    for name in ("gradients (fp32)", "optimizer"):
         assert sharded[name] == memory[name] / 4
+    assert sharded["weights (fp32)"] == 4 * total / 4 and not sharded["frozen weights (bf16)"]
     assert sharded["their bf16 copies"] < memory["their bf16 copies"]
     # Each block keeps its input in fp32, one block is recomputed.
     assert sharded["activations (estimate)"] == 2 * 50 * (2 * 4 * 32 + block)

@@ -4,19 +4,19 @@
         -o out --estimate 8 --gpu H100 --fsdp --activation-checkpointing
 """
 
-import argparse
 import math
+from argparse import Namespace
 from itertools import combinations
 from typing import NamedTuple
 
 import torch
 
 from data import BadSample, attention_pairs, record_lengths
-from training.lora import set_trainable
+from training.lora import frozen_linear_weights, set_trainable
 from training.optimizers import takes_muon
 
-# Part of the device's name: (dense bf16 FLOP/s with fp32 sums, GiB), from NVIDIA's data sheets. The
-# first name that fits counts, so longer ones stand first.
+# Part of the device's name: (dense bf16 FLOP/s with fp32 sums, GiB), by NVIDIA's data sheets. The
+# first that fits counts: longer names come first.
 GPUS = {
     "B200": (2250e12, 180),
     "H200": (989e12, 141),
@@ -73,30 +73,30 @@ class FlopsPerUnit(NamedTuple):
 
 
 def flops_per_unit(model):
-    """2 FLOPs per weight forward, 2 for the gradient of its input, 2 for its own gradient. What is
-    recomputed does not count: MFU is about useful work."""
+    """2 FLOPs per weight forward, 2 for the gradient of its input, 2 for its own gradient. Useful
+    work only: what is recomputed does not count."""
     vision, text = model.config.vision, model.config.text
-    vit_trains, projector_trains = trains(model.vision), trains(model.projector)
-    has_backward = vit_trains or projector_trains or trains(model.decoder)
+    vit_trains = trains(model.vision)
+    has_backward = trains(model)
 
-    def decoder_flops(module):
+    def product_flops(module, has_backward=has_backward):
         """Weight by weight: of a LoRA layer only the adapters have a gradient of their own."""
-        weights = matrices(module)
+        weights = [weight for weight in module.parameters() if weight.dim() == 2]
         return sum(w.numel() * (2 + 2 * has_backward + 2 * w.requires_grad) for w in weights)
 
-    # The ViT's layers, patch embedding and attention, then the projector: FLOPs per patch.
+    # Per patch: the ViT's layers, its patch embedding and attention, then the projector.
     L, N, C = used_layers(model), vision.num_patches, vision.hidden_size
-    layer = size(matrices(model.vision.layers[0]))
-    vit = (6 if vit_trains else 2) * (L * layer + 3 * vision.patch_size**2 * C + L * 2 * N * C)
-    projector = size(matrices(model.projector)) * (2 + 2 * vit_trains + 2 * projector_trains)
+    layers = product_flops(model.vision.layers[:L], vit_trains)
+    vit = layers + (6 if vit_trains else 2) * (3 * vision.patch_size**2 * C + L * 2 * N * C)
+    projector = product_flops(model.projector, vit_trains)
 
     # The last block computes queries, keys and values for all tokens, the rest for targets.
     last_block = model.decoder.layers[-1]
-    targets_only = decoder_flops(last_block.attn.o_proj) + decoder_flops(last_block.mlp)
+    targets_only = product_flops(last_block.attn.o_proj) + product_flops(last_block.mlp)
     heads_width = text.num_hidden_layers * text.num_attention_heads * text.head_dim
     return FlopsPerUnit(
-        token=sum(map(decoder_flops, model.decoder.layers)) - targets_only,
-        target=decoder_flops(model.decoder.lm_head) + targets_only,
+        token=product_flops(model.decoder.layers) - targets_only,
+        target=product_flops(model.decoder.lm_head) + targets_only,
         image=N * (vit + projector),
         # q·k and p·v: 2 FLOPs per channel each, for the half of the pairs that is not masked.
         attention_pair=2 * heads_width * (3 if has_backward else 1),
@@ -107,10 +107,6 @@ def step_flops(flops, stats):
     """FLOPs of a step. stats: num_tokens, num_targets, num_images, attention_pairs."""
     counts = (stats.num_tokens, stats.num_targets, stats.num_images, stats.attention_pairs)
     return sum(each * count for each, count in zip(flops, counts))
-
-
-def matrices(module):
-    return [weight for weight in module.parameters() if weight.dim() == 2]
 
 
 def size(parameters):
@@ -169,22 +165,21 @@ def measure_samples(dataset, bad_samples):
 
 
 def memory_per_rank(model, args, stats):
-    """{what: bytes} on each of args.estimate ranks. Activations are estimated for the fused
-    kernels under bf16."""
+    """{what: bytes} on each of args.estimate ranks, in bf16 with the fused kernels."""
     text, vision, decoder = model.config.text, model.config.vision, model.decoder
     C, L, V = text.hidden_size, text.num_hidden_layers, text.vocab_size
 
-    # What parameters take.
-    num_params = size(model.parameters())
+    # What parameters take. Without FSDP, frozen linear layers are in bf16 and need no copy.
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     num_trained, num_muon = size(trained.values()), 0
     if args.muon_lr:
         num_muon = size(p for name, p in trained.items() if takes_muon(name, p))
-    num_shards, num_gathered = 1, num_params
+    num_shards, num_bf16 = 1, size(p for _, p in frozen_linear_weights(model))
+    num_fp32 = num_copied = size(model.parameters()) - num_bf16
     if args.fsdp:  # two blocks, embeddings and head are whole at a time
-        num_shards = args.estimate
+        num_shards, num_bf16, num_fp32 = args.estimate, 0, num_fp32 + num_bf16
         whole = (decoder.layers[0], decoder.layers[0], decoder.embed_tokens, decoder.lm_head)
-        num_gathered = sum(size(module.parameters()) for module in whole)
+        num_copied = sum(size(module.parameters()) for module in whole)
 
     # A micro-batch.
     samples = args.micro_batch_size or args.batch_size // args.estimate
@@ -208,8 +203,9 @@ def memory_per_rank(model, args, stats):
     if decoder.lm_head.weight.requires_grad:
         loss += (6 if logits > GIB else 2) * V * C
     return {
-        "weights (fp32)": 4 * num_params / num_shards,
-        "their bf16 copies": 2 * num_gathered,
+        "weights (fp32)": 4 * num_fp32 / num_shards,
+        "their bf16 copies": 2 * num_copied,
+        "frozen weights (bf16)": 2 * num_bf16,
         "gradients (fp32)": 4 * num_trained / num_shards,
         "optimizer": (8 * (num_trained - num_muon) + 4 * num_muon) / num_shards,
         "activations (estimate)": activations,
@@ -254,36 +250,37 @@ def print_estimate(model, dataset, args):
 
 def memory_verdict(model, args, stats, total, available):
     """One line: whether a run fits, and else the fewest flags with which it does. total: in GiB.
-    May change the model, as the last thing that is tried is LoRA."""
+    May change the model: LoRA is tried last."""
     limit = 0.9 * available  # the rest: CUDA's context, and holes between tensors
     gpu = f"a {args.gpu} of {available} GiB"
     if total <= limit:
         return f"fits on {gpu}"
 
     # What may help, and is not there yet.
-    options = []
+    options = {}
     if not args.activation_checkpointing:
-        options.append(("--activation-checkpointing", {"activation_checkpointing": True}))
-    if args.pack or (args.micro_batch_size or args.batch_size // args.estimate) > 1:
-        instead = " instead of --pack" if args.pack else ""
-        options.append((f"--micro-batch-size 1{instead}", {"micro_batch_size": 1, "pack": 0}))
+        options["--activation-checkpointing"] = {"activation_checkpointing": True}
+    if args.pack:
+        options["--micro-batch-size 1 instead of --pack"] = {"micro_batch_size": 1, "pack": 0}
+    elif (args.micro_batch_size or args.batch_size // args.estimate) > 1:
+        options["--micro-batch-size 1"] = {"micro_batch_size": 1}
     if args.estimate > 1 and not args.fsdp:
-        options.append(("--fsdp", {"fsdp": True}))
-    can_take_lora = "decoder" in args.trainable and not args.lora_rank
+        options["--fsdp"] = {"fsdp": True}
+    tries = [list(c) for n in range(len(options) + 1) for c in combinations(options, n)]
 
     # One of them, two, all; then the same with LoRA.
+    can_take_lora = "decoder" in args.trainable and not args.lora_rank
     for lora in ([], ["--lora-rank 16"])[: 1 + can_take_lora]:
         if lora:
             with torch.device("meta"):
                 set_trainable(model, args.trainable, 16)
-        for count in range(len(options) + 1):
-            for chosen in combinations(options, count):
-                changed = argparse.Namespace(**vars(args))
-                for _, values in chosen:
-                    vars(changed).update(values)
-                total = sum(memory_per_rank(model, changed, stats).values()) / GIB
-                flags = " ".join([flag for flag, _ in chosen] + lora)
-                if total <= limit:
-                    return f"does not fit on {gpu}; with {flags} it does: {total:.2f} GiB"
+        for chosen in tries:
+            changed = vars(args).copy()
+            for flag in chosen:
+                changed |= options[flag]
+            total = sum(memory_per_rank(model, Namespace(**changed), stats).values()) / GIB
+            flags = " ".join(chosen + lora)
+            if total <= limit:
+                return f"does not fit on {gpu}; with {flags} it does: {total:.2f} GiB"
     also = f", nor with {flags}: {total:.2f} GiB" if flags else ""
     return f"does not fit on {gpu}{also}; take a larger --gpu, or more of them with --fsdp"

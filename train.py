@@ -20,11 +20,10 @@ Each stage reads a model folder and writes another:
     torchrun --nproc-per-node 2 train.py instruct …     # the same losses; --fsdp shards the model
 
 Each step is a line of OUT/log.jsonl. Ctrl-C and SIGTERM finish the step and save; --resume goes on
-from the last checkpoint, to the same weights as without the interruption (bit for bit on a CPU).
-With other data, another start model or other settings it names them and stops.
+from the last checkpoint to the same weights, bit for bit on a CPU.
 
-Weights, gradients and optimizer are float32. --precision bf16 rounds matrix products only: bf16
-keeps 8 bits of precision, so adding an update of 2e-5 to a weight would be rounded away.
+What trains is float32, and its gradients and optimizer are. --precision bf16 rounds matrix products
+only: bf16 keeps 8 bits, so adding an update of 2e-5 to a weight would be rounded away.
 """
 
 import math
@@ -73,12 +72,12 @@ from vocabulary.formats import find_file
 # ------------------------------------------------------------------------------------ recipes
 def flag(kind, text, default=MISSING):
     """A field of Recipe with the argparse type and the help of its flag."""
-    return field(default=default, metadata={"kind": kind, "help": text})
+    return field(default=default, metadata={"kind": kind, "text": text})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stage trains. Each field is a flag."""
+    """How a stage trains."""
 
     trainable: tuple = flag(tuple, "submodules of the model that train")
     lr: float = flag(at_least(1e-12, float), "peak learning rate of AdamW")
@@ -123,8 +122,7 @@ class StepStats(NamedTuple):
 
 
 def train_loop(args, process, wrapped, optimizers, log, observer):
-    """Steps batches.start to batches.steps. wrapped: the model with its loss, on all ranks. False
-    if a signal ended the run before the last step."""
+    """wrapped: the model with its loss. False if a signal ended the run before the last step."""
     batches = log.batches
     frozen = FrozenEmbeddings(wrapped, args.freeze_embeddings)
     stop_signals = StopSignals()
@@ -230,10 +228,9 @@ def train(args):
         token_budget=args.pack,
         weights=args.weights,
     )
-    batches.steps = args.steps or math.ceil(args.epochs * batches.sampler.per_epoch)
-    if not batches.steps:
-        raise ValueError(f"--epochs {args.epochs}: not a single step")
-    args.steps = batches.steps  # for the settings that a checkpoint keeps
+    # Also for runs.jsonl, by which --resume knows a run.
+    args.steps = args.steps or math.ceil(args.epochs * batches.sampler.per_epoch)
+    batches.steps = args.steps
 
     # The model with its loss, distributed over the ranks; its optimizers; an earlier run.
     objective = build_objective(args, model)
@@ -267,7 +264,6 @@ def check_args(args, world_size):
             "the vision stage contrasts the whole batch at once: no --micro-batch-size, --pack, "
             "--fsdp or weighted --data; take a smaller --batch-size"
         )
-
     if args.pack and (micro_batch_size or args.pack < args.max_length):
         raise ValueError(
             f"--pack {args.pack}: must hold the longest sample (--max-length {args.max_length}), "
@@ -278,20 +274,19 @@ def check_args(args, world_size):
             f"--pack {args.pack} puts samples end to end, --records-per-sample "
             f"{args.records_per_sample} puts records side by side: give one of them"
         )
+    kernels.set_kernels(args.kernels)
 
-    if args.fsdp and not args.estimate and "RANK" not in os.environ:
+    # What is needed to train, and not to estimate.
+    if args.estimate:
+        return
+    if args.fsdp and "RANK" not in os.environ:
         raise ValueError("--fsdp needs torchrun: torchrun --nproc-per-node N train.py …")
-
     out = Path(args.out)
     has_run = any((out / name).exists() for name in ("checkpoints", "config.json", "snapshots"))
-    if has_run and not args.resume and not args.estimate:
-        raise ValueError(
-            f"{out}: there is a run already; --resume goes on with it, --fresh sets it aside"
-        )
-
-    if not args.estimate:
-        require_writable(out)  # now, not at the first checkpoint
-    kernels.set_kernels(args.kernels)
+    if has_run and not args.resume:
+        how = "--resume goes on with it, --fresh sets it aside"
+        raise ValueError(f"{out}: there is a run already; {how}")
+    require_writable(out)  # now, not at the first checkpoint
 
 
 def build_model(args):
@@ -301,8 +296,8 @@ def build_model(args):
     tokenizer = load_tokenizer(tokenizer_path)
     require_control_pieces(tokenizer, tokenizer_path)
 
-    # What does not fit is refused before weights are read, which may take minutes. Nothing is drawn
-    # on this device: random weights and adapters stay those of the seed.
+    # What does not fit is refused before weights are read, which may take minutes. This device
+    # draws no random number.
     with torch.device("meta"):
         model = XLlava(config) if config else init_model(PRESETS[args.preset], tokenizer)
         set_trainable(model, args.trainable, args.lora_rank)
@@ -322,26 +317,25 @@ def build_model(args):
 
 def build_dataset(args, tokenizer, config):
     """The samples of the stage. ValueError if a file has none."""
-    max_length, reads = args.max_length, config.text.max_position_embeddings
-    if max_length > reads:
-        max_length = reads
-        # The recipe's default is made for large models: no word about it.
-        if args.max_length != RECIPES[args.stage].max_length:
-            print_rank0(f"--max-length {args.max_length}: the model reads {reads}, so {reads}")
+    data, given, reads = args.data, args.max_length, config.text.max_position_embeddings
+    max_length = min(given, reads)
+    # The recipe's value is made for large models: no word about it.
+    if given > reads and given != RECIPES[args.stage].max_length:
+        print_rank0(f"--max-length {given}: the model reads {reads}, so {reads}")
+
     if args.stage == "vision":
-        dataset = PhraseDataset(args.data, tokenizer, config, args.dictionary, args.images)
+        dataset = PhraseDataset(data, tokenizer, config, args.dictionary, args.images)
         if dataset.without_image:
             print_rank0(f"left out: {dataset.without_image:,} records without an image")
     elif args.stage == "text":
         token_cache = args.token_cache or Path(args.out) / "tokens"
-        dataset = TextDataset(args.data, tokenizer, max_length, token_cache)
+        dataset = TextDataset(data, tokenizer, max_length, token_cache)
     else:
-        dataset = ConversationDataset(
-            args.data, tokenizer, config, max_length, args.records_per_sample, args.images
-        )
+        more = max_length, args.records_per_sample, args.images
+        dataset = ConversationDataset(data, tokenizer, config, *more)
     if 0 in dataset.sizes:
         reason = "; ".join(["nothing to train on", *getattr(dataset, "bad", [])[:1]])
-        raise ValueError(f"{args.data[dataset.sizes.index(0)]}: {reason}")
+        raise ValueError(f"{data[dataset.sizes.index(0)]}: {reason}")
     return dataset
 
 
@@ -381,7 +375,7 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
 
 
 def add_flag(parser, name, kind, default, text):
-    """kind: an argparse type, a tuple of choices, bool for --x and --no-x, tuple for many words."""
+    """kind: a type, a tuple of choices, bool for --x and --no-x, the type tuple for many words."""
     options = {"type": kind}
     if kind is bool:
         options = {"action": BooleanOptionalAction}
@@ -397,17 +391,16 @@ def add_flag(parser, name, kind, default, text):
 def parse_args():
     """The flags of the stage that is given; the recipe's values are defaults."""
     parser = Parser(prog="train.py", description=__doc__)
-    data_help = "files of the stage's kind, see data.py; FILE:0.7 FILE:0.3 mixes by weight"
+    about = "files of the stage's kind, see data.py; FILE:0.7 FILE:0.3 mixes by weight"
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for stage, recipe in RECIPES.items():
         stage_parser = stages.add_parser(stage, help=f"trains {', '.join(recipe.trainable)}")
         add, required = stage_parser.add_argument, {"required": True, "type": flags.text}
-        add("--data", nargs="+", **required, metavar="FILE", help=data_help)
+        add("--data", nargs="+", **required, metavar="FILE", help=about)
         add("-o", "--out", **required, help="folder of the run and its model")
         group = stage_parser.add_argument_group("the recipe")
         for each in fields(Recipe):
-            about = each.metadata
-            add_flag(group, each.name, about["kind"], getattr(recipe, each.name), about["help"])
+            add_flag(group, each.name, default=getattr(recipe, each.name), **each.metadata)
         for row in FLAGS:
             add_flag(stage_parser, *row)
         add_arguments(stage_parser)

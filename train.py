@@ -64,9 +64,7 @@ from training.validation import Observer, add_arguments
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
 from vocabulary.control_pieces import require_control_pieces
-from vocabulary.files import require_writable
 from vocabulary.flags import at_least
-from vocabulary.formats import find_file
 
 
 # ------------------------------------------------------------------------------------ recipes
@@ -241,7 +239,7 @@ def train(args):
     if args.resume:
         batches.start = load_checkpoint(args, wrapped, optimizers)
 
-    # Train, then write the model folder.
+    # Train, then write the model.
     observer = Observer(args, process, model, tokenizer, batches.start)
     log = RunLog(args, process, objective, dataset, batches)
     if train_loop(args, process, wrapped, optimizers, log, observer):
@@ -274,19 +272,9 @@ def check_args(args, world_size):
             f"--pack {args.pack} puts samples end to end, --records-per-sample "
             f"{args.records_per_sample} puts records side by side: give one of them"
         )
-    kernels.set_kernels(args.kernels)
-
-    # What is needed to train, and not to estimate.
-    if args.estimate:
-        return
-    if args.fsdp and "RANK" not in os.environ:
+    if args.fsdp and not args.estimate and "RANK" not in os.environ:
         raise ValueError("--fsdp needs torchrun: torchrun --nproc-per-node N train.py …")
-    out = Path(args.out)
-    has_run = any((out / name).exists() for name in ("checkpoints", "config.json", "snapshots"))
-    if has_run and not args.resume:
-        how = "--resume goes on with it, --fresh sets it aside"
-        raise ValueError(f"{out}: there is a run already; {how}")
-    require_writable(out)  # now, not at the first checkpoint
+    kernels.set_kernels(args.kernels)
 
 
 def build_model(args):
@@ -308,10 +296,10 @@ def build_model(args):
             f"{config.text.vocab_size:,} embeddings, its <image> is {config.image_token_id}: "
             f"python -m checkpoint build --llm {args.model} --tokenizer {tokenizer_path} fits them"
         )
-    if args.estimate:
-        return tokenizer, model
-    model = load_model(args.model) if args.model else init_model(PRESETS[args.preset], tokenizer)
-    set_trainable(model, args.trainable, args.lora_rank)
+    if not args.estimate:
+        preset = PRESETS.get(args.preset)
+        model = load_model(args.model) if args.model else init_model(preset, tokenizer)
+        set_trainable(model, args.trainable, args.lora_rank)
     return tokenizer, model
 
 
@@ -415,9 +403,6 @@ def parse_args():
     if args.estimate and args.stage == "vision":
         parser.error("--estimate: for the stages with a decoder")
     args.data, args.weights = split_weights(args.data)
-    for path in args.data:
-        if not find_file(path).is_file():
-            parser.error(f"--data {path}: no such file")
     return args
 
 

@@ -81,7 +81,7 @@ def test_an_estimate_counts_what_the_run_would_hold(train_here, config, tmp_path
 def test_the_memory_of_weights_gradients_and_optimizer_is_counted_by_hand(config):
     model = XLlava(config)
     set_trainable(model, RECIPES["instruct"].trainable)
-    stats = SampleStats(40.0, 10.0, 1.0, 1600.0, 50, 1.0, 12, 0)
+    stats = SampleStats(40.0, 10.0, 1.0, 1600.0, 50, 1.0)
     flags = {"micro_batch_size": 0, "batch_size": 8, "estimate": 4, "pack": 0, "muon_lr": 0.01}
     flags |= {"activation_checkpointing": False, "fsdp": False}
     args = argparse.Namespace(**flags)
@@ -117,7 +117,7 @@ def test_the_memory_of_weights_gradients_and_optimizer_is_counted_by_hand(config
 
 def test_the_verdict_names_the_fewest_flags_with_which_a_run_fits(config):
     """The tiny model on a GPU of as many bytes as are left to it: 10% of them are not used."""
-    stats = SampleStats(40.0, 10.0, 1.0, 1600.0, 50, 1.0, 12, 0)
+    stats = SampleStats(40.0, 10.0, 1.0, 1600.0, 50, 1.0)
     flags = {"micro_batch_size": 0, "batch_size": 8, "estimate": 4, "pack": 0, "muon_lr": 0}
     flags |= {"activation_checkpointing": False, "fsdp": False, "gpu": "L4", "lora_rank": 0}
     args = argparse.Namespace(**flags, trainable=RECIPES["instruct"].trainable)

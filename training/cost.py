@@ -1,4 +1,4 @@
-"""What a run costs: FLOPs for the MFU in the log, and memory, steps and hours before it starts.
+"""What a run costs: FLOPs for the MFU in the log, and memory, steps and hours before it starts:
 
     python train.py instruct --preset x-llava-7b --tokenizer both.model --data instruct.json \\
         -o out --estimate 8 --gpu H100 --fsdp --activation-checkpointing
@@ -64,7 +64,7 @@ def peak_flops(device):
 
 # ------------------------------------------------------------------------------------ FLOPs
 class FlopsPerUnit(NamedTuple):
-    """FLOPs of training on one of each, forward and backward."""
+    """FLOPs of one of each, forward and backward."""
 
     token: int
     target: int
@@ -104,7 +104,6 @@ def flops_per_unit(model):
 
 
 def step_flops(flops, stats):
-    """FLOPs of a step. stats: num_tokens, num_targets, num_images, attention_pairs."""
     counts = (stats.num_tokens, stats.num_targets, stats.num_images, stats.attention_pairs)
     return sum(each * count for each, count in zip(flops, counts))
 
@@ -124,7 +123,7 @@ def used_layers(model):
 
 # ------------------------------------------------------------------------------------ an estimate
 class SampleStats(NamedTuple):
-    """Means over the samples that were looked at."""
+    """Means over samples."""
 
     num_tokens: float
     num_targets: float
@@ -132,8 +131,6 @@ class SampleStats(NamedTuple):
     attention_pairs: float
     max_tokens: int
     prefix_repeats: float  # tokens in attention ÷ tokens: each record repeats the shared image
-    num_looked_at: int
-    num_bad: int
 
 
 def measure_samples(dataset, bad_samples):
@@ -148,6 +145,8 @@ def measure_samples(dataset, bad_samples):
             num_bad += 1
 
     number = len(samples)
+    if num_bad:
+        print(f"of {number + num_bad:,} samples looked at {num_bad:,} can't be used")
     if not number:
         raise ValueError(f"{dataset.paths[0]}: none of the samples looked at can be used")
     lengths = [len(sample.ids) - 1 for sample in samples]
@@ -159,13 +158,11 @@ def measure_samples(dataset, bad_samples):
         attention_pairs=sum(map(attention_pairs, samples)) / number,
         max_tokens=max(lengths),
         prefix_repeats=in_attention / sum(lengths),
-        num_looked_at=number + num_bad,
-        num_bad=num_bad,
     )
 
 
 def memory_per_rank(model, args, stats):
-    """{what: bytes} on each of args.estimate ranks, in bf16 with the fused kernels."""
+    """{what: bytes} of a rank, in bf16 with the fused kernels."""
     text, vision, decoder = model.config.text, model.config.vision, model.decoder
     C, L, V = text.hidden_size, text.num_hidden_layers, text.vocab_size
 
@@ -215,23 +212,18 @@ def memory_per_rank(model, args, stats):
 
 
 def print_estimate(model, dataset, args):
-    """Prints memory, steps and hours on args.estimate ranks. The model may be on the meta device:
-    nothing is trained."""
-    stats = measure_samples(dataset, args.bad_samples)
-    steps_per_epoch = math.ceil(len(dataset) / args.batch_size)
+    """Prints memory, steps and hours on args.estimate ranks. The model has no weights."""
+    stats, batch_size = measure_samples(dataset, args.bad_samples), args.batch_size
+    steps_per_epoch = math.ceil(len(dataset) / batch_size)
     steps = args.steps or math.ceil(args.epochs * steps_per_epoch)
     trained = size(weight for weight in model.parameters() if weight.requires_grad)
     frozen = size(model.parameters()) - trained
     print(
         f"{args.stage}: {trained:,} parameters train, {frozen:,} are frozen; {len(dataset):,} "
-        f"samples, about {stats.num_tokens:,.0f} tokens and {stats.num_images:.2f} images each"
-    )
-    if stats.num_bad:
-        print(f"of {stats.num_looked_at:,} samples looked at {stats.num_bad:,} can't be used")
-    print(
-        f"{args.estimate} process(es), a batch of {args.batch_size}: about "
-        f"{args.batch_size * stats.num_tokens:,.0f} tokens a step, {steps_per_epoch:,} steps an "
-        f"epoch, {steps:,} in all"
+        f"samples, about {stats.num_tokens:,.0f} tokens and {stats.num_images:.2f} images each\n"
+        f"{args.estimate} process(es), a batch of {batch_size}: about "
+        f"{batch_size * stats.num_tokens:,.0f} tokens a step, {steps_per_epoch:,} steps an epoch, "
+        f"{steps:,} in all"
     )
 
     peak, available = GPUS[args.gpu]
@@ -241,7 +233,7 @@ def print_estimate(model, dataset, args):
     total = sum(memory.values()) / GIB
     print(f"  {'together':24} {total:10.2f} GiB of the {args.gpu}'s {available}")
 
-    flops = steps * args.batch_size * step_flops(flops_per_unit(model), stats)
+    flops = steps * batch_size * step_flops(flops_per_unit(model), stats)
     hours = flops / (args.estimate * peak * args.mfu) / 3600
     gpus = f"{args.estimate} × {args.gpu}"
     print(f"{flops:.3g} FLOPs: {hours:,.2f} hours on {gpus} at an MFU of {args.mfu:.0%}")
@@ -249,8 +241,8 @@ def print_estimate(model, dataset, args):
 
 
 def memory_verdict(model, args, stats, total, available):
-    """One line: whether a run fits, and else the fewest flags with which it does. total: in GiB.
-    May change the model: LoRA is tried last."""
+    """Whether a run of `total` GiB fits, and else the fewest flags with which it does. May change
+    the model: LoRA is tried last."""
     limit = 0.9 * available  # the rest: CUDA's context, and holes between tensors
     gpu = f"a {args.gpu} of {available} GiB"
     if total <= limit:

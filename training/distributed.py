@@ -17,7 +17,7 @@ from training.device import pick_device, pick_precision
 
 
 class Process(NamedTuple):
-    """This process among the `world_size` processes of a run, and what it computes with."""
+    """This process, one of world_size, and what it computes with."""
 
     rank: int
     world_size: int
@@ -67,7 +67,7 @@ def print_rank0(text):
 
 def wrap_distributed(objective, process, fsdp):
     """The objective on its device, as all ranks train it. DDP: each rank has a copy. FSDP2: each
-    has a part of every tensor, and a block is gathered when it runs. Gradients are averaged."""
+    has a shard of every tensor, and a block is gathered when it runs."""
     # DDP.
     if not fsdp:
         objective.to(process.device)
@@ -97,8 +97,8 @@ def all_reduce(values, process, op=dist.ReduceOp.SUM):
 
 
 def pad_micro_batches(micro_batches, process):
-    """As many micro-batches as the rank with the most has, because all ranks take part in each
-    backward: with --pack they may differ. The last one is repeated without targets."""
+    """As many micro-batches as the rank with the most has (with --pack they may differ), because
+    all ranks take part in each backward. The last one is repeated without targets."""
     (largest,) = all_reduce([len(micro_batches)], process, dist.ReduceOp.MAX)
     missing = int(largest) - len(micro_batches)
     if not missing:

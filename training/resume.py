@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from training.device import pick_device, pick_precision
 from training.distributed import is_rank0, print_rank0
-from vocabulary.files import set_aside
+from vocabulary.files import require_writable, set_aside
 from vocabulary.identity import describe_files, describe_model, require_same
 from vocabulary.records import read_complete_lines
 
@@ -60,6 +60,10 @@ def claim_folder(args):
         raise ValueError(f"{out}: was not written by train.py; give another -o")
     if args.fresh:
         set_aside(out)
+    elif not args.resume and names & {"checkpoints", "config.json", "snapshots"}:
+        how = "--resume goes on with it, --fresh sets it aside"
+        raise ValueError(f"{out}: there is a run already; {how}")
+    require_writable(out)  # now, not at the first checkpoint
     return args.resume and check_earlier_run(args, out)
 
 

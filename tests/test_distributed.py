@@ -7,6 +7,7 @@ are from a float64 reference.
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from training_helpers import (  # noqa: E402
     ENVIRONMENT,
+    command,
     losses,
     rows,
     run,
@@ -231,6 +233,34 @@ def test_gradients_do_not_depend_on_processes_micro_batches_sharding_or_packing(
     assert len(result) == len(WAYS)
     for way, (loss, from_one, from_exact) in result.items():
         assert loss < 1e-6 and from_one < 1e-6 and from_exact < 5e-6, (way, result[way])
+
+
+def test_two_nodes_of_one_process_each_train_as_one_process(start, world, tmp_path):
+    """A launcher per node, as on two machines; here on one, over its loopback interface."""
+    args = ("instruct", start, world / "chats.json")
+    more = ("--batch-size", 4, "--steps", 3, "--lr", 1e-3)
+    done = run(*args, tmp_path / "one", *more)
+    assert done.returncode == 0, done.stderr
+
+    for name, option in (("ddp", ()), ("fsdp", ("--fsdp",))):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        program = command(*args, tmp_path / name, *more, *option)[1:]
+        nodes = []
+        for node in range(2):
+            torchrun = ["-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}"]
+            torchrun += ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+            words = [sys.executable, *torchrun, *program]
+            nodes.append(subprocess.Popen(words, stderr=subprocess.PIPE, env=ENVIRONMENT))
+        errors = [node.communicate()[1] for node in nodes]
+        assert [node.returncode for node in nodes] == [0, 0], errors
+
+        (start_row,) = (tmp_path / name / "runs.jsonl").read_text("utf-8").splitlines()
+        assert json.loads(start_row)["world_size"] == 2
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+        one, two = weights(tmp_path / "one"), weights(tmp_path / name)
+        assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
 
 
 # ------------------------------------------------------------------------------------ resuming

@@ -52,7 +52,7 @@ from training.distributed import (
     to_device,
     wrap_distributed,
 )
-from training.lora import FrozenEmbeddings, export_model, round_frozen_weights, set_trainable
+from training.lora import export_model, round_frozen_weights, set_trainable
 from training.objectives import build_objective
 from training.optimizers import lr_multiplier, make_optimizers, set_learning_rate
 from training.phrases import PhraseDataset
@@ -122,7 +122,6 @@ class StepStats(NamedTuple):
 def train_loop(args, process, wrapped, optimizers, log, observer):
     """wrapped: the model with its loss. False if a signal ended the run before the last step."""
     batches = log.batches
-    frozen = FrozenEmbeddings(wrapped, args.freeze_embeddings)
     stop_signals = StopSignals()
     loader = make_loader(batches, args.workers, pin_memory=process.device.type == "cuda")
     wrapped.train()
@@ -138,11 +137,8 @@ def train_loop(args, process, wrapped, optimizers, log, observer):
         # Forward and backward on all micro-batches.
         stats, losses, grads = accumulate_gradients(wrapped, micro_batches, process, stop_signals)
 
-        # The norm of the gradient, without that of frozen embeddings.
-        frozen.zero_grad()
+        # Loss and gradient norm as numbers. Nothing else in a step waits for the GPU.
         norm = full_tensor(nn.utils.get_total_norm(grads))
-
-        # Loss and norm as numbers. Nothing else in a step waits for the GPU.
         *losses, grad_norm = torch.stack([*losses, norm]).tolist()
         (loss_sum,) = all_reduce([sum(losses)], process)
         loss = loss_sum / max(stats.num_targets, 1)
@@ -154,7 +150,6 @@ def train_loop(args, process, wrapped, optimizers, log, observer):
                 nn.utils.clip_grads_with_norm_(wrapped.parameters(), args.grad_clip, norm)
             for optimizer in optimizers:
                 optimizer.step()
-            frozen.restore()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
 
@@ -335,7 +330,6 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("tokenizer", flags.path, None, "a SentencePiece .model (default: the model folder's)"),
     ("images", flags.folder, None, "the images' folder (default: that of each data file)"),
     ("steps", flags.count, None, "instead of --epochs"),
-    ("freeze_embeddings", at_least(0), 0, "keep the first N embeddings (the base language's)"),
     ("lora_rank", at_least(0, most=4096), 0, "train adapters of this rank for a frozen decoder"),
     ("micro_batch_size", at_least(0), 0, "samples a process computes at once; 0: all of its share"),
     ("pack", at_least(0), 0, "instead: samples end to end, N tokens at once, without padding"),

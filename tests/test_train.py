@@ -106,26 +106,6 @@ def test_two_processes_contrast_the_whole_batch_in_the_vision_stage(start, world
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
 
 
-def test_frozen_embeddings_stay_to_the_bit_under_weight_decay_while_the_new_ones_train(
-    train_here, start, tmp_path
-):
-    n = 100
-    more = ("--steps", 4, "--lr", 1e-2, "--weight-decay", 0.5, "--freeze-embeddings", n)
-    assert train_here("text", "text.txt", *more)[1] == 0
-    before, after = weights(start), weights(tmp_path / "out")
-    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
-        assert torch.equal(before[name][:n], after[name][:n])
-        # Weight decay alone changes each of the others.
-        assert (before[name][n:] != after[name][n:]).any(dim=1).all()
-
-
-def test_the_gradient_of_frozen_embeddings_does_not_count_in_its_norm(train_here, tmp_path):
-    more = ("--steps", 1, "--lr", 1e-2)
-    assert train_here("text", "text.txt", *more, out="all")[1] == 0
-    assert train_here("text", "text.txt", *more, "--freeze-embeddings", 340, out="few")[1] == 0
-    assert rows(tmp_path / "few")[0]["grad_norm"] < rows(tmp_path / "all")[0]["grad_norm"]
-
-
 def test_lora_trains_adapters_that_are_merged_and_saved_by_themselves(
     train_here, start, tmp_path, config
 ):

@@ -249,15 +249,15 @@ def memory_verdict(model, args, stats, total, available):
         return f"fits on {gpu}"
 
     # What may help, and is not there yet.
-    options = {}
-    if not args.activation_checkpointing:
-        options["--activation-checkpointing"] = {"activation_checkpointing": True}
-    if args.pack:
-        options["--micro-batch-size 1 instead of --pack"] = {"micro_batch_size": 1, "pack": 0}
-    elif (args.micro_batch_size or args.batch_size // args.estimate) > 1:
-        options["--micro-batch-size 1"] = {"micro_batch_size": 1}
-    if args.estimate > 1 and not args.fsdp:
-        options["--fsdp"] = {"fsdp": True}
+    given, one = vars(args), "--micro-batch-size 1"
+    one += " instead of --pack" if args.pack else ""
+    is_one = not args.pack and (args.micro_batch_size or args.batch_size // args.estimate) == 1
+    options = {
+        "--activation-checkpointing": {"activation_checkpointing": True},
+        one: {} if is_one else {"micro_batch_size": 1, "pack": 0},
+        "--fsdp": {"fsdp": True} if args.estimate > 1 else {},
+    }
+    options = {flag: more for flag, more in options.items() if given | more != given}
     tries = [list(c) for n in range(len(options) + 1) for c in combinations(options, n)]
 
     # One of them, two, all; then the same with LoRA.
@@ -267,10 +267,10 @@ def memory_verdict(model, args, stats, total, available):
             with torch.device("meta"):
                 set_trainable(model, args.trainable, 16)
         for chosen in tries:
-            changed = vars(args).copy()
+            changed = Namespace(**given)
             for flag in chosen:
-                changed |= options[flag]
-            total = sum(memory_per_rank(model, Namespace(**changed), stats).values()) / GIB
+                vars(changed).update(options[flag])
+            total = sum(memory_per_rank(model, changed, stats).values()) / GIB
             flags = " ".join(chosen + lora)
             if total <= limit:
                 return f"does not fit on {gpu}; with {flags} it does: {total:.2f} GiB"

@@ -115,11 +115,6 @@ def full_tensor(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local_tensor(tensor):
-    """This rank's part of a sharded tensor, sharing its memory; any other as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def to_device(value, device):
     """A batch with all its tensors on `device`: tensors in dicts and (named) tuples."""
     if isinstance(value, torch.Tensor):

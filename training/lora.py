@@ -1,18 +1,16 @@
-"""Which parameters train: submodules, LoRA's adapters, the embeddings of new tokens. And the model
-that comes out."""
+"""Which parameters train, LoRA's adapters among them, and the model that comes out."""
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from checkpoint import map_weights, write_atomically, write_model
-from training.distributed import full_tensor, is_rank0, local_tensor
+from training.distributed import full_tensor, is_rank0
 
 
 def set_trainable(model, trainable, lora_rank=0):
     """Only the submodules named in `trainable` train. With lora_rank the decoder itself is frozen,
-    and adapters are added to the matrices of its blocks."""
+    and the matrices of its blocks get adapters."""
     model.exact_weights = {}  # see round_frozen_weights
     model.requires_grad_(False)
     for name in trainable:
@@ -26,16 +24,14 @@ def set_trainable(model, trainable, lora_rank=0):
     for unused in (model.vision.final_norm, *model.vision.layers[num_layers:]):
         unused.requires_grad_(False)
 
-    # LoRA instead of the decoder: each linear layer of its blocks gets an adapter.
-    if lora_rank:
-        if "decoder" not in trainable:
-            raise ValueError(f"--lora-rank: needs decoder in --trainable {' '.join(trainable)}")
-        model.decoder.requires_grad_(False)
-        for block in model.decoder.layers:
-            for parent in (block.attn, block.mlp):
-                for name, layer in list(parent.named_children()):
-                    if isinstance(layer, nn.Linear):
-                        setattr(parent, name, LoRALinear(layer, lora_rank))
+    if not lora_rank:
+        return
+    if "decoder" not in trainable:
+        raise ValueError(f"--lora-rank: needs decoder in --trainable {' '.join(trainable)}")
+    model.decoder.requires_grad_(False)
+    for name, layer in list(model.decoder.layers.named_modules()):
+        if isinstance(layer, nn.Linear):
+            model.decoder.layers.set_submodule(name, LoRALinear(layer, lora_rank))
 
 
 class LoRALinear(nn.Module):
@@ -111,36 +107,3 @@ def export_model(model, tokenizer, out):
     finally:
         for _ in tensors:
             pass  # all ranks take part in gathering, to the end
-
-
-class FrozenEmbeddings:
-    """Keeps the first `count` rows of the embeddings and of the head to the bit."""
-
-    def __init__(self, wrapped, count):
-        self.frozen = []  # (parameter, its frozen rows on this rank, a copy of them)
-        for name, parameter in wrapped.named_parameters():
-            is_table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
-            if is_table and count > len(parameter):
-                raise ValueError(f"--freeze-embeddings {count}: there are {len(parameter)}")
-            if count and is_table and parameter.requires_grad:
-                rows = local_tensor(parameter.detach())[: local_count(parameter, count)]
-                self.frozen.append((parameter, rows, rows.clone()))
-
-    def zero_grad(self):
-        """Before clipping, so that frozen rows do not count in the gradient's norm."""
-        for parameter, rows, _ in self.frozen:
-            local_tensor(parameter.grad)[: len(rows)] = 0
-
-    def restore(self):
-        """After the step, because weight decay moves rows without a gradient, too."""
-        for _, rows, copy in self.frozen:
-            rows.copy_(copy)
-
-
-def local_count(parameter, count):
-    """How many of the first `count` rows are on this rank. FSDP2 splits rows evenly."""
-    if not isinstance(parameter, DTensor):
-        return count
-    mesh = parameter.device_mesh
-    share = -(-parameter.shape[0] // mesh.size())  # rounded up
-    return max(count - share * mesh.get_local_rank(), 0)

@@ -1,6 +1,6 @@
 """Seeing a run learn: a small validation every N steps, and the models of chosen steps.
 
-Pipeline: generate → **training/validation.py** → train.py. It changes nothing that trains.
+Pipeline: generate → **training/validation.py** → train.py. Nothing that trains changes.
 
     python train.py instruct … --validate validation.json --validate-every 100
     python train.py instruct … --snapshots 100 300 1000    # → OUT/snapshots/100 …, model folders
@@ -137,14 +137,7 @@ def draw_questions(args, tokenizer, config):
 def measure(model, tokenizer, questions):
     """The shares of exact answers: {"n", "full", "blind": {skill: number}}, "all" first."""
     full = answer_all(model, tokenizer, [(q.prompt, q.pixels) for q in questions])
-
-    # Without the image many questions are the same.
-    blind_prompts = sorted({tuple(q.blind_prompt) for q in questions})
-    answers = answer_all(model, tokenizer, [(list(ids), []) for ids in blind_prompts])
-    blind_answers = dict(zip(blind_prompts, answers))
-    blind = [blind_answers[tuple(q.blind_prompt)] for q in questions]
-
-    # Count them, "all" first.
+    blind = answer_all(model, tokenizer, [(q.blind_prompt, []) for q in questions])
     counts = Counter(q.skill for q in questions)
     accuracy = {"n": {"all": len(questions)} | dict(sorted(counts.items()))}
     for name, given in (("full", full), ("blind", blind)):

@@ -22,8 +22,8 @@ Each stage reads a model folder and writes another:
 Each step is a line of OUT/log.jsonl. Ctrl-C and SIGTERM finish the step and save; --resume goes on
 from the last checkpoint to the same weights, bit for bit on a CPU.
 
-What trains is float32, and its gradients and optimizer are. --precision bf16 rounds matrix products
-only: bf16 keeps 8 bits, so adding an update of 2e-5 to a weight would be rounded away.
+What trains is float32. --precision bf16 rounds matrix products only: bf16 keeps 8 bits, so adding
+an update of 2e-5 to a weight would be rounded away.
 """
 
 import math
@@ -174,7 +174,7 @@ def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
     gradients of the mean loss over all targets of the global batch)."""
     micro_batches, losses = pad_micro_batches(micro_batches, process), []
     device, use_autocast = process.device, process.dtype != torch.float32
-    # Autocast keeps its bf16 copies of trained weights until it ends: one cast a step and weight.
+    # Autocast keeps its bf16 copies of trained weights until it ends: one cast a weight and step.
     with torch.autocast(device.type, process.dtype, enabled=use_autocast):
         for i, micro_batch in enumerate(micro_batches):
             # DDP averages the gradients of the ranks in the last backward only. FSDP2 does it in
@@ -190,9 +190,8 @@ def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
     counts = [sum(batch[name] for batch in micro_batches) for name in StepStats._fields[:-1]]
     stats = StepStats(*all_reduce([*counts, stop_signals.count], process))
 
-    # The mean over targets, not a mean of means: the loss sum of all micro-batches and ranks,
-    # divided by the number of targets in all of them. So far the gradients are those of sums. DDP
-    # and FSDP2 have divided them by world_size, which this undoes.
+    # The mean over targets, not a mean of means. So far the gradients are those of sums, which DDP
+    # and FSDP2 have divided by world_size: this undoes it.
     grads = [weight.grad for weight in wrapped.parameters() if weight.grad is not None]
     torch._foreach_mul_(grads, process.world_size / max(stats.num_targets, 1))
     return stats, losses, grads
@@ -273,7 +272,7 @@ def check_args(args, world_size):
 
 
 def build_model(args):
-    """(tokenizer, model): loaded, or with random weights; for --estimate without weights."""
+    """(tokenizer, model). For --estimate the model has no weights."""
     config = load_config(args.model) if args.model else None
     tokenizer_path = args.tokenizer or args.model
     tokenizer = load_tokenizer(tokenizer_path)

@@ -15,50 +15,30 @@ from data import BadSample, attention_pairs, record_lengths
 from training.lora import frozen_linear_weights, set_trainable
 from training.optimizers import takes_muon
 
-# Part of the device's name: (dense bf16 FLOP/s with fp32 sums, GiB), by NVIDIA's data sheets. The
-# first that fits counts: longer names come first.
+# Part of the device's name: (dense bf16 TFLOP/s with fp32 sums, GiB), by NVIDIA's data sheets. The
+# first that fits counts: longer names come first. The T4's is fp16: it has no bf16.
+# fmt: off
 GPUS = {
-    "B200": (2250e12, 180),
-    "H200": (989e12, 141),
-    "H100 PCIe": (756e12, 80),
-    "H100 NVL": (835e12, 94),
-    "H100": (989e12, 80),
-    "A100": (312e12, 80),
-    "L40S": (362e12, 48),
-    "A6000": (155e12, 48),
-    "L4": (121e12, 24),
-    "A10": (125e12, 24),
-    "T4": (65e12, 16),  # fp16: it has no bf16
-    "RTX 5090": (209e12, 32),
-    "RTX 5080": (113e12, 16),
-    "RTX 5070 Ti": (88e12, 16),
-    "RTX 5070": (62e12, 12),
-    "RTX 4090": (165e12, 24),
-    "RTX 4080 SUPER": (104e12, 16),
-    "RTX 4080": (97e12, 16),
-    "RTX 4070 Ti SUPER": (88e12, 16),
-    "RTX 4070 Ti": (80e12, 12),
-    "RTX 4070 SUPER": (71e12, 12),
-    "RTX 4070": (58e12, 12),
-    "RTX 4060 Ti": (44e12, 16),
-    "RTX 4060": (30e12, 8),
-    "RTX 3090 Ti": (80e12, 24),
-    "RTX 3090": (71e12, 24),
-    "RTX 3080 Ti": (68e12, 12),
-    "RTX 3080": (59e12, 10),
-    "RTX 3070": (41e12, 8),
-    "RTX 3060 Ti": (32e12, 8),
-    "RTX 3060": (25e12, 12),
+    "B200": (2250, 180), "H200": (989, 141), "H100 PCIe": (756, 80), "H100 NVL": (835, 94),
+    "H100": (989, 80), "A100": (312, 80), "L40S": (362, 48), "A6000": (155, 48), "L4": (121, 24),
+    "A10": (125, 24), "T4": (65, 16), "RTX 5090": (209, 32), "RTX 5080": (113, 16),
+    "RTX 5070 Ti": (88, 16), "RTX 5070": (62, 12), "RTX 4090": (165, 24),
+    "RTX 4080 SUPER": (104, 16), "RTX 4080": (97, 16), "RTX 4070 Ti SUPER": (88, 16),
+    "RTX 4070 Ti": (80, 12), "RTX 4070 SUPER": (71, 12), "RTX 4070": (58, 12),
+    "RTX 4060 Ti": (44, 16), "RTX 4060": (30, 8), "RTX 3090 Ti": (80, 24), "RTX 3090": (71, 24),
+    "RTX 3080 Ti": (68, 12), "RTX 3080": (59, 10), "RTX 3070": (41, 8), "RTX 3060 Ti": (32, 8),
+    "RTX 3060": (25, 12),
 }
+# fmt: on
 GIB = 2**30  # also the bytes of logits that linear_cross_entropy computes at a time
 
 
 def peak_flops(device):
     """The bf16 FLOP/s that a GPU can reach; None for a device that is not in the table."""
     if device.type == "cuda":
-        for name, (flops, _) in GPUS.items():
+        for name, (teraflops, _) in GPUS.items():
             if name in torch.cuda.get_device_name(device):
-                return flops
+                return teraflops * 1e12
     return None
 
 
@@ -226,7 +206,7 @@ def print_estimate(model, dataset, args):
         f"{steps:,} in all"
     )
 
-    peak, available = GPUS[args.gpu]
+    teraflops, available = GPUS[args.gpu]
     memory = memory_per_rank(model, args, stats)
     for name, num_bytes in memory.items():
         print(f"  {name:24} {num_bytes / GIB:10.2f} GiB a process")
@@ -234,7 +214,7 @@ def print_estimate(model, dataset, args):
     print(f"  {'together':24} {total:10.2f} GiB of the {args.gpu}'s {available}")
 
     flops = steps * batch_size * step_flops(flops_per_unit(model), stats)
-    hours = flops / (args.estimate * peak * args.mfu) / 3600
+    hours = flops / (args.estimate * teraflops * 1e12 * args.mfu) / 3600
     gpus = f"{args.estimate} × {args.gpu}"
     print(f"{flops:.3g} FLOPs: {hours:,.2f} hours on {gpus} at an MFU of {args.mfu:.0%}")
     print(memory_verdict(model, args, stats, total, available))

@@ -26,7 +26,7 @@ class Process(NamedTuple):
 
 
 def init_distributed(device_name="auto", precision="auto"):
-    """Joins torchrun's processes if there are any -> Process."""
+    """-> Process. Joins torchrun's processes, if there are any."""
     device = pick_device(device_name)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -116,7 +116,7 @@ def full_tensor(tensor):
 
 
 def to_device(value, device):
-    """A batch with all its tensors on `device`: tensors in dicts and (named) tuples."""
+    """A value on `device`: a tensor, or a dict or (named) tuple of tensors."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):

@@ -25,7 +25,7 @@ class DescribedImage(NamedTuple):
     phrases: dict  # keys: (record type, phrase), in order
     positives: set  # (language, phrase)
     record_types: set  # (language, kind)
-    where: str  # its first record, for messages
+    where: str  # its first record
 
 
 class PhraseDataset:
@@ -122,7 +122,7 @@ class PhraseDataset:
         return batch | self.draw_words(rank, world_size, seed)
 
     def load_images(self, indices):
-        """(pixels, usable, error messages). Blank: None, and an image that can't be loaded."""
+        """(pixels, usable, errors). Blank: None, and an image that can't be loaded."""
         pixels = torch.zeros(len(indices), 3, self.image_size, self.image_size, dtype=torch.uint8)
         usable, errors = torch.zeros(len(indices), dtype=torch.bool), []
         for row, i in enumerate(indices):

@@ -162,8 +162,7 @@ def load_checkpoint(args, wrapped, optimizers):
 
 
 def create_optimizer_state(optimizers):
-    """Creates the tensors to fill, by a step with zero gradients at a rate of zero: it changes no
-    weight."""
+    """Creates the tensors to fill, by a step at a rate of zero: it changes no weight."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = 0.0
@@ -174,8 +173,7 @@ def create_optimizer_state(optimizers):
 
 
 class StopSignals:
-    """Counts Ctrl-C and SIGTERM: the step in progress is finished and saved before the run ends. A
-    second one acts at once."""
+    """Counts Ctrl-C and SIGTERM: the run ends after its step, saved. A second one acts at once."""
 
     def __init__(self):
         self.count = 0

@@ -1,6 +1,5 @@
-"""Seeing a run learn: a small validation every N steps, and the models of chosen steps.
-
-Pipeline: generate → **training/validation.py** → train.py. Nothing that trains changes.
+"""Seeing a run learn: a validation every N steps, and the models of chosen steps. Neither changes
+what trains.
 
     python train.py instruct … --validate validation.json --validate-every 100
     python train.py instruct … --snapshots 100 300 1000    # → OUT/snapshots/100 …, model folders
@@ -55,7 +54,7 @@ class Observer:
     """Validates and keeps snapshots, at the steps that were asked for."""
 
     def __init__(self, args, process, model, tokenizer, start):
-        """start: the steps that are done. ValueError where `args` can't be followed."""
+        """start: the steps that are done."""
         self.args, self.process, self.model, self.tokenizer = args, process, model, tokenizer
         if args.validate and args.stage == "vision":
             raise ValueError(
@@ -90,7 +89,7 @@ class Observer:
             log.restart_clock()
 
     def validate(self):
-        """{"n", "full", "blind": {skill: number}} on rank 0, None on the others."""
+        """What `measure` returns on rank 0, None on the others."""
         tensors = merged_weights(self.model, {}, exact=False)
         if not is_rank0():
             for _ in tensors:
@@ -115,12 +114,12 @@ class Observer:
 
 def draw_questions(args, tokenizer, config):
     """The last questions of --validate-samples records of the file --validate."""
-    files = {"images": args.images}
-    dataset = ConversationDataset([args.validate], tokenizer, config, args.max_length, **files)
+    files, images = [args.validate], args.images
+    dataset = ConversationDataset(files, tokenizer, config, args.max_length, images=images)
     if not len(dataset):
         raise ValueError(f"{args.validate}: no questions to validate with")
-    count = min(args.validate_samples, len(dataset))
 
+    count = min(args.validate_samples, len(dataset))
     questions, num_patches = [], config.vision.num_patches
     for i in sorted(random.Random("validation").sample(range(len(dataset)), count)):
         pixels = dataset.sample(i).pixels  # BadSample is a ValueError
@@ -135,7 +134,7 @@ def draw_questions(args, tokenizer, config):
 
 
 def measure(model, tokenizer, questions):
-    """The shares of exact answers: {"n", "full", "blind": {skill: number}}, "all" first."""
+    """The shares of exact answers, {"n", "full", "blind": {skill: number}}, "all" first."""
     full = answer_all(model, tokenizer, [(q.prompt, q.pixels) for q in questions])
     blind = answer_all(model, tokenizer, [(q.blind_prompt, []) for q in questions])
     counts = Counter(q.skill for q in questions)
@@ -150,14 +149,11 @@ def measure(model, tokenizer, questions):
 
 
 def answer_all(model, tokenizer, questions):
-    """Greedy answers to questions (prompt, images), those of similar length together."""
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i][0]))
-    answers = {}
-    for start in range(0, len(order), BATCH_SIZE):
-        batch = order[start : start + BATCH_SIZE]
-        prompts = [questions[i][0] for i in batch]
-        images = [image for i in batch for image in questions[i][1]]
+    """Greedy answers to questions, each (prompt, its images)."""
+    answers = []
+    for start in range(0, len(questions), BATCH_SIZE):
+        prompts, image_lists = zip(*questions[start : start + BATCH_SIZE])
+        images = [image for own in image_lists for image in own]
         pixels = torch.stack(images).to(model.device) if images else None
-        texts = answer_batch(model, tokenizer, prompts, pixels, max_new_tokens=MAX_NEW_TOKENS)
-        answers |= zip(batch, texts)
-    return [answers[i] for i in range(len(questions))]
+        answers += answer_batch(model, tokenizer, prompts, pixels, max_new_tokens=MAX_NEW_TOKENS)
+    return answers

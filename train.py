@@ -234,7 +234,7 @@ def train(args):
         batches.start = load_checkpoint(args, wrapped, optimizers)
 
     # Train, then write the model.
-    observer = Observer(args, process, model, tokenizer, batches.start)
+    observer = Observer(args, process, model, tokenizer)
     log = RunLog(args, process, objective, dataset, batches)
     if train_loop(args, process, wrapped, optimizers, log, observer):
         log.require_updates()

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from model import IGNORE_INDEX
@@ -115,13 +116,7 @@ def full_tensor(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def to_device(value, device):
-    """A value on `device`: a tensor, or a dict or (named) tuple of tensors."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: to_device(item, device) for key, item in value.items()}
-    if isinstance(value, tuple):
-        items = (to_device(item, device) for item in value)
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return value
+def to_device(batch, device):
+    """A batch with all its tensors on `device`. From pinned memory they are copied while the GPU
+    computes."""
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)

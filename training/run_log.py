@@ -160,13 +160,11 @@ class RunLog:
 
     def require_updates(self):
         """ValueError if no step of this run had a target, or all steps were skipped."""
-        reason = None
+        nothing = "nothing was trained, no model is written"
         if not self.num_targets and self.batches.start < self.batches.steps:
-            reason = "no sample could be used"
-        elif self.num_skips == self.batches.steps:
-            reason = "no step had a finite loss"
-        if reason:
-            raise ValueError(f"{reason}: nothing was trained, no model is written")
+            raise ValueError(f"no sample could be used: {nothing}")
+        if self.num_skips == self.batches.steps:
+            raise ValueError(f"no step had a finite loss: {nothing}")
 
     def print_summary(self):
         """The last line of a finished run. All ranks must call it."""
@@ -188,14 +186,9 @@ class RunLog:
 
 def make_bar(stage, start, steps, is_shown):
     """The progress of a run: numbers, without a picture."""
-    return tqdm(
-        total=steps,
-        initial=start,
-        desc=stage,
-        bar_format="{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}",
-        disable=not is_shown,
-        mininterval=1,
-    )
+    text = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+    options = {"bar_format": text, "disable": not is_shown, "mininterval": 1}
+    return tqdm(total=steps, initial=start, desc=stage, **options)
 
 
 def describe_run(args, process, objective, dataset, batches):

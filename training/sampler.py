@@ -212,8 +212,7 @@ def pack(samples):
 
 
 def make_loader(batches, num_workers=0, pin_memory=False):
-    """Iterates over `batches` in order. Worker processes prepare them ahead; 0: this process.
-    pin_memory: then copies to a GPU do not wait for what it computes."""
+    """Iterates over `batches` in order. Worker processes prepare them ahead; 0: this process."""
     options = {"num_workers": num_workers, "prefetch_factor": 4 if num_workers else None}
     options |= {"worker_init_fn": ignore_signals, "pin_memory": pin_memory}
     iterator = iter(DataLoader(batches, batch_size=None, **options))

@@ -53,8 +53,7 @@ class Question(NamedTuple):
 class Observer:
     """Validates and keeps snapshots, at the steps that were asked for."""
 
-    def __init__(self, args, process, model, tokenizer, start):
-        """start: the steps that are done."""
+    def __init__(self, args, process, model, tokenizer):
         self.args, self.process, self.model, self.tokenizer = args, process, model, tokenizer
         if args.validate and args.stage == "vision":
             raise ValueError(
@@ -65,18 +64,12 @@ class Observer:
 
         if (last := max(args.snapshots, default=0)) > args.steps:
             raise ValueError(f"--snapshots {last}: the run has {args.steps:,} steps")
-        for step in args.snapshots:
-            if step <= start and not (self.snapshot_folder(step) / "config.json").exists():
-                print_rank0(f"--snapshots {step}: no longer possible after step {start}")
-
-    def snapshot_folder(self, step):
-        return Path(self.args.out) / "snapshots" / str(step)
 
     def observe(self, step, log):
         """What is due after a step. All ranks must call it; the files are rank 0's."""
         every, is_last = self.args.validate_every, step == self.args.steps
         if step in self.args.snapshots:
-            folder = self.snapshot_folder(step)
+            folder = Path(self.args.out) / "snapshots" / str(step)
             try:
                 export_model(self.model, self.tokenizer, folder)
             except OSError as error:  # a full disk: training goes on without

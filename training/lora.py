@@ -9,8 +9,7 @@ from training.distributed import full_tensor, is_rank0
 
 
 def set_trainable(model, trainable, lora_rank=0):
-    """Only the submodules named in `trainable` train. With lora_rank the decoder itself is frozen,
-    and the matrices of its blocks get adapters."""
+    """Only the submodules named in `trainable` train; with lora_rank the decoder's adapters."""
     model.exact_weights = {}  # see round_frozen_weights
     model.requires_grad_(False)
     for name in trainable:
@@ -24,6 +23,7 @@ def set_trainable(model, trainable, lora_rank=0):
     for unused in (model.vision.final_norm, *model.vision.layers[num_layers:]):
         unused.requires_grad_(False)
 
+    # LoRA: the decoder itself is frozen, and the matrices of its blocks get adapters.
     if not lora_rank:
         return
     if "decoder" not in trainable:
@@ -73,9 +73,8 @@ def round_frozen_weights(model, folder, dtype):
 
 
 def merged_weights(model, adapters, exact=True):
-    """Yields (name, tensor) of the trained model. Sharded tensors are gathered, adapters merged
-    into their weights, W + 2·up·down, and also put into the dict `adapters`. exact: frozen weights
-    are those that were read, without rounding."""
+    """Yields (name, tensor) of the trained model, gathered. Adapters are merged into their weights,
+    and also put into the dict `adapters`. exact: frozen weights are as they were read."""
     state = model.state_dict()
     for name, tensor in state.items():
         if name.endswith((".down", ".up")):
@@ -86,6 +85,8 @@ def merged_weights(model, adapters, exact=True):
         if exact or has_adapter:
             tensor = model.exact_weights.get(name, tensor)
         tensor = full_tensor(tensor)
+
+        # W + 2·up·down.
         if has_adapter:
             for part in ("down", "up"):
                 adapters[f"{layer}.{part}"] = full_tensor(state[f"{layer}.{part}"]).cpu()

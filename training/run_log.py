@@ -141,6 +141,7 @@ class RunLog:
         indices = [i for batch in wrong or micro_batches for i in batch["sample_indices"]]
         names = first_few(map(self.dataset.name, indices), separator="; ")
 
+        # Too many of them end the run.
         cause, in_a_row = "gradient" if math.isfinite(self.loss) else "loss", self.skips_in_a_row
         skipped = f"the step is skipped ({in_a_row} in a row)"
         tqdm.write(f"step {step}: {cause} not finite, {skipped}. Samples: {names}", file=sys.stderr)
@@ -218,13 +219,13 @@ def describe_run(args, process, objective, dataset, batches):
 
 
 def open_files(args, process, last_step):
-    """Adds a row to runs.jsonl, and opens log.jsonl for appending. Its rows after `last_step` are
-    cut off: these steps are done again."""
+    """Adds a row to runs.jsonl, and opens log.jsonl, without rows of steps after last_step."""
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "runs.jsonl", "a", encoding="utf-8") as file:
         print(json.dumps(describe_start(args, process)), file=file)
 
+    # A line that a crash cut off is left out, too.
     path = out / "log.jsonl"
     kept = [line for line in read_complete_lines(path) if json.loads(line)["step"] <= last_step]
     write_atomically(path, lambda file: file.writelines(kept))

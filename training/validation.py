@@ -68,6 +68,7 @@ class Observer:
     def observe(self, step, log):
         """What is due after a step. All ranks must call it; the files are rank 0's."""
         every, is_last = self.args.validate_every, step == self.args.steps
+        # A folder with config.json is complete.
         if step in self.args.snapshots:
             folder = Path(self.args.out) / "snapshots" / str(step)
             try:
@@ -112,11 +113,13 @@ def draw_questions(args, tokenizer, config):
     if not len(dataset):
         raise ValueError(f"{args.validate}: no questions to validate with")
 
+    # The same records in each run.
     count = min(args.validate_samples, len(dataset))
     questions, num_patches = [], config.vision.num_patches
     for i in sorted(random.Random("validation").sample(range(len(dataset)), count)):
         pixels = dataset.sample(i).pixels  # BadSample is a ValueError
         conversation = read_conversation(dataset.record(i))
+        # The last answer is the truth: the model is to give it.
         turns = conversation.turns
         truth, turns[-1][1] = turns[-1][1], None
         prompt, _ = encode_chat(turns, tokenizer, num_patches)
@@ -127,9 +130,11 @@ def draw_questions(args, tokenizer, config):
 
 
 def measure(model, tokenizer, questions):
-    """The shares of exact answers, {"n", "full", "blind": {skill: number}}, "all" first."""
+    """The shares of exact answers, {"n", "full", "blind": {skill: number}}."""
     full = answer_all(model, tokenizer, [(q.prompt, q.pixels) for q in questions])
     blind = answer_all(model, tokenizer, [(q.blind_prompt, []) for q in questions])
+
+    # "all" and each skill for itself.
     counts = Counter(q.skill for q in questions)
     accuracy = {"n": {"all": len(questions)} | dict(sorted(counts.items()))}
     for name, given in (("full", full), ("blind", blind)):
@@ -145,8 +150,8 @@ def answer_all(model, tokenizer, questions):
     """Greedy answers to questions, each (prompt, its images)."""
     answers = []
     for start in range(0, len(questions), BATCH_SIZE):
-        prompts, image_lists = zip(*questions[start : start + BATCH_SIZE])
-        images = [image for own in image_lists for image in own]
+        batch = questions[start : start + BATCH_SIZE]
+        prompts, images = [prompt for prompt, _ in batch], [i for _, own in batch for i in own]
         pixels = torch.stack(images).to(model.device) if images else None
         answers += answer_batch(model, tokenizer, prompts, pixels, max_new_tokens=MAX_NEW_TOKENS)
     return answers

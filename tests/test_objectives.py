@@ -28,7 +28,7 @@ def test_a_phrase_scores_an_image_by_its_best_patch_and_another_phrase_as_it_is(
             assert logits[f, b].item() == pytest.approx(by_hand(best), rel=1e-4)
 
     want = by_hand(torch.cosine_similarity(*sums, dim=0))
-    between = score.between_words(phrases)
+    between = score(phrases, phrases[:, None])
     assert between[0, 1].item() == pytest.approx(want, rel=1e-4)
     assert between[1, 0].item() == pytest.approx(want, rel=1e-4)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from data import BadSample, attention_pairs, record_lengths
-from training.lora import frozen_linear_weights, set_trainable
+from training.lora import frozen_linear_weights, set_trainable, used_layers
 from training.optimizers import takes_muon
 
 # Part of the device's name: (dense bf16 TFLOP/s with fp32 sums, GiB), by NVIDIA's data sheets. The
@@ -94,11 +94,6 @@ def size(parameters):
 
 def trains(module):
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def used_layers(model):
-    """Layers of the ViT up to the one whose output the projector takes."""
-    return model.config.vision_feature_layer % (len(model.vision.layers) + 1)
 
 
 # ------------------------------------------------------------------------------------ an estimate

@@ -19,8 +19,7 @@ def set_trainable(model, trainable, lora_rank=0):
             raise ValueError(f"--trainable {name}: the model has no such module") from None
 
     # The loss does not depend on what comes after the feature layer.
-    num_layers = model.config.vision_feature_layer % (len(model.vision.layers) + 1)
-    for unused in (model.vision.final_norm, *model.vision.layers[num_layers:]):
+    for unused in (model.vision.final_norm, *model.vision.layers[used_layers(model) :]):
         unused.requires_grad_(False)
 
     # LoRA: the decoder itself is frozen, and the matrices of its blocks get adapters.
@@ -32,6 +31,11 @@ def set_trainable(model, trainable, lora_rank=0):
     for name, layer in list(model.decoder.layers.named_modules()):
         if isinstance(layer, nn.Linear):
             model.decoder.layers.set_submodule(name, LoRALinear(layer, lora_rank))
+
+
+def used_layers(model):
+    """Layers of the ViT up to the one whose output the projector takes."""
+    return model.config.vision_feature_layer % (len(model.vision.layers) + 1)
 
 
 class LoRALinear(nn.Module):

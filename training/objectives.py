@@ -53,9 +53,11 @@ class PhraseContrastObjective(nn.Module):
         usable = gather_images(batch["usable"][:, None].float(), images_per_rank)[:, 0] > 0
         loss = phrase_loss(logits, batch["is_true"], batch["is_known"] & usable)
 
+        # Words that no caption has are found by those that mean the same (as in AltCLIP, arXiv
+        # 2211.06679). To the score, a word is an image of one patch.
         if "word_ids" in batch:
             words = embed_phrases(embeddings, batch["word_ids"], batch["word_offsets"])
-            word_logits = self.score.between_words(words)  # (W, W)
+            word_logits = self.score(words, words[:, None])  # (W, W)
             loss = loss + phrase_loss(word_logits, batch["word_true"], batch["word_known"])
         return loss
 
@@ -78,11 +80,6 @@ class PhraseScore(nn.Module):
         B, N, C = patches.shape
         cosines = (phrases @ patches.view(B * N, C).T).view(-1, B, N)  # (F, B·N) -> (F, B, N)
         return cosines.amax(dim=2) * self.logit_scale.exp() + self.bias
-
-    def between_words(self, words):
-        """Unit vectors (W, C) -> logits (W, W) that two words mean the same. Words that no caption
-        has are then found, too (as in AltCLIP, arXiv 2211.06679)."""
-        return words @ words.T * self.logit_scale.exp() + self.bias
 
 
 def embed_phrases(embeddings, ids, offsets):

@@ -135,10 +135,10 @@ def train_loop(args, process, wrapped, optimizers, log, observer):
         lr = set_learning_rate(optimizers, multiplier)
 
         # Forward and backward on all micro-batches.
-        stats, losses, grads = accumulate_gradients(wrapped, micro_batches, process, stop_signals)
+        stats, losses = accumulate_gradients(wrapped, micro_batches, process, stop_signals)
 
-        # Loss and gradient norm as numbers. Nothing else in a step waits for the GPU.
-        norm = full_tensor(nn.utils.get_total_norm(grads))
+        # Loss and gradient norm as numbers: here the loop waits for the GPU, once a step.
+        norm = full_tensor(nn.utils.get_total_norm(gradients(wrapped)))
         *losses, grad_norm = torch.stack([*losses, norm]).tolist()
         (loss_sum,) = all_reduce([sum(losses)], process)
         loss = loss_sum / max(stats.num_targets, 1)
@@ -170,8 +170,8 @@ def train_loop(args, process, wrapped, optimizers, log, observer):
 
 
 def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
-    """Forward and backward of one step. Returns (StepStats, the loss sum of each micro-batch, the
-    gradients of the mean loss over all targets of the global batch)."""
+    """Forward and backward of one step. Then p.grad is the gradient of the mean loss over all
+    targets of the global batch. Returns (StepStats, the loss sum of each micro-batch)."""
     micro_batches, losses = pad_micro_batches(micro_batches, process), []
     device, use_autocast = process.device, process.dtype != torch.float32
     # Autocast keeps its bf16 copies of trained weights until it ends: one cast a weight and step.
@@ -192,9 +192,12 @@ def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
 
     # The mean over targets, not a mean of means. So far the gradients are those of sums, which DDP
     # and FSDP2 have divided by world_size: this undoes it.
-    grads = [weight.grad for weight in wrapped.parameters() if weight.grad is not None]
-    torch._foreach_mul_(grads, process.world_size / max(stats.num_targets, 1))
-    return stats, losses, grads
+    torch._foreach_mul_(gradients(wrapped), process.world_size / max(stats.num_targets, 1))
+    return stats, losses
+
+
+def gradients(wrapped):
+    return [weight.grad for weight in wrapped.parameters() if weight.grad is not None]
 
 
 # ------------------------------------------------------------------------------------ the run

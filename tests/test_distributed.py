@@ -130,7 +130,7 @@ def compute_gradients(way, folder, dataset, tokenizer, process, step):
     model.always_encode = way.fsdp
     model.decoder.activation_checkpointing = way.activation_checkpointing
     wrapped = wrap_distributed(NextTokenObjective(model).train(), process, way.fsdp)
-    stats, losses, _ = accumulate_gradients(wrapped, batches[step], process, NoSignals())
+    stats, losses = accumulate_gradients(wrapped, batches[step], process, NoSignals())
     (loss_sum,) = all_reduce([sum(losses).item()], process)
 
     assert stats.stop_requests == process.world_size

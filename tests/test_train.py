@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_helpers import (
     ROOT,
@@ -203,6 +204,21 @@ def test_bf16_rounds_matrix_products_and_keeps_weights_and_gradients_in_float32(
         assert grads and all(grad.dtype == torch.float32 for grad in grads)
     assert loss[torch.bfloat16] != loss[torch.float32]
     assert loss[torch.bfloat16] == pytest.approx(loss[torch.float32], rel=1e-2)
+
+
+def test_the_gradients_of_a_step_are_freed_before_the_next_one_begins(train_here, monkeypatch):
+    """Else they would be in memory twice."""
+    real, before, alive = train.accumulate_gradients, [], []
+
+    def observed(wrapped, *args):
+        alive.append(sum(not storage.expired() for storage in before))
+        result = real(wrapped, *args)
+        before[:] = [StorageWeakRef(g.untyped_storage()) for g in train.gradients(wrapped)]
+        return result
+
+    monkeypatch.setattr(train, "accumulate_gradients", observed)
+    assert train_here("align", "captions.json", "--steps", 3)[1] == 0
+    assert before and alive == [0, 0, 0]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

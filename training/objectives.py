@@ -5,8 +5,8 @@ V vocabulary, W words of the dictionary.
 """
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 
@@ -97,11 +97,28 @@ def phrase_loss(logits, is_true, is_known):
 
 
 def gather_images(tensor, images_per_rank):
-    """(B, …) of this rank -> (B_all, …). Backward: each rank receives the sum, over all ranks, of
-    the gradients of its own images."""
+    """(B, …) of this rank -> (B_all, …)."""
     if len(images_per_rank) == 1:
         return tensor
-    # all_gather needs equal shapes: pad to the largest rank, cut afterwards.
-    padding = tensor.new_zeros(max(images_per_rank) - len(tensor), *tensor.shape[1:])
-    gathered = all_gather(torch.cat([tensor, padding]))
-    return torch.cat([part[:n] for part, n in zip(gathered, images_per_rank)])
+    return AllGatherWithGrad.apply(tensor, images_per_rank)
+
+
+class AllGatherWithGrad(torch.autograd.Function):
+    """Forward: (B, …) of each rank -> (B_all, …) on all. Backward: each rank receives the sum, over
+    all ranks, of the gradients of its own images."""
+
+    @staticmethod
+    def forward(ctx, tensor, images_per_rank):
+        ctx.images_per_rank = images_per_rank
+        # all_gather needs equal shapes: pad to the largest rank, cut afterwards.
+        padding = tensor.new_zeros(max(images_per_rank) - len(tensor), *tensor.shape[1:])
+        padded = torch.cat([tensor, padding])
+        gathered = [torch.empty_like(padded) for _ in images_per_rank]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:n] for part, n in zip(gathered, images_per_rank)])
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.split(ctx.images_per_rank)[dist.get_rank()], None

@@ -20,11 +20,10 @@ Each stage reads a model folder and writes another:
     torchrun --nproc-per-node 2 train.py instruct …     # the same losses; --fsdp shards the model
 
 Each step is a line of OUT/log.jsonl. Ctrl-C and SIGTERM finish the step and save; --resume goes on
-from the last checkpoint, to the same weights as without the interruption (bit for bit on a CPU).
-With other data, another start model or other settings it names them and stops.
+from the last checkpoint to the same weights, bit for bit on a CPU.
 
-Weights, gradients and optimizer are float32. --precision bf16 rounds matrix products only: bf16
-keeps 8 bits of precision, so adding an update of 2e-5 to a weight would be rounded away.
+What trains is float32. --precision bf16 rounds matrix products only: bf16 keeps 8 bits, so adding
+an update of 2e-5 to a weight would be rounded away.
 """
 
 import math
@@ -53,7 +52,7 @@ from training.distributed import (
     to_device,
     wrap_distributed,
 )
-from training.lora import FrozenEmbeddings, export_model, set_trainable
+from training.lora import export_model, round_frozen_weights, set_trainable
 from training.objectives import build_objective
 from training.optimizers import lr_multiplier, make_optimizers, set_learning_rate
 from training.phrases import PhraseDataset
@@ -65,20 +64,18 @@ from training.validation import Observer, add_arguments
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
 from vocabulary.control_pieces import require_control_pieces
-from vocabulary.files import require_writable
 from vocabulary.flags import at_least
-from vocabulary.formats import find_file
 
 
 # ------------------------------------------------------------------------------------ recipes
 def flag(kind, text, default=MISSING):
     """A field of Recipe with the argparse type and the help of its flag."""
-    return field(default=default, metadata={"kind": kind, "help": text})
+    return field(default=default, metadata={"kind": kind, "text": text})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stage trains. Each field is a flag."""
+    """How a stage trains."""
 
     trainable: tuple = flag(tuple, "submodules of the model that train")
     lr: float = flag(at_least(1e-12, float), "peak learning rate of AdamW")
@@ -114,7 +111,6 @@ RECIPES = {
 class StepStats(NamedTuple):
     """Sums over all micro-batches and ranks of one step."""
 
-    loss_sum: float
     num_targets: int
     num_tokens: int  # without padding
     padded_tokens: int  # with padding
@@ -124,10 +120,8 @@ class StepStats(NamedTuple):
 
 
 def train_loop(args, process, wrapped, optimizers, log, observer):
-    """Steps batches.start to batches.steps. wrapped: the model with its loss, on all ranks. False
-    if a signal ended the run before the last step."""
+    """wrapped: the model with its loss. False if a signal ended the run before the last step."""
     batches = log.batches
-    frozen = FrozenEmbeddings(wrapped, args.freeze_embeddings)
     stop_signals = StopSignals()
     loader = make_loader(batches, args.workers, pin_memory=process.device.type == "cuda")
     wrapped.train()
@@ -143,23 +137,25 @@ def train_loop(args, process, wrapped, optimizers, log, observer):
         # Forward and backward on all micro-batches.
         stats, losses = accumulate_gradients(wrapped, micro_batches, process, stop_signals)
 
-        # Clip. The gradient of frozen embeddings must not count in the norm.
-        frozen.zero_grad()
-        grad_norm = nn.utils.clip_grad_norm_(wrapped.parameters(), args.grad_clip)
-        grad_norm = full_tensor(grad_norm).item()
+        # Loss and gradient norm as numbers: here the loop waits for the GPU, once a step.
+        norm = full_tensor(nn.utils.get_total_norm(gradients(wrapped)))
+        *losses, grad_norm = torch.stack([*losses, norm]).tolist()
+        (loss_sum,) = all_reduce([sum(losses)], process)
+        loss = loss_sum / max(stats.num_targets, 1)
 
-        # Step, unless the loss or the gradient is infinite or NaN.
-        is_finite = math.isfinite(stats.loss_sum) and math.isfinite(grad_norm)
+        # Clip and step, unless one of the two is infinite or NaN.
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if is_finite:
+            if grad_norm > args.grad_clip:
+                nn.utils.clip_grads_with_norm_(wrapped.parameters(), args.grad_clip, norm)
             for optimizer in optimizers:
                 optimizer.step()
-            frozen.restore()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-        log.write_step(step + 1, stats, lr, grad_norm, is_finite)
+        log.write_step(step + 1, stats, loss, lr, grad_norm)
         if not is_finite:
-            log.report_skip(step + 1, stats, micro_batches, losses)
+            log.report_skip(step + 1, micro_batches, losses)
         observer.observe(step + 1, log)
 
         # Save every --save-every steps, and when asked to stop. The last step saves the model.
@@ -176,43 +172,32 @@ def train_loop(args, process, wrapped, optimizers, log, observer):
 def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
     """Forward and backward of one step. Then p.grad is the gradient of the mean loss over all
     targets of the global batch. Returns (StepStats, the loss sum of each micro-batch)."""
-    micro_batches = pad_micro_batches(micro_batches, process)
-    use_autocast = process.dtype != torch.float32
-    losses, num_targets = [], []
-    for i, micro_batch in enumerate(micro_batches):
-        # DDP averages the gradients of the ranks in the last backward only. FSDP2 does it in each:
-        # keeping them would take the memory of the whole model.
-        wrapped.require_backward_grad_sync = i == len(micro_batches) - 1
+    micro_batches, losses = pad_micro_batches(micro_batches, process), []
+    device, use_autocast = process.device, process.dtype != torch.float32
+    # Autocast keeps its bf16 copies of trained weights until it ends: one cast a weight and step.
+    with torch.autocast(device.type, process.dtype, enabled=use_autocast):
+        for i, micro_batch in enumerate(micro_batches):
+            # DDP averages the gradients of the ranks in the last backward only. FSDP2 does it in
+            # each: keeping them would take the memory of the whole model.
+            wrapped.require_backward_grad_sync = i == len(micro_batches) - 1
 
-        batch = to_device(micro_batch, process.device)
-        with torch.autocast(process.device.type, process.dtype, enabled=use_autocast):
-            loss, count = wrapped(batch)
-        loss.backward()
-        losses.append(loss.detach())
-        num_targets.append(count)
+            loss = wrapped(to_device(micro_batch, device))
+            with torch.autocast(device.type, enabled=False):
+                loss.backward()
+            losses.append(loss.detach())
 
-    stats = StepStats(
-        loss_sum=sum(torch.stack(losses).tolist()),
-        num_targets=sum(torch.stack(num_targets).tolist()),
-        num_tokens=sum(batch["num_tokens"] for batch in micro_batches),
-        padded_tokens=sum(batch["ids"].numel() for batch in micro_batches),
-        num_images=count_images(micro_batches),
-        attention_pairs=sum(batch["attention_pairs"] for batch in micro_batches),
-        stop_requests=stop_signals.count,
-    )
-    stats = StepStats(*all_reduce(stats, process))
+    # The counts are known on the CPU.
+    counts = [sum(batch[name] for batch in micro_batches) for name in StepStats._fields[:-1]]
+    stats = StepStats(*all_reduce([*counts, stop_signals.count], process))
 
-    # The mean over targets, not a mean of means: the loss sum of all micro-batches and ranks,
-    # divided by the number of targets in all of them. So far the gradients are those of sums. DDP
-    # and FSDP2 have divided them by world_size, which this undoes.
-    grads = [weight.grad for weight in wrapped.parameters() if weight.grad is not None]
-    torch._foreach_mul_(grads, process.world_size / max(stats.num_targets, 1))
+    # The mean over targets, not a mean of means. So far the gradients are those of sums, which DDP
+    # and FSDP2 have divided by world_size: this undoes it.
+    torch._foreach_mul_(gradients(wrapped), process.world_size / max(stats.num_targets, 1))
     return stats, losses
 
 
-def count_images(micro_batches):
-    """A micro-batch that pad_micro_batches repeated has 0 tokens: its images don't count again."""
-    return sum(len(batch.get("pixels", ())) for batch in micro_batches if batch["num_tokens"])
+def gradients(wrapped):
+    return [weight.grad for weight in wrapped.parameters() if weight.grad is not None]
 
 
 # ------------------------------------------------------------------------------------ the run
@@ -238,20 +223,21 @@ def train(args):
         token_budget=args.pack,
         weights=args.weights,
     )
-    batches.steps = args.steps or math.ceil(args.epochs * batches.sampler.per_epoch)
-    if not batches.steps:
-        raise ValueError(f"--epochs {args.epochs}: not a single step")
-    args.steps = batches.steps  # for the settings that a checkpoint keeps
+    # Also for runs.jsonl, by which --resume knows a run.
+    args.steps = args.steps or math.ceil(args.epochs * batches.sampler.per_epoch)
+    batches.steps = args.steps
 
     # The model with its loss, distributed over the ranks; its optimizers; an earlier run.
     objective = build_objective(args, model)
+    if args.model and not args.fsdp:  # FSDP2 takes one dtype
+        round_frozen_weights(model, args.model, process.dtype)
     wrapped = wrap_distributed(objective, process, args.fsdp)
     optimizers = make_optimizers(wrapped, args)
     if args.resume:
         batches.start = load_checkpoint(args, wrapped, optimizers)
 
-    # Train, then write the model folder.
-    observer = Observer(args, process, model, tokenizer, batches.start)
+    # Train, then write the model.
+    observer = Observer(args, process, model, tokenizer)
     log = RunLog(args, process, objective, dataset, batches)
     if train_loop(args, process, wrapped, optimizers, log, observer):
         log.require_updates()
@@ -262,10 +248,8 @@ def train(args):
 def check_args(args, world_size):
     """ValueError where flags contradict each other, before anything is loaded."""
     num_processes, micro_batch_size = args.estimate or world_size, args.micro_batch_size
-    if args.batch_size % (num_processes * (micro_batch_size or 1)):
-        factors = f"{num_processes} process(es)"
-        if micro_batch_size:
-            factors += f" × --micro-batch-size {micro_batch_size}"
+    if args.batch_size % (num_processes * max(micro_batch_size, 1)):
+        factors = f"{num_processes} process(es) × --micro-batch-size {max(micro_batch_size, 1)}"
         raise ValueError(f"--batch-size {args.batch_size} is not a multiple of {factors}")
 
     if args.stage == "vision" and (micro_batch_size or args.pack or args.fsdp or args.weights):
@@ -273,7 +257,6 @@ def check_args(args, world_size):
             "the vision stage contrasts the whole batch at once: no --micro-batch-size, --pack, "
             "--fsdp or weighted --data; take a smaller --batch-size"
         )
-
     if args.pack and (micro_batch_size or args.pack < args.max_length):
         raise ValueError(
             f"--pack {args.pack}: must hold the longest sample (--max-length {args.max_length}), "
@@ -284,31 +267,20 @@ def check_args(args, world_size):
             f"--pack {args.pack} puts samples end to end, --records-per-sample "
             f"{args.records_per_sample} puts records side by side: give one of them"
         )
-
     if args.fsdp and not args.estimate and "RANK" not in os.environ:
         raise ValueError("--fsdp needs torchrun: torchrun --nproc-per-node N train.py …")
-
-    out = Path(args.out)
-    has_run = any((out / name).exists() for name in ("checkpoints", "config.json", "snapshots"))
-    if has_run and not args.resume and not args.estimate:
-        raise ValueError(
-            f"{out}: there is a run already; --resume goes on with it, --fresh sets it aside"
-        )
-
-    if not args.estimate:
-        require_writable(out)  # now, not at the first checkpoint
     kernels.set_kernels(args.kernels)
 
 
 def build_model(args):
-    """(tokenizer, model): loaded, or with random weights; for --estimate without weights."""
+    """(tokenizer, model). For --estimate the model has no weights."""
     config = load_config(args.model) if args.model else None
     tokenizer_path = args.tokenizer or args.model
     tokenizer = load_tokenizer(tokenizer_path)
     require_control_pieces(tokenizer, tokenizer_path)
 
-    # What does not fit is refused before weights are read, which may take minutes. Nothing is drawn
-    # on this device: random weights and adapters stay those of the seed.
+    # What does not fit is refused before weights are read, which may take minutes. This device
+    # draws no random number.
     with torch.device("meta"):
         model = XLlava(config) if config else init_model(PRESETS[args.preset], tokenizer)
         set_trainable(model, args.trainable, args.lora_rank)
@@ -319,35 +291,34 @@ def build_model(args):
             f"{config.text.vocab_size:,} embeddings, its <image> is {config.image_token_id}: "
             f"python -m checkpoint build --llm {args.model} --tokenizer {tokenizer_path} fits them"
         )
-    if args.estimate:
-        return tokenizer, model
-    model = load_model(args.model) if args.model else init_model(PRESETS[args.preset], tokenizer)
-    set_trainable(model, args.trainable, args.lora_rank)
+    if not args.estimate:
+        preset = PRESETS.get(args.preset)
+        model = load_model(args.model) if args.model else init_model(preset, tokenizer)
+        set_trainable(model, args.trainable, args.lora_rank)
     return tokenizer, model
 
 
 def build_dataset(args, tokenizer, config):
     """The samples of the stage. ValueError if a file has none."""
-    max_length, reads = args.max_length, config.text.max_position_embeddings
-    if max_length > reads:
-        max_length = reads
-        # The recipe's default is made for large models: no word about it.
-        if args.max_length != RECIPES[args.stage].max_length:
-            print_rank0(f"--max-length {args.max_length}: the model reads {reads}, so {reads}")
+    data, given, reads = args.data, args.max_length, config.text.max_position_embeddings
+    max_length = min(given, reads)
+    # The recipe's value is made for large models: no word about it.
+    if given > reads and given != RECIPES[args.stage].max_length:
+        print_rank0(f"--max-length {given}: the model reads {reads}, so {reads}")
+
     if args.stage == "vision":
-        dataset = PhraseDataset(args.data, tokenizer, config, args.dictionary, args.images)
+        dataset = PhraseDataset(data, tokenizer, config, args.dictionary, args.images)
         if dataset.without_image:
             print_rank0(f"left out: {dataset.without_image:,} records without an image")
     elif args.stage == "text":
         token_cache = args.token_cache or Path(args.out) / "tokens"
-        dataset = TextDataset(args.data, tokenizer, max_length, token_cache)
+        dataset = TextDataset(data, tokenizer, max_length, token_cache)
     else:
-        dataset = ConversationDataset(
-            args.data, tokenizer, config, max_length, args.records_per_sample, args.images
-        )
+        more = max_length, args.records_per_sample, args.images
+        dataset = ConversationDataset(data, tokenizer, config, *more)
     if 0 in dataset.sizes:
         reason = "; ".join(["nothing to train on", *getattr(dataset, "bad", [])[:1]])
-        raise ValueError(f"{args.data[dataset.sizes.index(0)]}: {reason}")
+        raise ValueError(f"{data[dataset.sizes.index(0)]}: {reason}")
     return dataset
 
 
@@ -359,7 +330,6 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("tokenizer", flags.path, None, "a SentencePiece .model (default: the model folder's)"),
     ("images", flags.folder, None, "the images' folder (default: that of each data file)"),
     ("steps", flags.count, None, "instead of --epochs"),
-    ("freeze_embeddings", at_least(0), 0, "keep the first N embeddings (the base language's)"),
     ("lora_rank", at_least(0, most=4096), 0, "train adapters of this rank for a frozen decoder"),
     ("micro_batch_size", at_least(0), 0, "samples a process computes at once; 0: all of its share"),
     ("pack", at_least(0), 0, "instead: samples end to end, N tokens at once, without padding"),
@@ -387,7 +357,7 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
 
 
 def add_flag(parser, name, kind, default, text):
-    """kind: an argparse type, a tuple of choices, bool for --x and --no-x, tuple for many words."""
+    """kind: a type, a tuple of choices, bool for --x and --no-x, the type tuple for many words."""
     options = {"type": kind}
     if kind is bool:
         options = {"action": BooleanOptionalAction}
@@ -403,17 +373,16 @@ def add_flag(parser, name, kind, default, text):
 def parse_args():
     """The flags of the stage that is given; the recipe's values are defaults."""
     parser = Parser(prog="train.py", description=__doc__)
-    data_help = "files of the stage's kind, see data.py; FILE:0.7 FILE:0.3 mixes by weight"
+    about = "files of the stage's kind, see data.py; FILE:0.7 FILE:0.3 mixes by weight"
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for stage, recipe in RECIPES.items():
         stage_parser = stages.add_parser(stage, help=f"trains {', '.join(recipe.trainable)}")
         add, required = stage_parser.add_argument, {"required": True, "type": flags.text}
-        add("--data", nargs="+", **required, metavar="FILE", help=data_help)
+        add("--data", nargs="+", **required, metavar="FILE", help=about)
         add("-o", "--out", **required, help="folder of the run and its model")
         group = stage_parser.add_argument_group("the recipe")
         for each in fields(Recipe):
-            about = each.metadata
-            add_flag(group, each.name, about["kind"], getattr(recipe, each.name), about["help"])
+            add_flag(group, each.name, default=getattr(recipe, each.name), **each.metadata)
         for row in FLAGS:
             add_flag(stage_parser, *row)
         add_arguments(stage_parser)
@@ -428,9 +397,6 @@ def parse_args():
     if args.estimate and args.stage == "vision":
         parser.error("--estimate: for the stages with a decoder")
     args.data, args.weights = split_weights(args.data)
-    for path in args.data:
-        if not find_file(path).is_file():
-            parser.error(f"--data {path}: no such file")
     return args
 
 

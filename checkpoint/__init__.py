@@ -12,7 +12,7 @@ transformers opens the same folder with LlavaForConditionalGeneration and AutoPr
 
 The files of this package:
 
-    folder.py        load_model, load_config, load_tokenizer, write_model, init_model
+    folder.py        load_model, map_weights, load_config, load_tokenizer, write_model, init_model
     safetensors.py   files of weights
     names.py         names of tensors: ours <-> those of published files
     config.py        config.json <-> ModelConfig
@@ -26,7 +26,14 @@ The files of this package:
     python -m checkpoint build … --dry-run   # from the configs alone, for train.py … --estimate
 """
 
-from checkpoint.folder import init_model, load_config, load_model, load_tokenizer, write_model
+from checkpoint.folder import (
+    init_model,
+    load_config,
+    load_model,
+    load_tokenizer,
+    map_weights,
+    write_model,
+)
 from checkpoint.safetensors import load_safetensors
 from vocabulary.files import read_json, write_atomically, write_json
 
@@ -36,6 +43,7 @@ __all__ = [
     "load_model",
     "load_safetensors",
     "load_tokenizer",
+    "map_weights",
     "read_json",
     "write_atomically",
     "write_json",

@@ -132,10 +132,16 @@ def load_tokenizer(path):
     return load(path)
 
 
+def map_weights(folder, config):
+    """{our name: tensor}, mapped from the files of a LLaVA folder. ValueError lists tensors that do
+    not fit."""
+    return match_tensors(load_weights(folder), tensor_shapes(config), folder)
+
+
 def load_model(folder, dtype=torch.float32):
-    """The model of a LLaVA folder, on the CPU. ValueError lists tensors that do not fit."""
+    """The model of a LLaVA folder, on the CPU."""
     config = load_config(folder)
-    tensors = match_tensors(load_weights(folder), tensor_shapes(config), folder)
+    tensors = map_weights(folder, config)
     with torch.device("meta"):
         model = XLlava(config)
     # Copied, because a mapped file may be replaced.

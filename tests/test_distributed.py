@@ -7,6 +7,7 @@ are from a float64 reference.
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from training_helpers import (  # noqa: E402
     ENVIRONMENT,
+    command,
     losses,
     rows,
     run,
@@ -31,12 +33,13 @@ from model import IGNORE_INDEX  # noqa: E402
 from train import RECIPES, accumulate_gradients  # noqa: E402
 from training.distributed import (  # noqa: E402
     Process,
+    all_reduce,
     close_distributed,
     full_tensor,
     init_distributed,
     wrap_distributed,
 )
-from training.lora import FrozenEmbeddings, set_trainable  # noqa: E402
+from training.lora import set_trainable  # noqa: E402
 from training.objectives import NextTokenObjective  # noqa: E402
 from training.optimizers import Muon  # noqa: E402
 from training.sampler import LengthGroupedSampler, MicroBatchDataset  # noqa: E402
@@ -104,7 +107,7 @@ def distance(got, want):
 
 
 def compute_gradients(way, folder, dataset, tokenizer, process, step):
-    """(model, wrapped, mean loss, StepStats) after the backward of a step."""
+    """(model, mean loss, StepStats, indices of the samples) after the backward of a step."""
     if way.alone:
         process = Process(0, 1, process.device, process.dtype)
     batches = MicroBatchDataset(
@@ -127,12 +130,13 @@ def compute_gradients(way, folder, dataset, tokenizer, process, step):
     model.always_encode = way.fsdp
     model.decoder.activation_checkpointing = way.activation_checkpointing
     wrapped = wrap_distributed(NextTokenObjective(model).train(), process, way.fsdp)
-    stats, _ = accumulate_gradients(wrapped, batches[step], process, NoSignals())
+    stats, losses = accumulate_gradients(wrapped, batches[step], process, NoSignals())
+    (loss_sum,) = all_reduce([sum(losses).item()], process)
 
     assert stats.stop_requests == process.world_size
     frozen = [p for p in model.parameters() if not p.requires_grad and p.grad is not None]
     assert not frozen, "frozen modules have no gradients"
-    return model, stats, batches.sampler[step]
+    return model, loss_sum / stats.num_targets, stats, batches.sampler[step]
 
 
 def check_sharded_muon(model):
@@ -146,25 +150,6 @@ def check_sharded_muon(model):
     assert all(torch.equal(full_tensor(ours), theirs) for ours, theirs in zip(sharded, whole))
 
 
-def check_sharded_frozen_embeddings(model):
-    """The first rows of both tables have no gradient and come back, on whichever rank they are."""
-    for count in (1, 200, len(model.decoder.embed_tokens.weight)):
-        tables = (model.decoder.embed_tokens.weight, model.decoder.lm_head.weight)
-        before = [full_tensor(table).clone() for table in tables]
-        frozen = FrozenEmbeddings(model, count)
-        with torch.no_grad():
-            for table in tables:
-                table.grad = torch.ones_like(table)
-                table.mul_(2)
-        frozen.zero_grad()
-        frozen.restore()
-        for table, old in zip(tables, before):
-            grad, new = full_tensor(table.grad), full_tensor(table)
-            assert not grad[:count].any() and grad[count:].all()
-            assert torch.equal(new[:count], old[:count])
-            assert torch.equal(new[count:], 2 * old[count:])
-
-
 def compare_ways(folder, file):
     """What each of two processes does. Prints {way: [distance of the loss from float64, of the
     gradients from the first way's, and from float64's]}."""
@@ -174,7 +159,7 @@ def compare_ways(folder, file):
     result, first, exact = {}, {}, {}
     for way in WAYS:
         for step in (0, 1):  # eight samples, and the one that is left
-            model, stats, indices = compute_gradients(
+            model, found, stats, indices = compute_gradients(
                 way, folder, dataset, tokenizer, process, step
             )
             if step not in exact:
@@ -183,7 +168,7 @@ def compare_ways(folder, file):
             got = gradients(model)
             first.setdefault(step, got)
             distances = [
-                abs(stats.loss_sum / stats.num_targets - loss) / loss,
+                abs(found - loss) / loss,
                 distance(got, first[step]),
                 distance(got, want),
             ]
@@ -192,7 +177,6 @@ def compare_ways(folder, file):
             check_counts(stats, [dataset.sample(i) for i in indices])
             if way.name == "FSDP2":
                 check_sharded_muon(model)
-                check_sharded_frozen_embeddings(model)
     if process.rank == 0:
         print(json.dumps(result))
     close_distributed()
@@ -229,6 +213,34 @@ def test_gradients_do_not_depend_on_processes_micro_batches_sharding_or_packing(
     assert len(result) == len(WAYS)
     for way, (loss, from_one, from_exact) in result.items():
         assert loss < 1e-6 and from_one < 1e-6 and from_exact < 5e-6, (way, result[way])
+
+
+def test_two_nodes_of_one_process_each_train_as_one_process(start, world, tmp_path):
+    """A launcher per node, as on two machines; here on one, over its loopback interface."""
+    args = ("instruct", start, world / "chats.json")
+    more = ("--batch-size", 4, "--steps", 3, "--lr", 1e-3)
+    done = run(*args, tmp_path / "one", *more)
+    assert done.returncode == 0, done.stderr
+
+    for name, option in (("ddp", ()), ("fsdp", ("--fsdp",))):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        program = command(*args, tmp_path / name, *more, *option)[1:]
+        nodes = []
+        for node in range(2):
+            torchrun = ["-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}"]
+            torchrun += ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+            words = [sys.executable, *torchrun, *program]
+            nodes.append(subprocess.Popen(words, stderr=subprocess.PIPE, env=ENVIRONMENT))
+        errors = [node.communicate()[1] for node in nodes]
+        assert [node.returncode for node in nodes] == [0, 0], errors
+
+        (start_row,) = (tmp_path / name / "runs.jsonl").read_text("utf-8").splitlines()
+        assert json.loads(start_row)["world_size"] == 2
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+        one, two = weights(tmp_path / "one"), weights(tmp_path / name)
+        assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
 
 
 # ------------------------------------------------------------------------------------ resuming

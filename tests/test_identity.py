@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from evaluation_helpers import command
-from training_helpers import TrainHere, checkpoints, rows, same_weights, write_random_model
+from training_helpers import TrainHere, rows, same_weights, write_random_model
 
 import checkpoint
 import generate
@@ -392,23 +392,6 @@ def test_a_dictionary_that_changed_is_named(train_here, folder):
     words.write_text("cat = 猫\n", encoding="utf-8")
     _, error = train_here("vision", "captions.json", *more)
     assert "(dictionary: " in error and "words.txt changed)" in error
-
-
-def test_a_state_that_an_earlier_version_saved_goes_on_by_its_paths(train_here, folder):
-    assert train_here("align", "captions.json", *COMMON)[1] == 0
-    (folder / "out" / "config.json").unlink()
-    (path,) = checkpoints(folder / "out")
-    settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
-    for name in ("files", "steps_given", "precision"):  # it did not note them
-        del settings[name]
-    (path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-
-    shutil.copytree("m", "m2")
-    train_here.start = "m2"
-    assert f"model: {folder}/m → m2" in train_here("align", "captions.json", *COMMON)[1]
-    train_here.start = folder / "m"
-    text, code = train_here("align", "captions.json", *COMMON)
-    assert code == 0 and "from step 2" in text
 
 
 def test_train_writes_into_no_folder_of_others(train_here, folder):

@@ -85,6 +85,8 @@ def test_ranks_and_micro_batches_have_each_sample_of_a_step_once_with_its_number
             for batch in batches[step]:
                 lengths = [len(chats.sample(i).ids) - 1 for i in batch["sample_indices"]]
                 assert batch["num_tokens"] == sum(lengths)
+                masks = [chats.sample(i).loss_mask for i in batch["sample_indices"]]
+                assert batch["num_targets"] == sum(map(sum, masks))
                 assert batch["attention_pairs"] == sum(length**2 for length in lengths)
                 assert (batch["ids"] != tokenizer.pad_id).sum() == sum(lengths)
                 assert batch["ids"].numel() <= options.get("token_budget", 1000)

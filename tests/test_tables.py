@@ -129,15 +129,15 @@ def test_progress_of_training_fits_too(monkeypatch, capsys):
     log = RunLog.__new__(RunLog)
     log.args, log.process = SimpleNamespace(stage="instruct"), SimpleNamespace(world_size=8)
     log.process.device, log.batches = None, SimpleNamespace(start=0, steps=200_000)
-    log.num_skips = log.skips_in_a_row = log.num_targets = log.num_updates = 999
+    log.num_skips = log.skips_in_a_row = log.num_targets = 999
     log.flops, log.peak_flops, log.data_wait = None, 1e15, 0.5
     log.start_time, log.print_time = time.time() - 36_000, 0
 
-    stats = StepStats(12.345e6, 10**6, 10**6, 10**6, 100, 10**9, 0)
+    stats = StepStats(10**6, 10**6, 10**6, 100, 10**9, 0)
     for is_terminal in (True, False):
         log.bar = run_log.make_bar("instruct", 100_000, 200_000, is_terminal)
         log.step_time = time.time() - 1
-        log.write_step(100_001, stats, 3.8e-4, 123456.7, True)
+        log.write_step(100_001, stats, 12.345, 3.8e-4, 123456.7)
         if is_terminal:
             bar = str(log.bar)
             assert bar.startswith("instruct 100001/200000, ") and "loss 12.345, " in bar

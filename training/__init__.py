@@ -1,15 +1,15 @@
 """What the training loop in train.py calls, one subject a file.
 
 objectives.py     the loss of each stage
-phrases.py        the data set of the vision stage: images and phrases
-texts.py          the data set of the text stage: tokenized once, mapped from a file
-sampler.py        which samples make up which step; the micro-batches of one rank
-optimizers.py     learning rate schedule, AdamW, Muon
-lora.py           which parameters train; low-rank adapters; the model that comes out
+phrases.py        the data set of the vision stage
+texts.py          the data set of the text stage
+sampler.py        which samples make up which step; micro-batches
+optimizers.py     learning rate, AdamW, Muon
+lora.py           which parameters train; LoRA; the model that comes out
 distributed.py    processes, DDP, FSDP2
-device.py         which device and precision a run uses
+device.py         device and precision
 resume.py         checkpoints of a run, stopping and going on
 run_log.py        log.jsonl, runs.jsonl, the progress
-validation.py     a small validation every N steps, the models of chosen steps
-cost.py           FLOPs, MFU, and what a run will need
+validation.py     a validation every N steps, the models of chosen steps
+cost.py           FLOPs, MFU, memory and hours
 """

@@ -1,70 +1,50 @@
-"""What a run costs: FLOPs for the MFU in the log, and memory, steps and hours before it starts.
+"""What a run costs: FLOPs for the MFU in the log, and memory, steps and hours before it starts:
 
     python train.py instruct --preset x-llava-7b --tokenizer both.model --data instruct.json \\
         -o out --estimate 8 --gpu H100 --fsdp --activation-checkpointing
 """
 
-import argparse
 import math
+from argparse import Namespace
 from itertools import combinations
 from typing import NamedTuple
 
 import torch
 
 from data import BadSample, attention_pairs, record_lengths
-from training.lora import set_trainable
+from training.lora import frozen_linear_weights, set_trainable, used_layers
 from training.optimizers import takes_muon
 
-# Part of the device's name: (dense bf16 FLOP/s with fp32 sums, GiB), from NVIDIA's data sheets. The
-# first name that fits counts, so longer ones stand first.
+# Part of the device's name: (dense bf16 TFLOP/s with fp32 sums, GiB), by NVIDIA's data sheets. The
+# first that fits counts: longer names come first. The T4's is fp16: it has no bf16.
+# fmt: off
 GPUS = {
-    "B200": (2250e12, 180),
-    "H200": (989e12, 141),
-    "H100 PCIe": (756e12, 80),
-    "H100 NVL": (835e12, 94),
-    "H100": (989e12, 80),
-    "A100": (312e12, 80),
-    "L40S": (362e12, 48),
-    "A6000": (155e12, 48),
-    "L4": (121e12, 24),
-    "A10": (125e12, 24),
-    "T4": (65e12, 16),  # fp16: it has no bf16
-    "RTX 5090": (209e12, 32),
-    "RTX 5080": (113e12, 16),
-    "RTX 5070 Ti": (88e12, 16),
-    "RTX 5070": (62e12, 12),
-    "RTX 4090": (165e12, 24),
-    "RTX 4080 SUPER": (104e12, 16),
-    "RTX 4080": (97e12, 16),
-    "RTX 4070 Ti SUPER": (88e12, 16),
-    "RTX 4070 Ti": (80e12, 12),
-    "RTX 4070 SUPER": (71e12, 12),
-    "RTX 4070": (58e12, 12),
-    "RTX 4060 Ti": (44e12, 16),
-    "RTX 4060": (30e12, 8),
-    "RTX 3090 Ti": (80e12, 24),
-    "RTX 3090": (71e12, 24),
-    "RTX 3080 Ti": (68e12, 12),
-    "RTX 3080": (59e12, 10),
-    "RTX 3070": (41e12, 8),
-    "RTX 3060 Ti": (32e12, 8),
-    "RTX 3060": (25e12, 12),
+    "B200": (2250, 180), "H200": (989, 141), "H100 PCIe": (756, 80), "H100 NVL": (835, 94),
+    "H100": (989, 80), "A100": (312, 80), "L40S": (362, 48), "A6000": (155, 48), "L4": (121, 24),
+    "A10": (125, 24), "T4": (65, 16), "RTX 5090": (209, 32), "RTX 5080": (113, 16),
+    "RTX 5070 Ti": (88, 16), "RTX 5070": (62, 12), "RTX 4090": (165, 24),
+    "RTX 4080 SUPER": (104, 16), "RTX 4080": (97, 16), "RTX 4070 Ti SUPER": (88, 16),
+    "RTX 4070 Ti": (80, 12), "RTX 4070 SUPER": (71, 12), "RTX 4070": (58, 12),
+    "RTX 4060 Ti": (44, 16), "RTX 4060": (30, 8), "RTX 3090 Ti": (80, 24), "RTX 3090": (71, 24),
+    "RTX 3080 Ti": (68, 12), "RTX 3080": (59, 10), "RTX 3070": (41, 8), "RTX 3060 Ti": (32, 8),
+    "RTX 3060": (25, 12),
 }
+# fmt: on
 GIB = 2**30  # also the bytes of logits that linear_cross_entropy computes at a time
 
 
 def peak_flops(device):
     """The bf16 FLOP/s that a GPU can reach; None for a device that is not in the table."""
     if device.type == "cuda":
-        for name, (flops, _) in GPUS.items():
+        for name, (teraflops, _) in GPUS.items():
             if name in torch.cuda.get_device_name(device):
-                return flops
+                return teraflops * 1e12
     return None
 
 
 # ------------------------------------------------------------------------------------ FLOPs
 class FlopsPerUnit(NamedTuple):
-    """FLOPs of training on one of each, forward and backward."""
+    """FLOPs of one of each, forward and backward."""
 
     token: int
     target: int
@@ -73,30 +53,30 @@ class FlopsPerUnit(NamedTuple):
 
 
 def flops_per_unit(model):
-    """2 FLOPs per weight forward, 2 for the gradient of its input, 2 for its own gradient. What is
-    recomputed does not count: MFU is about useful work."""
+    """2 FLOPs per weight forward, 2 for the gradient of its input, 2 for its own gradient. Useful
+    work only: what is recomputed does not count."""
     vision, text = model.config.vision, model.config.text
-    vit_trains, projector_trains = trains(model.vision), trains(model.projector)
-    has_backward = vit_trains or projector_trains or trains(model.decoder)
+    vit_trains = trains(model.vision)
+    has_backward = trains(model)
 
-    def decoder_flops(module):
+    def product_flops(module, has_backward=has_backward):
         """Weight by weight: of a LoRA layer only the adapters have a gradient of their own."""
-        weights = matrices(module)
+        weights = [weight for weight in module.parameters() if weight.dim() == 2]
         return sum(w.numel() * (2 + 2 * has_backward + 2 * w.requires_grad) for w in weights)
 
-    # The ViT's layers, patch embedding and attention, then the projector: FLOPs per patch.
+    # Per patch: the ViT's layers, its patch embedding and attention, then the projector.
     L, N, C = used_layers(model), vision.num_patches, vision.hidden_size
-    layer = size(matrices(model.vision.layers[0]))
-    vit = (6 if vit_trains else 2) * (L * layer + 3 * vision.patch_size**2 * C + L * 2 * N * C)
-    projector = size(matrices(model.projector)) * (2 + 2 * vit_trains + 2 * projector_trains)
+    layers = product_flops(model.vision.layers[:L], vit_trains)
+    vit = layers + (6 if vit_trains else 2) * (3 * vision.patch_size**2 * C + L * 2 * N * C)
+    projector = product_flops(model.projector, vit_trains)
 
     # The last block computes queries, keys and values for all tokens, the rest for targets.
     last_block = model.decoder.layers[-1]
-    targets_only = decoder_flops(last_block.attn.o_proj) + decoder_flops(last_block.mlp)
+    targets_only = product_flops(last_block.attn.o_proj) + product_flops(last_block.mlp)
     heads_width = text.num_hidden_layers * text.num_attention_heads * text.head_dim
     return FlopsPerUnit(
-        token=sum(map(decoder_flops, model.decoder.layers)) - targets_only,
-        target=decoder_flops(model.decoder.lm_head) + targets_only,
+        token=product_flops(model.decoder.layers) - targets_only,
+        target=product_flops(model.decoder.lm_head) + targets_only,
         image=N * (vit + projector),
         # q·k and p·v: 2 FLOPs per channel each, for the half of the pairs that is not masked.
         attention_pair=2 * heads_width * (3 if has_backward else 1),
@@ -104,13 +84,8 @@ def flops_per_unit(model):
 
 
 def step_flops(flops, stats):
-    """FLOPs of a step. stats: num_tokens, num_targets, num_images, attention_pairs."""
     counts = (stats.num_tokens, stats.num_targets, stats.num_images, stats.attention_pairs)
     return sum(each * count for each, count in zip(flops, counts))
-
-
-def matrices(module):
-    return [weight for weight in module.parameters() if weight.dim() == 2]
 
 
 def size(parameters):
@@ -121,14 +96,9 @@ def trains(module):
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def used_layers(model):
-    """Layers of the ViT up to the one whose output the projector takes."""
-    return model.config.vision_feature_layer % (len(model.vision.layers) + 1)
-
-
 # ------------------------------------------------------------------------------------ an estimate
 class SampleStats(NamedTuple):
-    """Means over the samples that were looked at."""
+    """Means over samples."""
 
     num_tokens: float
     num_targets: float
@@ -136,8 +106,6 @@ class SampleStats(NamedTuple):
     attention_pairs: float
     max_tokens: int
     prefix_repeats: float  # tokens in attention ÷ tokens: each record repeats the shared image
-    num_looked_at: int
-    num_bad: int
 
 
 def measure_samples(dataset, bad_samples):
@@ -152,6 +120,8 @@ def measure_samples(dataset, bad_samples):
             num_bad += 1
 
     number = len(samples)
+    if num_bad:
+        print(f"of {number + num_bad:,} samples looked at {num_bad:,} can't be used")
     if not number:
         raise ValueError(f"{dataset.paths[0]}: none of the samples looked at can be used")
     lengths = [len(sample.ids) - 1 for sample in samples]
@@ -163,28 +133,25 @@ def measure_samples(dataset, bad_samples):
         attention_pairs=sum(map(attention_pairs, samples)) / number,
         max_tokens=max(lengths),
         prefix_repeats=in_attention / sum(lengths),
-        num_looked_at=number + num_bad,
-        num_bad=num_bad,
     )
 
 
 def memory_per_rank(model, args, stats):
-    """{what: bytes} on each of args.estimate ranks. Activations are estimated for the fused
-    kernels under bf16."""
+    """{what: bytes} of a rank, in bf16 with the fused kernels."""
     text, vision, decoder = model.config.text, model.config.vision, model.decoder
     C, L, V = text.hidden_size, text.num_hidden_layers, text.vocab_size
 
-    # What parameters take.
-    num_params = size(model.parameters())
+    # What parameters take. Without FSDP, frozen linear layers are in bf16 and need no copy.
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     num_trained, num_muon = size(trained.values()), 0
     if args.muon_lr:
         num_muon = size(p for name, p in trained.items() if takes_muon(name, p))
-    num_shards, num_gathered = 1, num_params
+    num_shards, num_bf16 = 1, size(p for _, p in frozen_linear_weights(model))
+    num_fp32 = num_copied = size(model.parameters()) - num_bf16
     if args.fsdp:  # two blocks, embeddings and head are whole at a time
-        num_shards = args.estimate
+        num_shards, num_bf16, num_fp32 = args.estimate, 0, num_fp32 + num_bf16
         whole = (decoder.layers[0], decoder.layers[0], decoder.embed_tokens, decoder.lm_head)
-        num_gathered = sum(size(module.parameters()) for module in whole)
+        num_copied = sum(size(module.parameters()) for module in whole)
 
     # A micro-batch.
     samples = args.micro_batch_size or args.batch_size // args.estimate
@@ -208,8 +175,9 @@ def memory_per_rank(model, args, stats):
     if decoder.lm_head.weight.requires_grad:
         loss += (6 if logits > GIB else 2) * V * C
     return {
-        "weights (fp32)": 4 * num_params / num_shards,
-        "their bf16 copies": 2 * num_gathered,
+        "weights (fp32)": 4 * num_fp32 / num_shards,
+        "their bf16 copies": 2 * num_copied,
+        "frozen weights (bf16)": 2 * num_bf16,
         "gradients (fp32)": 4 * num_trained / num_shards,
         "optimizer": (8 * (num_trained - num_muon) + 4 * num_muon) / num_shards,
         "activations (estimate)": activations,
@@ -219,71 +187,67 @@ def memory_per_rank(model, args, stats):
 
 
 def print_estimate(model, dataset, args):
-    """Prints memory, steps and hours on args.estimate ranks. The model may be on the meta device:
-    nothing is trained."""
-    stats = measure_samples(dataset, args.bad_samples)
-    steps_per_epoch = math.ceil(len(dataset) / args.batch_size)
+    """Prints memory, steps and hours on args.estimate ranks. The model has no weights."""
+    stats, batch_size = measure_samples(dataset, args.bad_samples), args.batch_size
+    steps_per_epoch = math.ceil(len(dataset) / batch_size)
     steps = args.steps or math.ceil(args.epochs * steps_per_epoch)
     trained = size(weight for weight in model.parameters() if weight.requires_grad)
     frozen = size(model.parameters()) - trained
     print(
         f"{args.stage}: {trained:,} parameters train, {frozen:,} are frozen; {len(dataset):,} "
-        f"samples, about {stats.num_tokens:,.0f} tokens and {stats.num_images:.2f} images each"
-    )
-    if stats.num_bad:
-        print(f"of {stats.num_looked_at:,} samples looked at {stats.num_bad:,} can't be used")
-    print(
-        f"{args.estimate} process(es), a batch of {args.batch_size}: about "
-        f"{args.batch_size * stats.num_tokens:,.0f} tokens a step, {steps_per_epoch:,} steps an "
-        f"epoch, {steps:,} in all"
+        f"samples, about {stats.num_tokens:,.0f} tokens and {stats.num_images:.2f} images each\n"
+        f"{args.estimate} process(es), a batch of {batch_size}: about "
+        f"{batch_size * stats.num_tokens:,.0f} tokens a step, {steps_per_epoch:,} steps an epoch, "
+        f"{steps:,} in all"
     )
 
-    peak, available = GPUS[args.gpu]
+    teraflops, available = GPUS[args.gpu]
     memory = memory_per_rank(model, args, stats)
     for name, num_bytes in memory.items():
         print(f"  {name:24} {num_bytes / GIB:10.2f} GiB a process")
     total = sum(memory.values()) / GIB
     print(f"  {'together':24} {total:10.2f} GiB of the {args.gpu}'s {available}")
 
-    flops = steps * args.batch_size * step_flops(flops_per_unit(model), stats)
-    hours = flops / (args.estimate * peak * args.mfu) / 3600
+    flops = steps * batch_size * step_flops(flops_per_unit(model), stats)
+    hours = flops / (args.estimate * teraflops * 1e12 * args.mfu) / 3600
     gpus = f"{args.estimate} × {args.gpu}"
     print(f"{flops:.3g} FLOPs: {hours:,.2f} hours on {gpus} at an MFU of {args.mfu:.0%}")
     print(memory_verdict(model, args, stats, total, available))
 
 
 def memory_verdict(model, args, stats, total, available):
-    """One line: whether a run fits, and else the fewest flags with which it does. total: in GiB.
-    May change the model, as the last thing that is tried is LoRA."""
+    """Whether a run of `total` GiB fits, and else the fewest flags with which it does. May change
+    the model: LoRA is tried last."""
     limit = 0.9 * available  # the rest: CUDA's context, and holes between tensors
     gpu = f"a {args.gpu} of {available} GiB"
     if total <= limit:
         return f"fits on {gpu}"
 
     # What may help, and is not there yet.
-    options = []
-    if not args.activation_checkpointing:
-        options.append(("--activation-checkpointing", {"activation_checkpointing": True}))
-    if args.pack or (args.micro_batch_size or args.batch_size // args.estimate) > 1:
-        instead = " instead of --pack" if args.pack else ""
-        options.append((f"--micro-batch-size 1{instead}", {"micro_batch_size": 1, "pack": 0}))
-    if args.estimate > 1 and not args.fsdp:
-        options.append(("--fsdp", {"fsdp": True}))
-    can_take_lora = "decoder" in args.trainable and not args.lora_rank
+    given, one = vars(args), "--micro-batch-size 1"
+    one += " instead of --pack" if args.pack else ""
+    is_one = not args.pack and (args.micro_batch_size or args.batch_size // args.estimate) == 1
+    options = {
+        "--activation-checkpointing": {"activation_checkpointing": True},
+        one: {} if is_one else {"micro_batch_size": 1, "pack": 0},
+        "--fsdp": {"fsdp": True} if args.estimate > 1 else {},
+    }
+    options = {flag: more for flag, more in options.items() if given | more != given}
+    tries = [list(c) for n in range(len(options) + 1) for c in combinations(options, n)]
 
     # One of them, two, all; then the same with LoRA.
+    can_take_lora = "decoder" in args.trainable and not args.lora_rank
     for lora in ([], ["--lora-rank 16"])[: 1 + can_take_lora]:
         if lora:
             with torch.device("meta"):
                 set_trainable(model, args.trainable, 16)
-        for count in range(len(options) + 1):
-            for chosen in combinations(options, count):
-                changed = argparse.Namespace(**vars(args))
-                for _, values in chosen:
-                    vars(changed).update(values)
-                total = sum(memory_per_rank(model, changed, stats).values()) / GIB
-                flags = " ".join([flag for flag, _ in chosen] + lora)
-                if total <= limit:
-                    return f"does not fit on {gpu}; with {flags} it does: {total:.2f} GiB"
+        for chosen in tries:
+            changed = Namespace(**given)
+            for flag in chosen:
+                vars(changed).update(options[flag])
+            total = sum(memory_per_rank(model, changed, stats).values()) / GIB
+            flags = " ".join(chosen + lora)
+            if total <= limit:
+                return f"does not fit on {gpu}; with {flags} it does: {total:.2f} GiB"
     also = f", nor with {flags}: {total:.2f} GiB" if flags else ""
     return f"does not fit on {gpu}{also}; take a larger --gpu, or more of them with --fsdp"

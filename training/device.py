@@ -7,8 +7,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """auto: a CUDA GPU or else the CPU; never Apple's mps, on which nothing is tested. ValueError
-    if the device is not there."""
+    """auto: a CUDA GPU or else the CPU; not Apple's mps, on which nothing is tested."""
     has_cuda = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if has_cuda else "cpu")

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from model import IGNORE_INDEX
@@ -17,7 +18,7 @@ from training.device import pick_device, pick_precision
 
 
 class Process(NamedTuple):
-    """This process among the `world_size` processes of a run, and what it computes with."""
+    """This process, one of world_size, and what it computes with."""
 
     rank: int
     world_size: int
@@ -26,7 +27,7 @@ class Process(NamedTuple):
 
 
 def init_distributed(device_name="auto", precision="auto"):
-    """Joins torchrun's processes if there are any (nccl on GPUs, gloo elsewhere) -> Process."""
+    """-> Process. Joins torchrun's processes, if there are any."""
     device = pick_device(device_name)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -35,7 +36,8 @@ def init_distributed(device_name="auto", precision="auto"):
     if "RANK" not in os.environ:
         return Process(0, 1, device, dtype)
 
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Tensors on a GPU go by nccl, counts on the CPU by gloo, which does not wait for a GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return Process(dist.get_rank(), dist.get_world_size(), device, dtype)
 
 
@@ -66,7 +68,7 @@ def print_rank0(text):
 
 def wrap_distributed(objective, process, fsdp):
     """The objective on its device, as all ranks train it. DDP: each rank has a copy. FSDP2: each
-    has a part of every tensor, and a block is gathered when it runs. Gradients are averaged."""
+    has a shard of every tensor, and a block is gathered when it runs."""
     # DDP.
     if not fsdp:
         objective.to(process.device)
@@ -90,25 +92,22 @@ def all_reduce(values, process, op=dist.ReduceOp.SUM):
     """Numbers, each reduced over all ranks, in float64."""
     if process.world_size == 1:
         return values
-
-    # gloo takes tensors on the CPU. Apple's GPU has no float64.
-    device = process.device if process.device.type == "cuda" else "cpu"
-    reduced = torch.tensor(values, dtype=torch.float64, device=device)
+    reduced = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(reduced, op)
     return reduced.tolist()
 
 
 def pad_micro_batches(micro_batches, process):
-    """As many micro-batches as the rank with the most has, because all ranks take part in each
-    backward: with --pack they may differ. The last one is repeated without targets."""
+    """As many micro-batches as the rank with the most has (with --pack they may differ), because
+    all ranks take part in each backward. The last one is repeated without targets."""
     (largest,) = all_reduce([len(micro_batches)], process, dist.ReduceOp.MAX)
     missing = int(largest) - len(micro_batches)
     if not missing:
         return micro_batches
 
     last = micro_batches[-1]
-    targets = torch.full_like(last["targets"], IGNORE_INDEX)
-    empty = last | {"targets": targets, "num_tokens": 0, "attention_pairs": 0}
+    counts = dict.fromkeys(("num_targets", "num_tokens", "num_images", "attention_pairs"), 0)
+    empty = last | counts | {"targets": torch.full_like(last["targets"], IGNORE_INDEX)}
     return micro_batches + [empty] * missing
 
 
@@ -117,18 +116,7 @@ def full_tensor(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local_tensor(tensor):
-    """This rank's part of a sharded tensor, sharing its memory; any other as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def to_device(value, device):
-    """A batch with all its tensors on `device`: tensors in dicts and (named) tuples."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: to_device(item, device) for key, item in value.items()}
-    if isinstance(value, tuple):
-        items = (to_device(item, device) for item in value)
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return value
+def to_device(batch, device):
+    """A batch with all its tensors on `device`. From pinned memory they are copied while the GPU
+    computes."""
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)

@@ -1,18 +1,16 @@
-"""Which parameters train (submodules, LoRA's adapters, the embeddings of new tokens), and the model
-that comes out."""
+"""Which parameters train, LoRA's adapters among them, and the model that comes out."""
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from checkpoint import write_atomically, write_model
-from training.distributed import full_tensor, is_rank0, local_tensor
+from checkpoint import map_weights, write_atomically, write_model
+from training.distributed import full_tensor, is_rank0
 
 
 def set_trainable(model, trainable, lora_rank=0):
-    """Only the submodules named in `trainable` train. With lora_rank the decoder itself is frozen,
-    and adapters are added to the matrices of its blocks."""
+    """Only the submodules named in `trainable` train; with lora_rank the decoder's adapters."""
+    model.exact_weights = {}  # see round_frozen_weights
     model.requires_grad_(False)
     for name in trainable:
         try:
@@ -21,20 +19,23 @@ def set_trainable(model, trainable, lora_rank=0):
             raise ValueError(f"--trainable {name}: the model has no such module") from None
 
     # The loss does not depend on what comes after the feature layer.
-    num_layers = model.config.vision_feature_layer % (len(model.vision.layers) + 1)
-    for unused in (model.vision.final_norm, *model.vision.layers[num_layers:]):
+    for unused in (model.vision.final_norm, *model.vision.layers[used_layers(model) :]):
         unused.requires_grad_(False)
 
-    # LoRA instead of the decoder: each linear layer of its blocks gets an adapter.
-    if lora_rank:
-        if "decoder" not in trainable:
-            raise ValueError(f"--lora-rank: needs decoder in --trainable {' '.join(trainable)}")
-        model.decoder.requires_grad_(False)
-        for block in model.decoder.layers:
-            for parent in (block.attn, block.mlp):
-                for name, layer in list(parent.named_children()):
-                    if isinstance(layer, nn.Linear):
-                        setattr(parent, name, LoRALinear(layer, lora_rank))
+    # LoRA: the decoder itself is frozen, and the matrices of its blocks get adapters.
+    if not lora_rank:
+        return
+    if "decoder" not in trainable:
+        raise ValueError(f"--lora-rank: needs decoder in --trainable {' '.join(trainable)}")
+    model.decoder.requires_grad_(False)
+    for name, layer in list(model.decoder.layers.named_modules()):
+        if isinstance(layer, nn.Linear):
+            model.decoder.layers.set_submodule(name, LoRALinear(layer, lora_rank))
+
+
+def used_layers(model):
+    """Layers of the ViT up to the one whose output the projector takes."""
+    return model.config.vision_feature_layer % (len(model.vision.layers) + 1)
 
 
 class LoRALinear(nn.Module):
@@ -54,17 +55,43 @@ class LoRALinear(nn.Module):
         return frozen + self.SCALE * F.linear(F.linear(x, self.down), self.up)
 
 
-def merged_weights(model, adapters):
-    """Yields (name, tensor) of the trained model. Sharded tensors are gathered, adapters merged
-    into their weights, W + 2·up·down, and also put into the dict `adapters`."""
+def frozen_linear_weights(model):
+    """Yields (name, parameter) of the linear layers that do not train."""
+    for layer, module in model.named_modules():
+        if isinstance(module, (nn.Linear, LoRALinear)):
+            for name, parameter in module.named_parameters(layer, recurse=False):
+                is_embedding = parameter is model.decoder.embed_tokens.weight  # a tied head
+                if not parameter.requires_grad and not is_embedding:
+                    yield name, parameter
+
+
+def round_frozen_weights(model, folder, dtype):
+    """Keeps frozen linear layers in `dtype`, to which autocast rounds them at each use: the same
+    results in half the memory. What they are rounded from is mapped from the model folder."""
+    if dtype == torch.float32:
+        return
+    exact_weights = map_weights(folder, model.config)
+    for name, parameter in frozen_linear_weights(model):
+        model.exact_weights[name] = exact_weights[name]
+        parameter.data = parameter.data.to(dtype)
+
+
+def merged_weights(model, adapters, exact=True):
+    """Yields (name, tensor) of the trained model, gathered. Adapters are merged into their weights,
+    and also put into the dict `adapters`. exact: frozen weights are as they were read."""
     state = model.state_dict()
     for name, tensor in state.items():
         if name.endswith((".down", ".up")):
             continue  # an adapter: comes with its weight
 
-        tensor = full_tensor(tensor)
         layer = name.removesuffix(".weight")
-        if f"{layer}.down" in state:
+        has_adapter = f"{layer}.down" in state
+        if exact or has_adapter:
+            tensor = model.exact_weights.get(name, tensor)
+        tensor = full_tensor(tensor)
+
+        # W + 2·up·down.
+        if has_adapter:
             for part in ("down", "up"):
                 adapters[f"{layer}.{part}"] = full_tensor(state[f"{layer}.{part}"]).cpu()
             up, down = adapters[f"{layer}.up"], adapters[f"{layer}.down"]
@@ -76,45 +103,12 @@ def export_model(model, tokenizer, out):
     """Rank 0 writes the model folder and adapters.pt. All ranks must call it."""
     adapters = {}
     tensors = merged_weights(model, adapters)
-    if not is_rank0():
+    try:
+        if is_rank0():
+            write_model(model.config, tensors, tokenizer, out)
+        if is_rank0() and adapters:
+            content = {"scale": LoRALinear.SCALE, "adapters": adapters}
+            write_atomically(out / "adapters.pt", lambda file: torch.save(content, file))
+    finally:
         for _ in tensors:
-            pass  # takes part in gathering
-        return
-
-    write_model(model.config, tensors, tokenizer, out)
-    if adapters:
-        content = {"scale": LoRALinear.SCALE, "adapters": adapters}
-        write_atomically(out / "adapters.pt", lambda file: torch.save(content, file))
-
-
-class FrozenEmbeddings:
-    """Keeps the first `count` rows of the embeddings and of the head to the bit."""
-
-    def __init__(self, wrapped, count):
-        self.frozen = []  # (parameter, its frozen rows on this rank, a copy of them)
-        for name, parameter in wrapped.named_parameters():
-            is_table = name.endswith(("embed_tokens.weight", "lm_head.weight"))
-            if is_table and count > len(parameter):
-                raise ValueError(f"--freeze-embeddings {count}: there are {len(parameter)}")
-            if count and is_table and parameter.requires_grad:
-                rows = local_tensor(parameter.detach())[: local_count(parameter, count)]
-                self.frozen.append((parameter, rows, rows.clone()))
-
-    def zero_grad(self):
-        """Before clipping, so that frozen rows do not count in the gradient's norm."""
-        for parameter, rows, _ in self.frozen:
-            local_tensor(parameter.grad)[: len(rows)] = 0
-
-    def restore(self):
-        """After the step, because weight decay moves rows without a gradient, too."""
-        for _, rows, copy in self.frozen:
-            rows.copy_(copy)
-
-
-def local_count(parameter, count):
-    """How many of the first `count` rows are on this rank. FSDP2 splits rows evenly."""
-    if not isinstance(parameter, DTensor):
-        return count
-    mesh = parameter.device_mesh
-    share = -(-parameter.shape[0] // mesh.size())  # rounded up
-    return max(count - share * mesh.get_local_rank(), 0)
+            pass  # all ranks take part in gathering, to the end

@@ -1,15 +1,13 @@
-"""The loss of each stage: a batch -> (sum of losses, number of targets).
+"""The loss of each stage: a batch -> the sum of the losses of its targets.
 
-Dimensions: B images of this rank, B_all of all ranks, N patches, C width, V vocabulary, F phrases
-of this rank, W words of the dictionary.
+Dimensions: B images and F phrases of this rank, B_all images of all ranks, N patches, C width,
+V vocabulary, W words of the dictionary.
 """
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
-
-from model import IGNORE_INDEX
 
 
 def build_objective(args, model):
@@ -31,13 +29,12 @@ class NextTokenObjective(nn.Module):
         self.model = model
 
     def forward(self, batch):
-        loss = self.model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch["layout"])
-        return loss, (batch["targets"] != IGNORE_INDEX).sum()
+        return self.model.loss(batch["ids"], batch["targets"], batch.get("pixels"), batch["layout"])
 
 
 class PhraseContrastObjective(nn.Module):
-    """Vision: which phrases describe an image. A target is a phrase of this rank's images, compared
-    with the images of all ranks. With a dictionary, also which words mean the same."""
+    """Vision: which phrases describe an image. A phrase of this rank is compared with the images of
+    all ranks. With a dictionary, also which words mean the same."""
 
     def __init__(self, model):
         super().__init__()
@@ -56,19 +53,21 @@ class PhraseContrastObjective(nn.Module):
         usable = gather_images(batch["usable"][:, None].float(), images_per_rank)[:, 0] > 0
         loss = phrase_loss(logits, batch["is_true"], batch["is_known"] & usable)
 
+        # Words that no caption has are found by those that mean the same (as in AltCLIP, arXiv
+        # 2211.06679). To the score, a word is an image of one patch.
         if "word_ids" in batch:
             words = embed_phrases(embeddings, batch["word_ids"], batch["word_offsets"])
-            word_logits = self.score.between_words(words)  # (W, W)
+            word_logits = self.score(words, words[:, None])  # (W, W)
             loss = loss + phrase_loss(word_logits, batch["word_true"], batch["word_known"])
-        return loss, torch.tensor(len(logits), device=logits.device)
+        return loss
 
 
 class PhraseScore(nn.Module):
     """How well a phrase describes an image: the cosine of its embedding and the best patch.
 
     CLIP trains a text tower and throws it away. Here patches are compared with the token embeddings
-    that the decoder reads later, so what is learnt stays: a patch of a big red cat lies near
-    "big" + "red" + "cat", and the decoder finds it as it finds a word in a text."""
+    that the decoder reads: a patch of a big red cat lies near "big" + "red" + "cat", and the
+    decoder finds it as it finds a word in a text."""
 
     def __init__(self):
         super().__init__()
@@ -82,29 +81,23 @@ class PhraseScore(nn.Module):
         cosines = (phrases @ patches.view(B * N, C).T).view(-1, B, N)  # (F, B·N) -> (F, B, N)
         return cosines.amax(dim=2) * self.logit_scale.exp() + self.bias
 
-    def between_words(self, words):
-        """Unit vectors (W, C) -> logits (W, W) that two words mean the same. What captions name in
-        one language is then found in others, too (as in AltCLIP, arXiv 2211.06679)."""
-        return words @ words.T * self.logit_scale.exp() + self.bias
-
 
 def embed_phrases(embeddings, ids, offsets):
     """Token embeddings (V, C), the ids of all phrases end to end, and where each phrase starts ->
-    unit vectors (F, C). A phrase is the sum of its tokens: the score is linear in the words, so
-    that a patch has to encode category, colour, size and place side by side."""
+    unit vectors (F, C). A phrase is the sum of its tokens, so that a patch has to encode kind,
+    colour, size and place side by side."""
     return F.normalize(F.embedding_bag(ids, embeddings, offsets, mode="sum").float(), dim=-1)
 
 
 def phrase_loss(logits, is_true, is_known):
     """Sigmoid loss of all phrases × all images (SigLIP, arXiv 2303.15343, eq. 1), summed where the
     truth is known. All (F, B), the last two bool."""
-    return F.binary_cross_entropy_with_logits(
-        logits, is_true.to(logits.dtype), is_known.to(logits.dtype), reduction="sum"
-    )
+    truth, weight = is_true.to(logits.dtype), is_known.to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, truth, weight, reduction="sum")
 
 
 def gather_images(tensor, images_per_rank):
-    """(B, …) of this rank -> (B_all, …): the negatives are the images of the global batch."""
+    """(B, …) of this rank -> (B_all, …)."""
     if len(images_per_rank) == 1:
         return tensor
     return AllGatherWithGrad.apply(tensor, images_per_rank)

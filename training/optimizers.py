@@ -9,8 +9,8 @@ from training.distributed import full_tensor
 
 
 def lr_multiplier(step, total_steps, warmup_ratio):
-    """Share of the full learning rate at `step`, counted from 0: a linear rise over warmup_ratio of
-    the steps, then a cosine down to 0."""
+    """Share of the full rate at `step`, counted from 0: a linear rise over warmup_ratio of the
+    steps, then a cosine down to 0."""
     warmup_steps = max(1, round(warmup_ratio * total_steps))
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -35,25 +35,16 @@ def make_optimizers(objective, recipe):
     """[AdamW], or with recipe.muon_lr [AdamW, Muon]. recipe: train.Recipe, or the flags."""
     adamw_params, muon_params = [], []
     for name, parameter in objective.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if recipe.muon_lr > 0 and takes_muon(name, parameter):
-            muon_params.append(parameter)
-        else:
-            adamw_params.append(parameter)
+        if parameter.requires_grad:
+            is_muons = recipe.muon_lr > 0 and takes_muon(name, parameter)
+            chosen = muon_params if is_muons else adamw_params
+            chosen.append(parameter)
 
-    optimizers = [
-        torch.optim.AdamW(
-            adamw_params,
-            lr=recipe.lr,
-            betas=(0.9, recipe.beta2),
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
-    ]
+    decay, betas = recipe.weight_decay, (0.9, recipe.beta2)
+    adamw = torch.optim.AdamW(adamw_params, recipe.lr, betas, weight_decay=decay, fused=True)
+    optimizers = [adamw]
     if muon_params:
-        muon = Muon(muon_params, lr=recipe.muon_lr, weight_decay=recipe.weight_decay)
-        optimizers.append(muon)
+        optimizers.append(Muon(muon_params, recipe.muon_lr, decay))
 
     # The schedule scales this one.
     for optimizer in optimizers:
@@ -64,8 +55,8 @@ def make_optimizers(objective, recipe):
 
 class Muon(torch.optim.Optimizer):
     """Momentum, made orthogonal: all singular values of an update are close to 1 (Jordan et al.
-    2024, kellerjordan.github.io/posts/muon). The same numbers as torch.optim.Muon, but all matrices
-    of a shape at once: one by one they cost a tenth to a quarter of the demo's step."""
+    2024, kellerjordan.github.io/posts/muon). The numbers of torch.optim.Muon, but all matrices of a
+    shape at once: one by one they cost a tenth to a quarter of the demo's step."""
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -88,7 +79,7 @@ class Muon(torch.optim.Optimizer):
         grads = [parameter.grad for parameter in params]
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in params]
 
-        # Nesterov's momentum: average the gradients, then look one step ahead.
+        # Nesterov's momentum: average the gradients, look one step ahead.
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         directions = torch._foreach_lerp(grads, buffers, momentum)
 

@@ -1,13 +1,10 @@
 """The data set of the vision stage: images and the phrases that describe them.
 
-Pipeline: data → **training/phrases.py** → train.py vision. Its loss is in objectives.py.
-
 Dimensions: B images, S image size, F phrases, W words.
 """
 
 import random
 from collections import Counter
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,15 +25,14 @@ class DescribedImage(NamedTuple):
     phrases: dict  # keys: (record type, phrase), in order
     positives: set  # (language, phrase)
     record_types: set  # (language, kind)
-    where: str  # its first record, for messages
+    where: str  # its first record
 
 
 class PhraseDataset:
     """Images and their phrases: the parts of their captions between commas, in all languages.
 
-    A phrase is true of an image if a record of the image has it. It is false if the image has a
-    record of the phrase's language and kind without it. Else it is unknown: no part of the loss.
-    dictionary: a text file of words with one meaning, "cat = 고양이 = 猫" a line."""
+    A phrase is true of an image if a record of the image has it, and false if a record of the image
+    in the phrase's language and kind lacks it. Else it is unknown: no part of the loss."""
 
     def __init__(self, paths, tokenizer, config, dictionary=None, images_folder=None):
         self.paths, self.tokenizer = list(paths), tokenizer
@@ -45,16 +41,11 @@ class PhraseDataset:
         self.load_image = ImageCache("", self.image_size, config.image_aspect_ratio)
         self.bad, self.without_image, self.num_dropped = [], 0, 0
 
-        images = {}  # (folder, file) -> DescribedImage
+        images = {}  # path -> DescribedImage
         for path in self.paths:
             folder = Path(images_folder or Path(path).parent)
             for number, record, conversation in read_conversations(path, self.bad):
-                where = record_name(path, number, record)
-                if len(conversation.images) > 1:
-                    count = len(conversation.images)
-                    self.bad.append(f"{where}: {count} images, the vision stage takes one")
-                else:
-                    self.add(conversation, folder, images, where)
+                self.add(conversation, folder, images, record_name(path, number, record))
 
         # What the sampler reads: one file, all lengths equal.
         self.images = list(images.values())
@@ -67,17 +58,18 @@ class PhraseDataset:
     def add(self, conversation, folder, images, where):
         """Adds a record to its image."""
         self.num_dropped += conversation.dropped
-        if not conversation.images:
-            self.without_image += 1
+        if len(conversation.images) != 1:
+            if count := len(conversation.images):
+                self.bad.append(f"{where}: {count} images, the vision stage takes one")
+            self.without_image += not count
             return
 
+        # Phrases lie between commas, and have no full stop.
         answers = ",".join(answer for _, answer in conversation.turns).replace("，", ",")
-        # A phrase has no full stop.
         phrases = [phrase for part in answers.split(",") if (phrase := part.strip(" .。"))]
 
-        (file,) = conversation.images
-        image = DescribedImage(str(folder / file), {}, set(), set(), where)
-        image = images.setdefault((folder, file), image)
+        path = str(folder / conversation.images[0])
+        image = images.setdefault(path, DescribedImage(path, {}, set(), set(), where))
         language, kind = conversation.language, conversation.kind
         image.record_types.add((language, kind))
         image.positives.update((language, phrase) for phrase in phrases)
@@ -92,20 +84,20 @@ class PhraseDataset:
     def batch(self, indices, rank=0, world_size=1, seed=0, phrases_per_image=6):
         """A rank's part of the global batch `indices`: every world_size-th image.
 
-        pixels, usable      uint8 (B, 3, S, S), bool (B,); False: a blank image, see `load_images`
+        pixels, usable      uint8 (B, 3, S, S), bool (B,); False: a blank image
         ids, offsets        F phrases of the usable images, as EmbeddingBag takes them
         is_true, is_known   bool (F, images of rank 0, of rank 1, …)
         images_per_rank     their numbers, 1 for a rank without images
         word_*              with a dictionary, see `draw_words`"""
         per_rank = [indices[r::world_size] or [None] for r in range(world_size)]
-        pixels, usable, bad_samples = self.load_images(per_rank[rank])
+        own = per_rank[rank]
+        pixels, usable, bad_samples = self.load_images(own)
 
         phrases = []
-        for i, is_usable in zip(per_rank[rank], usable.tolist()):
-            if is_usable:
-                described = list(self.images[i].phrases)
-                count = min(phrases_per_image, len(described))
-                phrases += random.Random(f"{seed} {i}").sample(described, count)
+        for row in usable.nonzero()[:, 0].tolist():
+            described = list(self.images[own[row]].phrases)
+            count = min(phrases_per_image, len(described))
+            phrases += random.Random(f"{seed} {own[row]}").sample(described, count)
 
         # The columns are the images of all ranks: negatives for the phrases of this one.
         is_true, is_known = self.label(phrases, [i for part in per_rank for i in part])
@@ -119,13 +111,18 @@ class PhraseDataset:
             "is_true": is_true,
             "is_known": is_known,
             "images_per_rank": [len(part) for part in per_rank],
-            "sample_indices": [i for i in per_rank[rank] if i is not None],
+            "sample_indices": [i for i in own if i is not None],
             "bad_samples": bad_samples,
+            "num_targets": len(phrases),
+            "num_tokens": len(ids),
+            "padded_tokens": len(ids),
+            "num_images": len(pixels),
+            "attention_pairs": 0,
         }
         return batch | self.draw_words(rank, world_size, seed)
 
     def load_images(self, indices):
-        """(pixels, usable, error messages). Blank: None, and an image that can't be loaded."""
+        """(pixels, usable, errors). Blank: None, and an image that can't be loaded."""
         pixels = torch.zeros(len(indices), 3, self.image_size, self.image_size, dtype=torch.uint8)
         usable, errors = torch.zeros(len(indices), dtype=torch.bool), []
         for row, i in enumerate(indices):
@@ -143,18 +140,16 @@ class PhraseDataset:
         is_true = np.zeros((len(phrases), len(indices)), bool)
         is_known = is_true.copy()
         for column, i in enumerate(indices):
-            if i is None:
-                continue
-
-            positives, types = self.images[i].positives, self.images[i].record_types
-            is_true[:, column] = [(about[0], phrase) in positives for about, phrase in phrases]
-            is_known[:, column] = [about in types for about, _ in phrases]
+            if i is not None:
+                positives, types = self.images[i].positives, self.images[i].record_types
+                is_true[:, column] = [(about[0], phrase) in positives for about, phrase in phrases]
+                is_known[:, column] = [about in types for about, _ in phrases]
         return torch.from_numpy(is_true), torch.from_numpy(is_true | is_known)
 
     def draw_words(self, rank, world_size, seed):
         """W words of random dictionary lines, the same on all ranks: word_ids, word_offsets. Of all
         pairs, bool (W, W): word_true, both are of one line; word_known, the pair is this rank's and
-        of two spellings. A word of two lines may have two meanings."""
+        of two spellings."""
         if not self.dictionary:
             return {}
 
@@ -162,10 +157,9 @@ class PhraseDataset:
         lines = random.Random(f"{seed} dictionary").sample(self.dictionary, count)
         words = [ids for line in lines for ids in line]
 
-        # Each word's line, and the number of its spelling.
+        # Each word's line, and the first word of its spelling.
         line_of = torch.tensor([n for n, line in enumerate(lines) for _ in line])
-        numbers = {}
-        spelling = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in words])
+        spelling = torch.tensor([words.index(ids) for ids in words])
 
         ids, offsets = flatten(words)
         of_rank = torch.arange(len(words)) % world_size == rank
@@ -179,13 +173,13 @@ class PhraseDataset:
 
 def flatten(bags):
     """Lists of ids -> (ids, offsets), int64: all ids, and where each list begins."""
-    ids = [token for bag in bags for token in bag]
-    offsets = [0, *accumulate(len(bag) for bag in bags)][: len(bags)]
-    return torch.tensor(ids, dtype=torch.long), torch.tensor(offsets, dtype=torch.long)
+    lengths = torch.tensor([len(bag) for bag in bags], dtype=torch.long)
+    ids = torch.tensor([token for bag in bags for token in bag], dtype=torch.long)
+    return ids, lengths.cumsum(0) - lengths
 
 
 def read_dictionary(path, tokenizer):
-    """A text file with lines "cat = 고양이 = 猫" -> [[ids of a word, …], …]."""
+    """A text file with lines of one meaning, "cat = 고양이 = 猫" -> [[ids of a word, …], …]."""
     lines = []
     for number, line in enumerate(read_lines([path]), 1):
         words = [word.strip() for word in line.split("=")]

@@ -1,5 +1,5 @@
-"""What a run tells people and programs: the progress on the terminal, log.jsonl with a line per
-step, runs.jsonl with a line per start."""
+"""What a run reports: its progress on the terminal, a line per step in log.jsonl, a line per start
+in runs.jsonl."""
 
 import json
 import math
@@ -21,6 +21,7 @@ from training.cost import flops_per_unit, peak_flops, size, step_flops
 from training.distributed import all_reduce, is_rank0, print_rank0
 from training.resume import run_settings
 from vocabulary.command import first_few
+from vocabulary.records import read_complete_lines
 
 try:
     import resource
@@ -35,11 +36,9 @@ class RunLog:
         self.args, self.process, self.dataset, self.batches = args, process, dataset, batches
         self.flops = flops_per_unit(objective.model)
         self.peak_flops = None if args.stage == "vision" else peak_flops(process.device)
-        self.num_bad_samples = 0
-        self.num_skips = 0  # steps without an update
-        self.skips_in_a_row = 0
+        self.num_bad_samples, self.num_targets = 0, 0
+        self.num_skips, self.skips_in_a_row = 0, 0  # steps without an update
         self.loss = math.nan  # of the last step
-        self.num_targets, self.num_updates = 0, 0  # of all steps since the start
 
         if is_rank0():
             self.report_bad_samples(getattr(dataset, "bad", ()))
@@ -50,27 +49,26 @@ class RunLog:
         self.start_time = self.step_time = self.print_time = time.time()
 
     def batch_ready(self, micro_batches):
-        """Notes how long the step has waited for its data, and reports what was left out of it."""
+        """Notes how long the step waited for its data, and reports what was left out of it."""
         self.data_wait = time.time() - self.step_time
         for micro_batch in micro_batches:
             self.report_bad_samples(micro_batch["bad_samples"])
 
     def report_bad_samples(self, reasons):
-        """Prints and counts samples that can't be used. ValueError with --bad-samples error."""
+        """ValueError with --bad-samples error."""
         for reason in reasons:
             if self.args.bad_samples == "error":
                 raise ValueError(reason)
             self.num_bad_samples += 1
             tqdm.write(f"left out: {reason}", file=sys.stderr)
 
-    def write_step(self, step, stats, lr, grad_norm, is_finite):
-        """Logs a step, counted from 1; is_finite: it was not skipped."""
+    def write_step(self, step, stats, loss, lr, grad_norm):
+        """Logs a step, counted from 1. It was skipped if loss or norm is infinite or NaN."""
         seconds, self.step_time = time.time() - self.step_time, time.time()
-        self.loss = stats.loss_sum / max(stats.num_targets, 1) if is_finite else math.nan
+        is_finite, self.loss = math.isfinite(loss) and math.isfinite(grad_norm), loss
         self.skips_in_a_row = 0 if is_finite else self.skips_in_a_row + 1
         self.num_skips += not is_finite
         self.num_targets += stats.num_targets
-        self.num_updates += is_finite and stats.num_targets > 0
 
         # Model FLOPs utilisation: the share of the GPUs' peak that is useful work.
         mfu = None
@@ -81,7 +79,7 @@ class RunLog:
         # One line for programs.
         row = {
             "step": step,
-            "loss": self.loss if is_finite else None,
+            "loss": loss if is_finite else None,
             "lr": lr,
             "grad_norm": grad_norm if is_finite else None,
             "tokens": int(stats.num_tokens),
@@ -96,8 +94,8 @@ class RunLog:
         if is_rank0():
             print(json.dumps(row), file=self.file, flush=True)
 
-        # Two lines for people, the first for the eye on learning, the second for that on speed.
-        learning = f"loss {self.loss:.3f}, lr {lr:.1e}, norm {grad_norm:.3g}"
+        # Two lines for people: how it learns, and how fast.
+        learning = f"loss {loss:.3f}, lr {lr:.1e}, norm {grad_norm:.3g}"
         speed = [f"{tqdm.format_sizeof(stats.num_tokens / seconds)} tokens/s"]
         if mfu:
             speed.append(f"MFU {mfu:.0%}")
@@ -124,14 +122,11 @@ class RunLog:
 
     def show_progress(self, step, learning, speed):
         """Moves the bar on a terminal; elsewhere prints every 30 seconds. On 80 columns."""
-        # The bar has one line: what has no room is left out, from the end.
-        text, rest = learning.partition(",")[0], list(speed)
-        while rest and len(text) + len(rest[0]) < 40:
-            text += f", {rest.pop(0)}"
-        self.bar.set_postfix_str(text, refresh=False)
+        # The bar has room for three numbers.
+        short = [learning.partition(",")[0], *speed[:2]]
+        self.bar.set_postfix_str(", ".join(short), refresh=False)
         self.bar.update()
 
-        # No bar is shown in a file.
         if self.bar.disable and self.step_time - self.print_time > 30:
             self.print_time = self.step_time
             done, total = step - self.batches.start, self.batches.steps
@@ -139,21 +134,21 @@ class RunLog:
             progress = f"{self.args.stage} {step:,}/{total:,}, {minutes:,.0f} min to go"
             print_rank0(f"{progress}: {learning}\n  {', '.join(speed)}")
 
-    def report_skip(self, step, stats, micro_batches, losses):
+    def report_skip(self, step, micro_batches, losses):
         """Names this rank's samples whose loss is not finite; all, if only the gradient is not.
         ValueError after --max-skips steps in a row."""
         wrong = [batch for batch, loss in zip(micro_batches, losses) if not math.isfinite(loss)]
         indices = [i for batch in wrong or micro_batches for i in batch["sample_indices"]]
         names = first_few(map(self.dataset.name, indices), separator="; ")
 
-        cause = "gradient" if math.isfinite(stats.loss_sum) else "loss"
-        skipped = f"the step is skipped ({self.skips_in_a_row} in a row)"
+        # Too many of them end the run.
+        cause, in_a_row = "gradient" if math.isfinite(self.loss) else "loss", self.skips_in_a_row
+        skipped = f"the step is skipped ({in_a_row} in a row)"
         tqdm.write(f"step {step}: {cause} not finite, {skipped}. Samples: {names}", file=sys.stderr)
-
-        if self.skips_in_a_row >= self.args.max_skips:
+        if in_a_row >= self.args.max_skips:
             raise ValueError(
-                f"step {step}: {self.skips_in_a_row} steps in a row without a finite loss and "
-                "gradient; try a lower --lr, or look at the samples named above"
+                f"step {step}: {in_a_row} steps in a row without a finite loss and gradient; try a "
+                "lower --lr, or look at the samples named above"
             )
 
     def report_stop(self, step, is_saved):
@@ -161,32 +156,29 @@ class RunLog:
         self.bar.close()
         if not is_saved:
             raise ValueError(f"asked to stop after step {step}, but its checkpoint is not saved")
-        self.say(
-            f"asked to stop; saved after step {step:,} of {self.batches.steps:,}. The same command "
-            "with --resume goes on from here"
-        )
+        done = f"saved after step {step:,} of {self.batches.steps:,}"
+        self.say(f"asked to stop; {done}. The same command with --resume goes on from here")
 
     def require_updates(self):
-        """ValueError if no step of this run had a target, or of a whole run none an update."""
-        if self.batches.start == self.batches.steps or self.num_updates:
-            return
-        if self.num_targets == 0:
-            raise ValueError("no sample could be used: nothing was trained, no model is written")
-        if self.batches.start == 0:
-            raise ValueError("no step had a finite loss: nothing was trained, no model is written")
+        """ValueError if no step of this run had a target, or all steps were skipped."""
+        nothing = "nothing was trained, no model is written"
+        if not self.num_targets and self.batches.start < self.batches.steps:
+            raise ValueError(f"no sample could be used: {nothing}")
+        if self.num_skips == self.batches.steps:
+            raise ValueError(f"no step had a finite loss: {nothing}")
 
     def print_summary(self):
         """The last line of a finished run. All ranks must call it."""
         self.bar.close()
-        (num_bad,) = all_reduce([self.num_bad_samples], self.process)
-        line = f"loss {self.loss:.4f} after {self.batches.steps:,} steps"
-        line += f", {time.time() - self.start_time:,.0f} s"
-        if num_bad:
-            line += f", {num_bad:.0f} bad samples left out"
-        if dropped := getattr(self.dataset, "num_dropped", 0):
-            line += f", {dropped:,} first turns of the model left out"
-        if self.num_skips:
-            line += f", {self.num_skips} steps skipped"
+        seconds = time.time() - self.start_time
+        line = f"loss {self.loss:.4f} after {self.batches.steps:,} steps, {seconds:,.0f} s"
+        counts = {
+            "bad samples left out": all_reduce([self.num_bad_samples], self.process)[0],
+            "first turns of the model left out": getattr(self.dataset, "num_dropped", 0),
+            "steps skipped": self.num_skips,
+        }
+        for what, count in counts.items():
+            line += f", {count:,.0f} {what}" if count else ""
         self.say(f"{line} → {self.args.out}")
 
     def say(self, text):
@@ -194,20 +186,14 @@ class RunLog:
 
 
 def make_bar(stage, start, steps, is_shown):
-    """The progress of a run, a line without a picture: that leaves room for its numbers."""
-    return tqdm(
-        total=steps,
-        initial=start,
-        desc=stage,
-        bar_format="{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}",
-        disable=not is_shown,
-        mininterval=1,
-    )
+    """The progress of a run: numbers, without a picture."""
+    text = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+    options = {"bar_format": text, "disable": not is_shown, "mininterval": 1}
+    return tqdm(total=steps, initial=start, desc=stage, **options)
 
 
 def describe_run(args, process, objective, dataset, batches):
-    """What is going to train on what: a line for the run, and one per file."""
-    # The run.
+    """What trains on what: a line for the run, and one per file."""
     trained = size(weight for weight in objective.parameters() if weight.requires_grad)
     micro_batch_size = args.micro_batch_size or args.batch_size // process.world_size
     micro_batches = f"{batches.num_micro_batches} × {micro_batch_size}"
@@ -222,8 +208,7 @@ def describe_run(args, process, objective, dataset, batches):
     if batches.start:
         text += f"; from step {batches.start}"
 
-    # Shares of the files, and of their languages. The vision stage collects the captions of an
-    # image from all files.
+    # Shares of the files, and of their languages. The vision stage makes one of all files.
     paths = [", ".join(args.data)] if args.stage == "vision" else args.data
     sizes = batches.sampler.quotas or dataset.sizes
     for path, num_samples, languages in zip(paths, sizes, dataset.languages):
@@ -234,32 +219,29 @@ def describe_run(args, process, objective, dataset, batches):
 
 
 def open_files(args, process, last_step):
-    """Adds a row to runs.jsonl, and opens log.jsonl for appending. Its rows after `last_step` are
-    cut off: these steps are done again."""
+    """Adds a row to runs.jsonl, and opens log.jsonl, without rows of steps after last_step."""
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "runs.jsonl", "a", encoding="utf-8") as file:
         print(json.dumps(describe_start(args, process)), file=file)
 
-    # A line that a crash cut off goes as well.
-    path, kept = out / "log.jsonl", ""
-    if path.exists():
-        for line in path.read_text(encoding="utf-8-sig").splitlines(keepends=True):
-            if line.endswith("}\n") and json.loads(line)["step"] <= last_step:
-                kept += line
-    write_atomically(path, lambda file: file.write(kept.encode()))
+    # A line that a crash cut off is left out, too.
+    path = out / "log.jsonl"
+    kept = [line for line in read_complete_lines(path) if json.loads(line)["step"] <= last_step]
+    write_atomically(path, lambda file: file.writelines(kept))
     return open(path, "a", encoding="utf-8")
 
 
 def describe_start(args, process):
     """Command, settings, code, versions and machine of a run."""
-    commit, device = None, f"{platform.machine()} {process.device.type}"
+    commit = None
     if shutil.which("git"):
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
         folder = Path(__file__).parent
         done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
         commit = done.stdout.strip() or None
 
+    device = f"{platform.machine()} {process.device.type}"
     if process.device.type == "cuda":
         device = torch.cuda.get_device_name(process.device)
     packages = ("torch", "numpy", "sentencepiece", "pillow", "triton")

@@ -1,7 +1,6 @@
 """Which samples make up which step, and the micro-batches of one rank.
 
-Pipeline: data → **training/sampler.py** → train.py. The samples of a step depend on seed and step
-alone: the step number is the whole position in the data, on any number of ranks.
+The samples of a step depend on seed and step alone, on any number of ranks.
 """
 
 import atexit
@@ -18,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data import BadSample, Sample, attention_pairs, collate, select_loss_positions
-from model import Layout
+from model import IGNORE_INDEX, Layout
 from training.phrases import PhraseDataset
 
 
@@ -42,9 +41,8 @@ class LengthGroupedSampler:
     """sampler[step] -> the sample indices of a global batch.
 
     An epoch is a permutation in which samples of similar length share a batch: little padding. Its
-    last batch may be short.
-    With weights, each file (of `sizes` samples) gives its share of an epoch and continues in the
-    next one: no sample of a file comes again before all others have come."""
+    last batch may be short. With weights, each file (of `sizes` samples) gives its share of an
+    epoch: no sample comes again before all others of its file have come."""
 
     def __init__(self, sort_keys, batch_size, seed, sizes=None, weights=None):
         self.sort_keys, self.batch_size, self.seed = np.asarray(sort_keys), batch_size, seed
@@ -82,7 +80,7 @@ class LengthGroupedSampler:
         return [order[n * self.batch_size :][: self.batch_size] for n in numbers]
 
     def draw_file_share(self, file, epoch):
-        """The samples that a file gives to an epoch, from the endless row of its permutations."""
+        """The samples that a file gives to an epoch: the next ones of its permutations."""
         size, quota, first = self.sizes[file], self.quotas[file], sum(self.sizes[:file])
         drawn = []
         while len(drawn) < quota:
@@ -96,15 +94,15 @@ class LengthGroupedSampler:
 @dataclass(eq=False)
 class MicroBatchDataset(Dataset):
     """batches[n] -> a rank's micro-batches for step start + n: what `collate`, `pack` or
-    PhraseDataset.batch return, with sample_indices, num_tokens (without padding), attention_pairs,
-    and bad_samples, the reasons of those left out."""
+    PhraseDataset.batch return, with sample_indices, the counts of train.StepStats, and bad_samples,
+    why samples were left out."""
 
     dataset: object
     batch_size: int  # of the global batch; rank r has its samples r, r + world_size, …
     seed: int
     _: KW_ONLY
     pad_id: int = 0
-    micro_batch_size: int = 0  # samples at most; 0: all in one micro-batch
+    micro_batch_size: int = 0  # samples; 0: all in one micro-batch
     token_budget: int = 0  # or: samples are packed into micro-batches of this many tokens
     rank: int = 0
     world_size: int = 1
@@ -116,18 +114,14 @@ class MicroBatchDataset(Dataset):
         sort_keys, sizes = self.dataset.sort_keys, self.dataset.sizes
         if self.token_budget:
             sort_keys = np.zeros(len(sort_keys))  # packed samples need no padding
-        self.sampler = LengthGroupedSampler(
-            sort_keys, self.batch_size, self.seed, sizes, self.weights
-        )
+        order = sort_keys, self.batch_size, self.seed
+        self.sampler = LengthGroupedSampler(*order, sizes, self.weights)
         if self.steps is None:
             self.steps = self.sampler.per_epoch
 
         # The same on all ranks, even if the last batch is short.
-        self.num_micro_batches = 1
-        if self.micro_batch_size:
-            self.num_micro_batches = -(
-                -self.batch_size // (self.world_size * self.micro_batch_size)
-            )
+        share = self.batch_size / self.world_size
+        self.num_micro_batches = math.ceil(share / (self.micro_batch_size or share))
 
     def __len__(self):
         return self.steps - self.start
@@ -139,8 +133,7 @@ class MicroBatchDataset(Dataset):
         # The vision stage contrasts the whole batch at once.
         if isinstance(self.dataset, PhraseDataset):
             seed = f"{self.seed} {step}"
-            batch = self.dataset.batch(indices, self.rank, self.world_size, seed)
-            return [batch | {"num_tokens": batch["ids"].numel(), "attention_pairs": 0}]
+            return [self.dataset.batch(indices, self.rank, self.world_size, seed)]
 
         indices, micro_batches = indices[self.rank :: self.world_size], []
         for first in range(self.num_micro_batches):
@@ -165,12 +158,19 @@ class MicroBatchDataset(Dataset):
         micro_batches = []
         for group in groups:
             # All ranks take part in each step, with a sample without targets if need be.
-            chosen = [samples[i] for i in group] or [Sample([self.pad_id] * 2, [0, 0], [])]
-            batch = pack(chosen) if self.token_budget else collate(chosen, self.pad_id)
-            batch["sample_indices"] = [usable[i] for i in group]
-            batch["num_tokens"] = sum(lengths[i] for i in group)
-            batch["attention_pairs"] = sum(attention_pairs(samples[i]) for i in group)
-            batch["bad_samples"] = [] if micro_batches else bad_samples
+            chosen = [samples[i] for i in group]
+            filled = chosen or [Sample([self.pad_id] * 2, [0, 0], [])]
+            batch = pack(filled) if self.token_budget else collate(filled, self.pad_id)
+            batch |= {
+                "sample_indices": [usable[i] for i in group],
+                "num_targets": int((batch["targets"] != IGNORE_INDEX).sum()),
+                "num_tokens": sum(lengths[i] for i in group),
+                "padded_tokens": batch["ids"].numel(),
+                "num_images": len(batch.get("pixels", ())),
+                "attention_pairs": sum(map(attention_pairs, chosen)),
+                "bad_samples": bad_samples,
+            }
+            bad_samples = []  # each is named once
             micro_batches.append(batch)
         return micro_batches
 
@@ -194,7 +194,6 @@ def pack_into_bins(lengths, budget):
 def pack(samples):
     """Samples -> a batch of one row without padding, (1, T): documents end to end. In each the
     positions restart, and key_ranges let a token attend to its own document, up to itself."""
-    assert all(len(sample.starts) == 1 for sample in samples), "samples of several records"
     parts = [collate([sample], pad_id=0, T=len(sample.ids) - 1) for sample in samples]
     batch = {key: torch.cat([part[key] for part in parts], dim=1) for key in ("ids", "targets")}
 
@@ -214,15 +213,9 @@ def pack(samples):
 
 def make_loader(batches, num_workers=0, pin_memory=False):
     """Iterates over `batches` in order. Worker processes prepare them ahead; 0: this process."""
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        num_workers=num_workers,
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=ignore_signals,
-        pin_memory=pin_memory,
-    )
-    iterator = iter(loader)
+    options = {"num_workers": num_workers, "prefetch_factor": 4 if num_workers else None}
+    options |= {"worker_init_fn": ignore_signals, "pin_memory": pin_memory}
+    iterator = iter(DataLoader(batches, batch_size=None, **options))
     if num_workers:
         # Workers ignore signals, so they must be stopped however this process ends.
         atexit.register(iterator._shutdown_workers)

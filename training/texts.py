@@ -1,7 +1,4 @@
-"""The data set of the text stage: documents, cut into samples.
-
-Pipeline: data → **training/texts.py** → train.py text.
-"""
+"""The data set of the text stage: documents, cut into samples."""
 
 import hashlib
 import os
@@ -22,7 +19,6 @@ class TextDataset:
 
     def __init__(self, paths, tokenizer, max_length, cache):
         self.paths, self.languages = list(paths), [{}] * len(paths)  # languages are unknown
-
         self.ids = [read_tokens(path, tokenizer, cache) for path in self.paths]
         ends = tokenizer.bos_id, tokenizer.eos_id
         spans = [cut_documents(ids, *ends, max_length) for ids in self.ids]
@@ -69,17 +65,15 @@ def cut_documents(ids, bos_id, eos_id, max_length):
 
 def read_tokens(path, tokenizer, cache):
     """The ids of a text file, documents end to end, each from <s> to </s>: an array mapped from a
-    file in the folder `cache`. The file's name depends on text and tokenizer."""
+    file in the folder `cache`, whose name depends on text and tokenizer."""
     path = find_file(path)
     open_text(path).close()  # ValueError now if it is no text
+    dtype, stat = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32, path.stat()
 
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    stat = path.stat()
     # Whoever replaces a text may give it the old time; then ctime tells.
-    times = stat.st_mtime_ns, stat.st_ctime_ns
-    text_key = repr((str(path.resolve()), stat.st_size, *times)).encode()
-    key = hashlib.sha256(tokenizer.to_bytes() + text_key).hexdigest()
-    file = Path(cache) / f"{path.stem}-{key[:16]}.{dtype.name}"
+    text_key = str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    key = hashlib.sha256(tokenizer.to_bytes() + repr(text_key).encode()).hexdigest()
+    file = Path(cache) / f"{path.stem}-{key[:16]}.{dtype.__name__}"
 
     # The first process of a machine writes. If it fails, torchrun ends the others.
     while not file.exists() and int(os.environ.get("LOCAL_RANK", 0)) > 0:

@@ -50,11 +50,11 @@ def train_steps(args, out):
     base_flops, steps = document_flops(out / "base.start", args.text), []
     for name in MODELS:
         start, model = out / f"{name}.start", out / name
-        # Whole micro-batches: a quarter of a step each.
+        # Two micro-batches a step.
         flops = base_flops if name == "base" else document_flops(start, args.text)
-        micro_batch = max(1, round(args.batch_size / 4 * base_flops / flops))
+        micro_batch = max(1, round(args.batch_size / 2 * base_flops / flops))
         train = ["train.py", "text", "--model", str(start), "--data", *args.text]
-        train += ["--steps", str(args.steps), "--batch-size", str(4 * micro_batch)]
+        train += ["--steps", str(args.steps), "--batch-size", str(2 * micro_batch)]
         train += ["--micro-batch-size", str(micro_batch), "--lr", str(args.lr)]
         train += ["--precision", args.precision, "--seed", str(args.seed), "--save-every", "25"]
         train += ["--keep-checkpoints", "1", "--resume", "-o", str(model)]
@@ -122,8 +122,8 @@ def main(words=None, runner=run_command):
     add("--unseen", **some, required=True, help="to measure on; nothing of it is in --text")
     add("--pieces", type=flags.count, default=8000, help="to append")
     add("--steps", type=flags.count, default=100, help="of training")
-    add("--batch-size", type=flags.at_least(4), default=32, help="documents a step of the base")
-    add("--lr", type=flags.at_least(1e-12, float), default=5e-4, help="peak learning rate")
+    add("--batch-size", type=flags.at_least(2), default=16, help="documents a step of the base")
+    add("--lr", type=flags.at_least(1e-12, float), default=1e-3, help="peak learning rate")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in train.py")
     add("--seed", type=flags.seed, default=0, help="of training and of random embeddings")
     add("--out", type=flags.text, default="out/expand", metavar="FOLDER", help="of the run")

@@ -26,7 +26,7 @@ from vocabulary.command import Parser, run_main
 from vocabulary.files import read_json, read_lines, require_writable
 
 MODELS = {"base": [], "mean": ["--init", "mean"], "random": ["--init", "random"]}
-SAMPLED = 2000  # documents whose tokens are counted
+SAMPLED = 500  # documents whose tokens are counted
 
 
 def start_steps(args, out):
@@ -123,7 +123,7 @@ def main(words=None, runner=run_command):
     add("--pieces", type=flags.count, default=8000, help="to append")
     add("--steps", type=flags.count, default=100, help="of training")
     add("--batch-size", type=flags.at_least(2), default=16, help="documents a step of the base")
-    add("--lr", type=flags.at_least(1e-12, float), default=1e-3, help="peak learning rate")
+    add("--lr", type=flags.at_least(1e-12, float), default=5e-4, help="peak learning rate")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in train.py")
     add("--seed", type=flags.seed, default=0, help="of training and of random embeddings")
     add("--out", type=flags.text, default="out/expand", metavar="FOLDER", help="of the run")

@@ -47,7 +47,10 @@ ANY_VALUE = ALLOWED.pop("any value")
 ANY_VALUE["llama"] += [field.name for field in fields(DecoderConfig)]
 ANY_VALUE["clip"] += [field.name for field in fields(VisionConfig)]
 ANY_VALUE["siglip"] += ANY_VALUE["clip"]
-HINTS = {"quantization_config": "; quantised weights are not read: take the model from before"}
+HINTS = {
+    "model_type": "; docs/bases.md has a table of the bases that are read",
+    "quantization_config": "; quantised weights are not read: take those that were quantised",
+}
 
 
 def check_fields(data, part, where, **further):

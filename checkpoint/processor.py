@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from tokenizer import CONTROL, UNKNOWN, ByteLevelTokenizer
-from vocabulary.chat_markers import is_chatml
+from vocabulary.chat_markers import chat_style
 from vocabulary.files import read_json
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -21,9 +21,10 @@ def read_template(name):
 
 def chat_template(tokenizer):
     """Jinja code for transformers' apply_chat_template: the same ids as data.encode_chat's."""
-    name = "chatml.jinja" if is_chatml(tokenizer) else "chat_template.jinja"
-    template = (TEMPLATES / name).read_text(encoding="utf-8").strip()
+    file = TEMPLATES / f"{chat_style(tokenizer)}.jinja"
+    template = file.read_text(encoding="utf-8").strip()
     template = template.replace("SYSTEM_MESSAGE", json.dumps(tokenizer.system_message))
+    template = template.replace("<s>", tokenizer.bos_piece)
     return template.replace("</s>", tokenizer.eos_piece)
 
 
@@ -77,7 +78,7 @@ def processor_files(config, tokenizer):
     roles = special_pieces(tokenizer)
     tokenizer_config = roles | {"model_max_length": config.text.max_position_embeddings}
     if isinstance(tokenizer, ByteLevelTokenizer):
-        tokenizer_config["add_bos_token"] = not is_chatml(tokenizer)
+        tokenizer_config["add_bos_token"] = chat_style(tokenizer) == "llava"
         tokenizer_config["system_message"] = tokenizer.system_message
     values = {
         "generation_config.json": {
@@ -109,8 +110,8 @@ def tokenizer_json(tokenizer):
     for steps in (after["single"], after["pair"]):
         steps[0]["SpecialToken"]["id"] = begin
     if isinstance(tokenizer, ByteLevelTokenizer):
-        chatml = is_chatml(tokenizer)
-        return tokenizer.file_content() | {"post_processor": None if chatml else after}
+        after = after if chat_style(tokenizer) == "llava" else None
+        return tokenizer.file_content() | {"post_processor": after}
 
     # Text never becomes one of these.
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)

@@ -354,7 +354,7 @@ def test_quantised_weights_are_refused_in_the_config(folders):
     write_json_config(llm, {**SIZES, "model_type": "llama", **quantised})
     told = refusal(llm, clip)
     assert "quantization_config is {'quant_method': 'gptq'" in told
-    assert told.endswith("quantised weights are not read: take the model from before")
+    assert told.endswith("quantised weights are not read: take those that were quantised")
 
 
 def test_a_pytorch_bin_alone_is_read(folders):

@@ -3,7 +3,7 @@
     sentencepiece_file.py   the .model file: pieces, settings, protobuf wire format
     byte_level.py           byte-level vocabularies: tokenizer.json of GPT-2, SmolLM2, Llama-3, Qwen
     control_pieces.py       <image>, <pad>, begin and end: pieces that no text becomes
-    chat_markers.py         what stands around the turns: LLaVA-1.5's chat template, ChatML
+    chat_markers.py         what stands around the turns: LLaVA-1.5's chat template, ChatML, Llama's
     fast_bpe.py             training and encoding as in the textbook, fast
     extend.py               new pieces that go on with a base's merges
     stream_decoder.py       ids -> text, one id at a time

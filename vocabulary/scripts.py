@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 
 # Language -> pattern of one letter of its script. Korean text may hold Han and Latin letters, and
 # Chinese text Latin ones, so `guess_language` tries the languages in this order.
@@ -48,6 +49,14 @@ def is_foreign(piece: str) -> bool:
         if unicodedata.east_asian_width(char) in "WF":
             return True
     return False
+
+
+def is_latin(vocabulary) -> bool:
+    """Whether the pieces of a model, or a list of pieces, are written in Latin letters, mostly."""
+    if hasattr(vocabulary, "scores"):  # without the special pieces: <0x20> is none of a language
+        vocabulary = vocabulary.scores
+    scripts = Counter(script(char) for piece in vocabulary for char in piece)
+    return scripts["LATIN"] > scripts.total() - scripts["COMMON"] - scripts["LATIN"]
 
 
 def split_word(word: str, split_digits: bool = True, split_scripts: bool = True) -> list[str]:

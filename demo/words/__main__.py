@@ -23,9 +23,9 @@ def find_notes(words, base):
     """Yields what may be right, but seldom is: texts left in the base language, and names that
     are a part of another name."""
     own, model = shared_texts(words), shared_texts(base)
-    same = [path for path in own if own[path] == model.get(path) and re.search(r"\w{3}", own[path])]
-    same = [path for path in same if re.sub(r"{\w+}|\W", "", own[path])]
-    if same:
+    same = [path for path in own if own[path] == model.get(path)]
+    same = [path for path in same if re.search(r"\w{3}", re.sub(r"{\w+}", "", own[path]))]
+    if same and words != base:
         yield f"{len(same)} texts as in {BASE}: {', '.join(same[:12])}"
 
     names = flatten({table: words[table] for table in ("kind", "colour", "place")})

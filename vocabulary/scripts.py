@@ -38,9 +38,11 @@ def script(char: str) -> str:
 def is_foreign(piece: str) -> bool:
     """Whether plain English can't contain the piece; it can contain "“", "©" and "…".
 
-    Foreign are letters and marks outside ASCII, emoji and full-width signs.
+    Foreign are letters and marks outside ASCII, signs of other scripts, emoji, full-width signs.
     """
     for char in piece:
+        if "\u0370" <= char < "\u2000":  # the blocks of scripts, from Greek on
+            return True
         category = unicodedata.category(char)
         if char > "\x7f" and category[0] in "LM":
             return True

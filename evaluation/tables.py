@@ -13,7 +13,10 @@ from vocabulary.command import text_width
 
 MODELS = ("full", "blind", "chance")
 MEASURES = ("R@1", "R@5", "MRR")  # of retrieval
-LANGUAGE_NAMES = {"en": "English", "ko": "한국어", "zh": "中文", "all": "all languages"}
+LANGUAGE_NAMES = {
+    **{"en": "English", "ko": "한국어", "zh": "中文", "all": "all languages"},
+    **{"ar": "العربية", "sw": "Kiswahili", "tr": "Türkçe"},
+}
 BAR_WIDTH = 190
 TERMINAL = 80  # columns of a terminal
 

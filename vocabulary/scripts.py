@@ -9,6 +9,7 @@ from collections import Counter
 SCRIPTS = {
     "ko": re.compile("[가-힣ㄱ-ㆎ]"),  # Hangul: syllables and letters
     "zh": re.compile("[㐀-䶿一-鿿]"),  # Han
+    "ar": re.compile("[\u0621-\u064a]"),
     "en": re.compile("[A-Za-zÀ-ɏ]"),  # Latin
 }
 

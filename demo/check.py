@@ -111,9 +111,14 @@ def agreement_problems(words):
                 re.compile(pattern)
             except re.error as error:
                 yield f"agreement.{key}: {pattern}: {error}"
-    for name in words["forms"].get("it", {}):
-        if not name.startswith("it_"):
-            yield f"forms.it.{name}: its name must begin with it_"
+
+    # Programs look for these by the beginning of their names.
+    names = {f"forms.it.{name}": "it_" for name in words["forms"].get("it", {})}
+    for table in ("forms", "class_forms"):
+        names |= {f"{table}.colour.{name}": "colour" for name in words[table].get("colour", {})}
+    for path, start in names.items():
+        if not path.split(".")[-1].startswith(start):
+            yield f"{path}: its name must begin with {start}"
 
 
 def answer_tables(words):

@@ -41,7 +41,7 @@ def phrases(scene, language, rng, colours):
     found = [] if colours else [words["setting"][scene.background]]
     for thing in scene.things:
         for template in words["phrases"]:
-            if ("{colour}" in template) == colours:
+            if ("{colour" in template) == colours:  # or a form of it
                 found.append(fill(language, template, **thing_words(language, thing)))
         if not colours:
             pairs = beside_pairs(scene, thing)

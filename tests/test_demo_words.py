@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from demo import atlas, check, phrasing, world  # noqa: E402
 from demo.questions import Interviewer, fill_pair  # noqa: E402
-from demo.records import language_rotation  # noqa: E402
+from demo.records import language_rotation, split_records, train_records  # noqa: E402
 from demo.words import (  # noqa: E402
     AVAILABLE,
     BASE,
@@ -115,6 +115,20 @@ def test_every_language_has_samples_of_every_skill(all_languages, language):
         found = list(samples(language, skill, 6))
         assert len(found) >= 3, skill
         assert not any(re.search(r"[{}@^\[\]|]|\w/\w", " ".join(turn)) for turn in found), found
+
+
+def test_no_answer_is_empty_in_any_language_and_each_is_asked_relations(all_languages):
+    scenes = [world.random_scene(world.random_for(n), base_only=True) for n in range(30)]
+    made = [train_records(scene, 0, n) for n, scene in enumerate(scenes)]
+    plain = [world.random_scene(world.random_for("plain", n), base_only=False) for n in range(4)]
+    made += [train_records(scene, 0, n) for n, scene in enumerate(plain)]
+    rows = [record for files in made for file in files.values() for record in file]
+    asked = split_records("cross_lingual", scenes, 0)
+    for record in rows + asked:
+        assert all(message["value"].strip() for message in record["conversations"]), record
+    relations = Counter(record["language"] for record in asked if record["skill"] == "relation")
+    assert relations.keys() == set(AVAILABLE) - {BASE}
+    assert min(relations.values()) >= 0.9 * max(relations.values()), relations
 
 
 def test_all_that_is_wrong_in_a_file_is_said_at_once(tmp_path, capsys):
@@ -230,7 +244,7 @@ def edited_words(folder, name, old, new, chosen=()):
         ("en", '"{mood}"', '"{moods}"', "words/en.json: answer.mood: {moods} is not known here"),
         ("ko", '"은/는": [', '"은는": [', "words/ko.json: agreement.은/는 is missing, which "),
         ("ko", '"커요"', '"커요', "words/ko.json: Expecting ',' delimiter: line 47 column "),
-        ("ko", "{", "", "words/ko.json: Extra data: line 2 column 10 "),
+        ("ko", "{", "", "words/ko.json: Extra data: line 2 column 12 "),
         ("en", '"base": true,', "", "words: needs two or more languages, one of them with 'base'"),
     ],
 )

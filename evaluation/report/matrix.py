@@ -37,7 +37,7 @@ def square(left, top, interval):
     x, text = left + CELL[0] / 2, f"{100 * low:.0f} – {100 * high:.0f}"
     size = f'width="{CELL[0] - 3}" height="{CELL[1] - 3}"'
     ground = (
-        f'<rect class="full" x="{left}" y="{top}" {size} rx="4" fill-opacity="{0.75 * value:.2f}"/>'
+        f'<rect class="full" x="{left}" y="{top}" {size} rx="4" fill-opacity="{0.45 * value:.2f}"/>'
     )
     return (
         ground + svg_text(x, top + 20, f"{100 * value:.1f}") + svg_text(x, top + 36, text, "small")

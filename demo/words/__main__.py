@@ -11,7 +11,7 @@ from pathlib import Path
 from demo.check import find_problems, flatten, shared_texts, wording_overlaps
 from demo.questions import PLAIN, UNSEEN, VARIED, Interviewer
 from demo.text import description
-from demo.words import BASE, DEFAULT, FOLDER, LANGUAGES, WORDS, arrange, read_file, read_languages
+from demo.words import AVAILABLE, BASE, FOLDER, LANGUAGES, WORDS, arrange, read_file
 from demo.world import SKILLS, random_for, random_scene
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
@@ -64,10 +64,11 @@ def check(path, each):
     """Prints all problems of a file; if it has none, notes and samples. Returns their number."""
     language = path.stem
     words = read_file(path)
-    # beside the base language, or beside the others if it is the base
-    found = read_languages(FOLDER, DEFAULT) | {language: words}
-    found = arrange(found)
+    found = {name: read_file(FOLDER / f"{name}.json") for name in AVAILABLE}
+    found = arrange(found | {language: words})
     problems = list(dict.fromkeys(find_problems(language, found)))
+    unnamed = [name for name, other in found.items() if language not in other.get("names", {})]
+    problems += [f"called.{name} is missing" for name in unnamed if name != language]
     for problem in problems:
         print(f"{path}: {problem}")
     if problems:

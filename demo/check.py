@@ -61,7 +61,8 @@ def find_problems(language, languages):
         own, model = properties(words, texts[path]), properties(base, models[path])
         for name in sorted(own ^ model | own - PLACEHOLDERS):
             yield f"{path}: {{{name}}} is {'not known here' if name in own else 'missing'}"
-        for form in unknown_agreement(words, texts[path]):
+    for path, text in (texts | flatten({name: words[name] for name in WORDINGS})).items():
+        for form in unknown_agreement(words, text):
             yield f"agreement.{form} is missing, which {path} uses"
     yield from agreement_problems(words)
     yield from wording_problems(words)
@@ -148,13 +149,20 @@ def wording_problems(words):
         plain[f"yes_no.{name}"] = table.get("ask", [])
     plain |= {f"it.{name}": [template] for name, template in words.get("it", {}).items()}
     plain["describe"] = words.get("describe", [])
+
+    # What is not in the grammar can't be expanded.
+    unknown = set()
+    for path, pattern in flatten({name: words[name] for name in WORDINGS}).items():
+        for name in sorted({*REFERENCE.findall(pattern)} - words["grammar"].keys()):
+            yield f"{path}: @{name} is not in grammar"
+            unknown |= {path, path.partition(".")[0]}
+    if "grammar" in unknown:
+        return
+
     for table in WORDINGS[1:]:
         for path, pattern in flatten(words[table]).items():
             where = f"{table}.{path}"
-            used = REFERENCE.findall(" ".join([pattern, *flatten(words["grammar"]).values()]))
-            unknown = [name for name in dict.fromkeys(used) if name not in words["grammar"]]
-            yield from (f"{where}: @{name} is not in grammar" for name in unknown)
-            if unknown:
+            if where in unknown:
                 continue
             required = plain.get(path.rpartition(".")[0])
             for template in all_templates(pattern, words["grammar"]):
@@ -167,9 +175,6 @@ def wording_problems(words):
                 if not model <= own <= model | more:
                     names = ", ".join(sorted(own ^ model))
                     yield f"{where}: {template!r} differs in {names} from the plain templates"
-                    break
-                if unknown := unknown_agreement(words, template):
-                    yield f"agreement.{unknown[0]} is missing, which {where} uses"
                     break
         for path in plain.keys() - {"it.kind", "it.colour", "it.pronoun"}:
             if not any(key.startswith(path + ".") for key in flatten(words[table])):

@@ -462,7 +462,7 @@ def fourth_language(script):
     def translate(table):
         """The same table with other texts."""
         if isinstance(table, str):
-            return "ş" + table.replace("a/an ", "").replace("A/an ", "")
+            return "ş" + re.sub("[Aa]/an ?", "", table)
         if isinstance(table, dict):
             return {key: translate(value) for key, value in table.items()}
         return [translate(value) for value in table]

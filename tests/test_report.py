@@ -198,8 +198,9 @@ def test_few_possible_answers_are_told_apart_into_right_other_and_else():
     questions = [answered(("cat", "dog")[i % 2], "<b>", "dog") for i in range(10)]
     questions += [answered("cat", "cat", "dog") for _ in range(10)]
     text = few_answers(questions)
-    assert "Only these are ever right: cat, dog." in text
-    assert "<td>full</td><td>50.0%</td><td>0.0%</td><td>50.0%</td><td>&lt;b&gt; 10</td>" in text
+    assert "Only these are ever right: <bdi>cat</bdi>, <bdi>dog</bdi>." in text
+    shares = "<td>full</td><td>50.0%</td><td>0.0%</td><td>50.0%</td>"
+    assert f"{shares}<td><bdi>&lt;b&gt;</bdi> 10</td>" in text
     assert "<td>blind</td><td>25.0%</td><td>75.0%</td><td>0.0%</td><td></td>" in text
     assert "<td>chance</td><td>75.0%</td><td>25.0%</td><td>0.0%</td><td></td>" in text
 

@@ -8,7 +8,7 @@ TEXT := README.md
 RUFF := ruff==0.17.6
 
 # `make demo SEED=5` must not train with another seed in silence.
-NAMES := OUT DATA SEED PROCESSES WITHOUT VOCABULARY TEXTS DICTIONARY SHARE SEEDS VARIANTS
+NAMES := OUT DATA LANGUAGES SEED PROCESSES WITHOUT VOCABULARY TEXTS DICTIONARY SHARE SEEDS VARIANTS
 ifneq (,$(strip $(foreach name,$(NAMES),$(filter command,$(firstword $(origin $(name)))))))
 $(error options go behind ARGS: make demo ARGS="--seed 5"; ARGS=--help shows them)
 endif

@@ -39,7 +39,7 @@ from vocabulary.control_pieces import add_control_pieces, require_roles
 from vocabulary.extend import add_extend_flags, run_byte_level_merge, run_extend, scores_below
 from vocabulary.fast_bpe import bpe, build_symbol_array, count_words, learn_merges
 from vocabulary.files import claim_output, read_lines
-from vocabulary.scripts import is_foreign
+from vocabulary.scripts import is_foreign, is_latin
 from vocabulary.sentencepiece_file import (
     BYTE,
     CONTROL,
@@ -357,7 +357,8 @@ def run_merge(args: argparse.Namespace) -> None:
             new = Tokenizer.load(path)
         else:
             new = [line.strip().replace(" ", SPACE) for line in read_lines([path])]
-        options = {"foreign_only": args.foreign_only, "same_normalizer": args.same_normalizer}
+        foreign_only = not is_latin(new) if args.foreign_only is None else args.foreign_only
+        options = {"foreign_only": foreign_only, "same_normalizer": args.same_normalizer}
         added, left_out = select_pieces(merged, new, unreachable=args.unreachable, **options)
         merged = merge_vocabularies(merged, added, (), unreachable="keep", foreign_only=False)
         report.print_selection(path, added, left_out, args.unreachable)
@@ -371,6 +372,7 @@ def run_merge(args: argparse.Namespace) -> None:
     lost = find_unreachable(merged) if merged.is_bpe else []
     lost = f"{len(lost):,} unreachable {first_few(lost)}".strip()
     print(f"{args.out}: {merged.vocab_size:,} pieces = {counts}; {lost}")
+    report.print_changes(base, merged, args.compare)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -385,8 +387,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.command == "extend":
         run_extend(load(args.base), args, merge_vocabularies, find_unreachable)
     elif args.command == "report":
-        models = {path: load(path) for path in args.models}
-        report.print_report(models, dict(args.text), find_unreachable)
+        report.print_report({p: load(p) for p in args.models}, dict(args.text), find_unreachable)
     elif args.command == "show":
         for path in args.models:
             print(f"{path[-28:]:28} {report.show(load(path), args.text)}")
@@ -416,7 +417,8 @@ def main() -> None:
     add("-o", "--out", type=flags.text, required=True, help="the .model to write")
     choices = {"choices": ("drop", "repair", "keep"), "default": "drop"}
     add("--unreachable", **choices, help="pieces that no merges reach")
-    add("--foreign-only", **flag, help="no piece that plain English could contain")
+    add("--foreign-only", **flag | {"default": None}, help="none of English (default: by letters)")
+    add("--compare", type=flags.file, metavar="FILE", help="how much of this text gets other ids")
     add("--same-normalizer", **flag, help="refuse a model that normalises differently")
     add("--control", nargs="*", type=flags.text, default=["<image>", "<pad>"], help="appended last")
     add("--force-control", action="store_true", help="take them from text that could become them")

@@ -2,7 +2,8 @@
 trains a model on it. Pipeline: world -> words -> drawing, questions, text -> records -> write.
 
     world.py        scenes at random; things.json has the kinds of thing and the colours
-    words/          the words: one file a language (check.py compares them)
+    words/          the words: one file a language (python -m demo.words check FILE)
+    check.py        what is wrong in the tables of words
     phrasing.py     patterns that stand for many wordings of a question
     drawing.py      a scene as an image, with atlas.py (silhouettes) and backgrounds.py
     questions.py    captions, questions and conversations about a scene

@@ -1,10 +1,11 @@
 """Trains the demo: draws a small world, then trains and measures a model that answers questions
-about its images in every language of demo/words.
+about its images in several languages, each a file of demo/words.
 
     python -m demo                               # everything, into out/demo
     python -m demo --out out/seed5 --seed 5      # another world, another start
     python -m demo --out out/cut --data out/demo/data --without text --trainable projector decoder
     python -m demo --quick                       # a smaller recipe: a first look, into out/quick
+    python -m demo --out out/six --languages en ko zh tr ar sw
     python -m demo --dry-run                     # only print the commands
 
 The third line leaves a stage out, on the same world, to see what the stage is for. Each step is a
@@ -15,9 +16,9 @@ import sys
 from argparse import BooleanOptionalAction
 from importlib.util import find_spec
 
-from demo.recipe import OPTIONAL, TEXTS, example, make_steps
+from demo.recipe import OPTIONAL, example, make_steps
 from demo.steps import Run, is_run, run_command, short_path, shown
-from demo.words import LANGUAGES, parse_shares
+from demo.words import AVAILABLE, DEFAULT, LANGUAGES, choose_languages, parse_shares
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
 from vocabulary.files import require_writable, set_aside
@@ -43,9 +44,12 @@ def parse_args(words=None):
     add("--processes", type=int, choices=PROCESSES, default=1, metavar="N", help=about)
     about = f"steps to leave out, of {' '.join(OPTIONAL)}"
     add("--without", **some, choices=OPTIONAL, default=[], help=about)
-    about = "languages of the tokenizer"
-    add("--vocabulary", **some, choices=LANGUAGES, default=LANGUAGES, help=about)
-    add("--texts", **some, choices=TEXTS, default=TEXTS, help="what stage text reads")
+    about = "of the world; the default takes 9 to 16 minutes, six languages longer"
+    add("--languages", **some, choices=AVAILABLE, default=DEFAULT, help=about)
+    about = "languages of the tokenizer (default: all of the world)"
+    add("--vocabulary", **some, choices=AVAILABLE, help=about)
+    about = "what stage text reads (default: all languages, and parallel)"
+    add("--texts", **some, choices=(*AVAILABLE, "parallel"), help=about)
     about = "stage vision reads the dictionary, too"
     add("--dictionary", action=BooleanOptionalAction, default=True, help=about)
     about = f"what the three stages of instruct train, of {' '.join(MODULES)}"
@@ -61,6 +65,15 @@ def parse_args(words=None):
     add("--dry-run", action="store_true", help="print the commands and run none")
     args = parser.parse_args(words)
     args.out = args.out or ("out/quick" if args.quick else "out/demo")
+    try:
+        choose_languages(args.languages)
+    except ValueError as error:
+        parser.error(str(error))
+    args.vocabulary = args.vocabulary or LANGUAGES
+    args.texts = args.texts or (*LANGUAGES, "parallel")
+    for name in ("vocabulary", "texts"):
+        if other := sorted({*getattr(args, name)} - {*LANGUAGES, "parallel"}):
+            parser.error(f"argument --{name}: {other[0]} is none of the languages")
 
     # A name that is given twice is one name.
     for name in ("without", "vocabulary", "texts", "trainable"):

@@ -22,7 +22,7 @@ PLACEHOLDERS = {*KEYS, "it", "other", "notes", "word", "name"}
 OWN = ("vocab_size", "tokenizer_flags", "script", "agreement", "names", "forms")
 # Patterns, of which each language has as many as it likes.
 WORDINGS = ("grammar", "varied", "unseen")
-OPTIONAL = ("base", "called")
+OPTIONAL = ("base", "default", "called", "noun_class", "class_forms", "capitals")
 
 
 def check_tables(languages):
@@ -45,17 +45,14 @@ def find_problems(language, languages):
     """Yields what is wrong with one language's words, each in one line."""
     words, base = languages[language], next(iter(languages.values()))
     yield from (f"{name} is missing" for name in OWN + WORDINGS if name not in words)
+    # What is missing as a whole is empty from here on, so that all else is found, too.
+    words = {**dict.fromkeys((*OWN, *WORDINGS, *OPTIONAL), {}), **words}
 
     # every key of the world, of the base language, and of the languages
-    texts, models, forms = shared_texts(words), shared_texts(base), form_tables(words)
-    keys = KEYS | {"names": languages}
-    kinds = {**KEYS["kind"], **base["other_kind"], **base["unseen_kind"]}
-    keys |= {
-        f"forms.{table}.{name}": kinds if table == "kind" else KEYS[table]
-        for name, table in forms.items()
-    }
-    required = models.keys() | {f"{table}.{key}" for table in keys for key in keys[table]}
-    there = texts.keys() | flatten({name: words[name] for name in ("names", "forms")}).keys()
+    texts, models = shared_texts(words), shared_texts(base)
+    required = models.keys() | required_keys(words, base, languages)
+    more = ("names", "forms", "noun_class", "class_forms")
+    there = texts.keys() | flatten({name: words[name] for name in more}).keys()
     yield from (f"{path} is missing" for path in sorted(required - there))
     yield from (f"{path} is in no other table" for path in sorted(texts.keys() - required))
 
@@ -64,47 +61,118 @@ def find_problems(language, languages):
         own, model = properties(words, texts[path]), properties(base, models[path])
         for name in sorted(own ^ model | own - PLACEHOLDERS):
             yield f"{path}: {{{name}}} is {'not known here' if name in own else 'missing'}"
-        for form in re.findall(r"\w+/\w+", re.sub(r"{\w+}", " ", texts[path])):
-            if form not in words["agreement"]:
-                yield f"agreement.{form} is missing, which {path} uses"
-
+    for path, text in (texts | flatten({name: words[name] for name in WORDINGS})).items():
+        for form in unknown_agreement(words, text):
+            yield f"agreement.{form} is missing, which {path} uses"
+    yield from agreement_problems(words)
     yield from wording_problems(words)
 
     # two words alike would give a question two right answers
-    tables = {table: words[table] for table in KEYS if table != "number"}
-    tables["kind"] = words["kind"] | words["other_kind"] | words["unseen_kind"]
-    tables |= {f"yes_no.{name}": words["yes_no"][name] | {"ask": ""} for name in world.YES_NO_TYPES}
-    for name, table in forms.items():
-        if f"{{{name}}}" in " ".join(words["answer"].values()):
-            tables[name] = words["forms"][table][name]
-    for name, table in tables.items():
-        alike = [word for word, number in Counter(table.values()).items() if number > 1]
+    for name, answers in answer_tables(words).items():
+        alike = [word for word, number in Counter(answers).items() if number > 1]
         yield from (f"{name}: {word!r} stands for two things" for word in alike)
+
+
+def required_keys(words, base, languages):
+    """The keys that tables without a model in the base language need."""
+    kinds = [*KEYS["kind"], *base["other_kind"], *base["unseen_kind"]]
+    keys = KEYS | {"names": languages, "it": base["it"]}
+    for table, forms in words["forms"].items():
+        for name in forms:
+            keys[f"forms.{table}.{name}"] = kinds if table == "kind" else keys.get(table, ())
+
+    # a class for each noun, and each form in each class
+    if words["class_forms"]:
+        keys["noun_class"] = [*kinds, "thing"]
+    classes = set(words["noun_class"].values())
+    for table, forms in words["class_forms"].items():
+        for path in (f"class_forms.{table}.{name}" for name in forms):
+            if table == "class":
+                keys[path] = classes
+            else:
+                keys |= {f"{path}.{name}": keys.get(table, ()) for name in classes}
+    del keys["it"]  # the base language has it
+    return {f"{table}.{key}" for table in keys for key in keys[table]}
+
+
+def unknown_agreement(words, template):
+    """What looks like a key of the table of agreement, "a/an", and holds none."""
+    found = re.findall(r"\w+/\w+", re.sub(r"{\w+}", " ", template))
+    return [form for form in found if not any(key in form for key in words["agreement"])]
+
+
+def agreement_problems(words):
+    """Yields what is wrong with the table of agreement, and with the names of forms of "it"."""
+    for key, entry in words["agreement"].items():
+        if len(entry) < 4 or len(entry) % 2 or entry[0] not in ("next", "previous"):
+            yield f"agreement.{key}: needs next or previous, pairs of regex and form, another form"
+            continue
+        for pattern in entry[1:-1:2]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield f"agreement.{key}: {pattern}: {error}"
+
+    # Programs look for these by the beginning of their names.
+    names = {f"forms.it.{name}": "it_" for name in words["forms"].get("it", {})}
+    for table in ("forms", "class_forms"):
+        names |= {f"{table}.colour.{name}": "colour" for name in words[table].get("colour", {})}
+    for path, start in names.items():
+        if not path.split(".")[-1].startswith(start):
+            yield f"{path}: its name must begin with {start}"
+
+
+def answer_tables(words):
+    """{name: the texts} of each table whose words are answers: no two may be alike."""
+    tables = {table: words.get(table, {}) for table in KEYS if table != "number"}
+    for name in ("other_kind", "unseen_kind"):
+        tables["kind"] = {**tables["kind"], **words.get(name, {})}
+    for name, table in words.get("yes_no", {}).items():
+        tables[f"yes_no.{name}"] = {**table, "ask": ""}
+
+    # of further forms those that an answer has
+    answers = " ".join(words.get("answer", {}).values())
+    for forms in words["forms"].values():
+        tables |= {name: form for name, form in forms.items() if f"{{{name}}}" in answers}
+    for table, forms in words["class_forms"].items():
+        for name, by_class in forms.items():
+            if table != "class" and re.search(rf"{{(it_)?{name}}}", answers):
+                tables |= {f"{name}.{own}": form for own, form in by_class.items()}
+    return {name: list(table.values()) for name, table in tables.items()}
 
 
 def wording_problems(words):
     """Yields what is wrong with the patterns: a template asks with other placeholders than the
     plain ones of its skill, a name is not in the grammar, a bracket is open."""
-    plain = {f"ask.{skill}": asked for skill, asked in words["ask"].items()}
-    plain |= {f"yes_no.{name}": table["ask"] for name, table in words["yes_no"].items()}
-    plain |= {f"it.{name}": [template] for name, template in words["it"].items()}
-    plain["describe"] = words["describe"]
+    plain = {f"ask.{skill}": asked for skill, asked in words.get("ask", {}).items()}
+    for name, table in words.get("yes_no", {}).items():
+        plain[f"yes_no.{name}"] = table.get("ask", [])
+    plain |= {f"it.{name}": [template] for name, template in words.get("it", {}).items()}
+    plain["describe"] = words.get("describe", [])
+
+    # What is not in the grammar can't be expanded.
+    unknown = set()
+    for path, pattern in flatten({name: words[name] for name in WORDINGS}).items():
+        for name in sorted({*REFERENCE.findall(pattern)} - words["grammar"].keys()):
+            yield f"{path}: @{name} is not in grammar"
+            unknown |= {path, path.partition(".")[0]}
+    if "grammar" in unknown:
+        return
+
     for table in WORDINGS[1:]:
         for path, pattern in flatten(words[table]).items():
             where = f"{table}.{path}"
-            for name in REFERENCE.findall(pattern):
-                if name not in words["grammar"]:
-                    yield f"{where}: @{name} is not in grammar"
-                    return
+            if where in unknown:
+                continue
             required = plain.get(path.rpartition(".")[0])
             for template in all_templates(pattern, words["grammar"]):
                 if "[" in template or "]" in template:
                     yield f"{where}: a bracket is open"
                     break
-                if required is None:
-                    continue
-                own, model = properties(words, template), properties(words, required[0])
-                if not model <= own <= model | {"kind"}:
+                own, model, more = properties(words, template), set(), {"kind", "it"}
+                if required:
+                    model, more = properties(words, required[0]), {"kind"}
+                if not model <= own <= model | more:
                     names = ", ".join(sorted(own ^ model))
                     yield f"{where}: {template!r} differs in {names} from the plain templates"
                     break
@@ -131,10 +199,42 @@ def shared_texts(words):
 
 def form_tables(words):
     """{placeholder: the table that it has further forms of}."""
-    return {name: table for table, forms in words["forms"].items() for name in forms}
+    tables = {name: table for table, forms in words["forms"].items() for name in forms}
+    for name in [name for name in tables if name.startswith("kind")]:
+        tables[name.replace("kind", "other")] = "other"
+    for table, forms in words.get("class_forms", {}).items():
+        tables |= {prefix + name: table for name in forms for prefix in ("", "it_")}
+    return tables
 
 
 def properties(words, template):
-    """The placeholders of a template; of further forms, their tables."""
+    """The placeholders of a template; of further forms, their tables. What only takes the class of
+    a noun is none."""
     forms = form_tables(words)
-    return {forms.get(name, name) for name in re.findall(r"{(\w*)}", template)}
+    return {forms.get(name, name) for name in re.findall(r"{(\w*)}", template)} - {"class"}
+
+
+def wording_overlaps(words):
+    """Yields the templates of `unseen` whose every word and ending is in the training questions of
+    their skill: they measure nothing."""
+    plain = flatten({"ask": words["ask"], "describe": words["describe"]})
+    plain |= flatten({"yes_no": {name: t["ask"] for name, t in words["yes_no"].items()}})
+    unseen = flatten(words["unseen"])
+    for skill in dict.fromkeys(path.rpartition(".")[0] for path in unseen):
+        training = [*flatten(words["varied"]).items(), *plain.items()]
+        known = set()
+        for path, pattern in training:
+            if path.startswith(skill + "."):
+                for template in all_templates(pattern, words["grammar"]):
+                    known |= word_units(template, words["gap"])
+        for path, template in unseen.items():
+            if path.startswith(skill + ".") and not word_units(template, words["gap"]) - known:
+                yield f"unseen.{path}: {template!r} has no word that training lacks"
+
+
+def word_units(template, gap):
+    """The words of a template, endings included; without spaces its pairs of characters."""
+    text = re.sub(r"[^\w' ]", " ", re.sub(r"{\w+}(?:\w+/\w+)?", " ", template.lower()))
+    if gap:
+        return set(text.split())
+    return {word[i : i + 2] for word in text.split() for i in range(max(1, len(word) - 1))}

@@ -30,9 +30,15 @@ def all_templates(pattern, grammar):
     return sorted(found)
 
 
-def as_typed(text, rng):
+def capital(text, capitals):
+    """A text whose first letter is a capital. capitals: {letter: capital} where they are not those
+    of Unicode."""
+    return capitals.get(text[:1], text[:1].upper()) + text[1:]
+
+
+def as_typed(text, rng, capitals):
     """A question as somebody may type it: without capitals, without a mark at its end."""
-    text = text[:1].upper() + text[1:]
+    text = capital(text, capitals)
     if rng.random() < 0.25:
-        text = text.lower()
-    return text.rstrip("?.!？。！") if rng.random() < 0.25 else text
+        text = text.translate({ord(large): small for small, large in capitals.items()}).lower()
+    return text.rstrip("?.!？。！؟") if rng.random() < 0.25 else text

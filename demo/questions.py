@@ -41,7 +41,7 @@ def phrases(scene, language, rng, colours):
     found = [] if colours else [words["setting"][scene.background]]
     for thing in scene.things:
         for template in words["phrases"]:
-            if ("{colour}" in template) == colours:
+            if ("{colour" in template) == colours:  # or a form of it
                 found.append(fill(language, template, **thing_words(language, thing)))
         if not colours:
             pairs = beside_pairs(scene, thing)
@@ -57,8 +57,10 @@ def beside_pairs(scene, thing):
 
 def fill_pair(language, template, thing, direction, other):
     """A template that says where `thing` is, seen from `other`."""
-    words = WORDS[language]
-    names = {"direction": words["direction"][direction], "other": words["kind"][other.kind]}
+    names = word_forms(language, "direction", direction)
+    for name, word in word_forms(language, "kind", other.kind).items():
+        if name.startswith("kind"):  # not the measure word of a kind
+            names[name.replace("kind", "other")] = word
     return fill(language, template, **thing_words(language, thing), **names)
 
 
@@ -72,7 +74,7 @@ class Interviewer:
         self.kinds = [kind for kind in KINDS if every_kind or kind not in BASE_ONLY]
 
     def fill(self, template, thing, **values):
-        return fill(self.language, template, **thing_words(self.language, thing), **values)
+        return fill(self.language, template, **thing_words(self.language, thing) | values)
 
     def word(self, thing, plain, *keys, **values):
         """A question from the tables `plain`, or where `keys` lead in the other tables."""
@@ -85,14 +87,18 @@ class Interviewer:
         if self.wording == VARIED and plain and self.rng.random() < PLAIN_SHARE:
             patterns = plain
         question = self.fill(self.draw_template(patterns), thing, **values)
-        return as_typed(question, self.rng) if self.wording == VARIED else question
+        if self.wording == VARIED:
+            return as_typed(question, self.rng, self.words.get("capitals", {}))
+        return question
 
     def name(self, thing, named_by):
-        """How a question names its thing."""
+        """{"it" and what agrees with it: text}: how a question names its thing."""
         template = self.words["it"][named_by]
         if self.wording == VARIED:
             template = self.draw_template(self.words["varied"]["it"][named_by])
-        return self.fill(template, thing)
+        values = thing_words(self.language, thing, named_by)
+        own = {name: word for name, word in values.items() if name.startswith("it_")}
+        return own | {"it": fill(self.language, template, **values)}
 
     def draw_template(self, patterns):
         return self.rng.choice(templates(self.language, self.rng.choice(patterns)))
@@ -120,7 +126,7 @@ class Interviewer:
             named_by = "kind" if skill == "colour" else rng.choice(NAMED_BY)
         values |= {name: words[name][scene.background] for name in ("background", "mood")}
         values["number"] = words["number"][len(scene.things) - 1]
-        values["it"] = self.name(thing, named_by)
+        values |= self.name(thing, named_by)
         question = self.word(thing, words["ask"][skill], "ask", skill, **values)
         return question, self.fill(answer, subject, **values)
 
@@ -164,7 +170,7 @@ class Interviewer:
         absent = replace(thing, kind=rng.choice(kinds))
         skill = rng.choice(("colour", "size", "where"))
         name = self.name(absent, "kind")
-        question = self.word(absent, self.words["ask"][skill], "ask", skill, it=name)
+        question = self.word(absent, self.words["ask"][skill], "ask", skill, **name)
         return question, self.fill(self.words["unanswered"]["absent"], absent)
 
     def ask_empty(self):
@@ -178,7 +184,7 @@ class Interviewer:
     def ask_unanswerable(self, reason="unanswerable"):
         """A turn that no image answers; or ("greeting") that asks nothing."""
         thing = self.rng.choice(self.scene.things)
-        question = self.word(thing, [], reason, it=self.name(thing, "kind"))
+        question = self.word(thing, [], reason, **self.name(thing, "kind"))
         return question, self.words["unanswered"][reason]
 
     def change_one(self, question_type, thing):

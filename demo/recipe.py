@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 from demo.records import MORE_SPLITS
 from demo.steps import Step
-from demo.words import BASE, LANGUAGES, WORDS, parse_shares
+from demo.words import BASE, DEFAULT, LANGUAGES, WORDS, parse_shares
 from vocabulary.files import read_json
-
-TEXTS = (*LANGUAGES, "parallel")
 
 
 class Stage(NamedTuple):
@@ -57,8 +55,15 @@ def make_steps(args):
     if args.is_own_world or not world.exists():
         images = QUICK_IMAGES if args.quick else IMAGES
         steps.append(world_step("world", args.data, args.seed, args.share, images))
-    elif args.share and read_json(world)["arguments"].get("shares") != parse_shares(args.share):
-        raise ValueError(f"{args.data} was not written with --share {' '.join(args.share)}")
+    else:
+        arguments = read_json(world).get("arguments", {})
+        if args.share and arguments.get("shares") != parse_shares(args.share):
+            raise ValueError(f"{args.data} was not written with --share {' '.join(args.share)}")
+        languages = arguments.get("languages", list(DEFAULT))
+        if languages != LANGUAGES:
+            raise ValueError(
+                f"{args.data} is of other languages: --languages {' '.join(languages)}"
+            )
 
     # The first stage starts from new weights, each other one from the stage before it.
     steps += tokenizer_steps(args)
@@ -93,6 +98,7 @@ def find_further_splits(folder):
 
 def world_step(name, folder, seed=0, share=(), images=IMAGES):
     command = ["-m", "demo.write", "-o", str(folder), "--images", str(images), "--seed", str(seed)]
+    command += ["--languages", *LANGUAGES] if tuple(LANGUAGES) != DEFAULT else []
     command += ["--share", *share] if share else []
     return Step(name, command, [], folder / "world.json", images // 300)
 
@@ -114,9 +120,18 @@ def tokenizer_steps(args):
 
     models, merged = [step.writes for step in steps], args.out / "tokenizer.model"
     command = ["tokenizer.py", "merge", *map(str, models), "-o", str(merged)]
-    if any(not WORDS[language]["script"] for language in args.vocabulary if language != BASE):
-        command.append("--no-foreign-only")  # a language in the letters of the base language
-    return [*steps, Step("tokenizer merged", command, models, merged, 1)]
+    reads = list(models)
+    if any(shares_letters(language) for language in args.vocabulary if language != BASE):
+        # Pieces in the letters of the base language may change what becomes of its own text.
+        reads.append(args.data / f"text/{BASE}.txt")
+        command += ["--compare", str(reads[-1])]
+    return [*steps, Step("tokenizer merged", command, reads, merged, 1)]
+
+
+def shares_letters(language):
+    """Whether a language is written in letters of the base language."""
+    own, base = (set("".join(WORDS[name]["kind"].values())) for name in (language, BASE))
+    return bool(own & base - {" "})
 
 
 def stage_step(name, args, start, model_files):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import gcd
 
 from demo.questions import PLAIN, UNSEEN, VARIED, Interviewer, full_caption, phrases
-from demo.words import BASE, LANGUAGES, WORDS, training_languages
+from demo.words import BASE, LANGUAGES, WORDS, training_languages, word_forms
 from demo.world import BASE_ONLY, COLOURS, HELD_OUT, SKILLS, YES_NO_TYPES, random_for
 
 TRAINING_FILES = ("captions", "phrases", "instruct-1", "instruct-2", "instruct")
@@ -216,10 +216,14 @@ def _split_turns(split, interviewer, skill, index, yes_counts):
 
     # between any two things, but it must name the subject
     by_kind = "kind" if subject else None
-    name = interviewer.words["kind"][subject.kind] if subject else ""
+    names = [""]
+    if subject:
+        forms = word_forms(interviewer.language, "kind", subject.kind)
+        names = [word for form, word in forms.items() if form.startswith("kind")]
     order = interviewer.rng.sample(things, len(things))
     turns = [interviewer.ask(skill, thing, by_kind) for thing in order]
-    return [turn for turn in turns if turn and name in " ".join(turn)][:1]
+    turns = [turn for turn in turns if turn]
+    return [turn for turn in turns if any(name in " ".join(turn).lower() for name in names)][:1]
 
 
 def _split_yes_no(split, interviewer, question_type, yes, subject):

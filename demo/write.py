@@ -26,7 +26,15 @@ from demo.drawing import draw_scene
 from demo.questions import full_caption
 from demo.records import image_path
 from demo.text import dictionary, document, text_record
-from demo.words import BASE, LANGUAGES, WORDS, parse_shares
+from demo.words import (
+    AVAILABLE,
+    BASE,
+    DEFAULT,
+    LANGUAGES,
+    WORDS,
+    choose_languages,
+    parse_shares,
+)
 from demo.world import BASE_ONLY, HELD_OUT, random_for, random_scene
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
@@ -127,7 +135,8 @@ def training_lines(folder, splits, documents, seed, workers):
     texts = [(kind, seed, i) for kind in kinds for i in range(documents)]
 
     # imap keeps the order of the jobs, so the number of processes changes nothing.
-    with multiprocessing.Pool(workers) as pool:
+    # Processes that start afresh have the default languages.
+    with multiprocessing.Pool(workers, choose_languages, (list(LANGUAGES),)) as pool:
         for (kind, *_), line in zip(texts, pool.imap(text_job, texts, chunksize=1000)):
             lines[f"text/{kind}.txt"].append(line)
         drawn = pool.imap(draw_job, drawings, chunksize=50)
@@ -144,6 +153,7 @@ def write_world(out, images=6000, documents=20000, seed=0, workers=2, shares=Non
     `workers` changes nothing in them, `shares` only the training files."""
     arguments = {"images": images, "documents": documents, "seed": seed}
     arguments |= {"shares": shares} if shares else {}
+    arguments |= {"languages": list(LANGUAGES)} if tuple(LANGUAGES) != DEFAULT else {}
     shares = shares or {}
     if out.exists() and any(out.iterdir()):
         world = out / "world.json"
@@ -215,6 +225,8 @@ def main():
     add("--images", **number, default=6000, help="training images")
     add("--documents", **number, default=20000, help="of each kind")
     add("--seed", type=flags.seed, default=0, help="another seed makes another world")
+    languages = {"nargs": "+", "choices": AVAILABLE, "metavar": "LANGUAGE"}
+    add("--languages", **languages, default=DEFAULT, help="of the world: files of demo/words")
     share_help = "share of a language in training: ko=0.1 for a tenth, zh=0 for none"
     share = {"nargs": "+", "type": flags.text, "metavar": "LANGUAGE=SHARE"}
     add("--share", **share, default=[], help=share_help)
@@ -224,6 +236,7 @@ def main():
     add("--sheet", type=flags.text, metavar="PNG", help=sheet_help)
     add("--atlas", type=flags.file, metavar="FONT", help="only remake assets/atlas.png")
     args = parser.parse_args()
+    choose_languages(args.languages)
     if args.atlas:
         make_atlas(args.atlas)
     elif args.sheet:

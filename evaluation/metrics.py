@@ -138,7 +138,7 @@ def score_answer(question, answer):
 def clauses(caption):
     """The parts of a caption between its commas, sorted: their order does not matter, but a clause
     that is said twice counts."""
-    return sorted(part.strip() for part in re.split("[,，、]", normalise(caption)))
+    return sorted(part.strip() for part in re.split("[,，、،]", normalise(caption)))
 
 
 @lru_cache

@@ -13,7 +13,10 @@ from vocabulary.command import text_width
 
 MODELS = ("full", "blind", "chance")
 MEASURES = ("R@1", "R@5", "MRR")  # of retrieval
-LANGUAGE_NAMES = {"en": "English", "ko": "한국어", "zh": "中文", "all": "all languages"}
+LANGUAGE_NAMES = {
+    **{"en": "English", "ko": "한국어", "zh": "中文", "all": "all languages"},
+    **{"ar": "العربية", "sw": "Kiswahili", "tr": "Türkçe"},
+}
 BAR_WIDTH = 190
 TERMINAL = 80  # columns of a terminal
 
@@ -188,13 +191,22 @@ def metric_tables(rows, scale=100):
 
 
 def retrieval_tables(rows):
+    """A line per direction. Without the image only the likelihood itself ("raw") is a measure: all
+    else is equal to chance, which is the same for every direction."""
     lines = []
     for row in rows:
-        cells = labels(row, "direction", "model", "n", "pool")
-        cells += [number(*row[measure]) for measure in MEASURES]
-        lines.append(("sum" if row["model"] == "full" else "sub", cells))
+        name, model = row["direction"], row["model"]
+        if model == "blind" and name.endswith(", raw"):
+            name = name.replace("raw", "blind")
+        elif model != "full":
+            continue
+        cells = [number(*row[measure]) for measure in MEASURES]
+        lines.append(("", [escape(name), *cells]))
+    if chance := [row for row in rows if row["model"] == "chance"]:
+        lines.append(("sub", ["by chance", *(number(*chance[0][name]) for name in MEASURES)]))
+    title = "{} queries, {} candidates each".format(*labels(rows[0], "n", "pool"))
     titles = [f"{measure} % (95%)" for measure in MEASURES]
-    return [Table("", ["from → to", "model", "queries", "candidates", *titles], lines, 1)]
+    return [Table(title, ["from → to", *titles], lines)]
 
 
 def run_tables(models):

@@ -1,6 +1,8 @@
 """The recipe of the demo: its commands, what it skips, what it refuses. No step is really run."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shlex
@@ -17,7 +19,7 @@ from demo import __main__ as demo  # noqa: E402
 from demo import ablation, steps  # noqa: E402
 from demo.recipe import FURTHER_SPLITS, TEST_SPLITS, make_steps  # noqa: E402
 from demo.recipe import STAGES as RECIPE  # noqa: E402
-from demo.words import WORDS  # noqa: E402
+from demo.words import choose_languages  # noqa: E402
 
 STAGES = ("vision", "text", "align", "instruct-1", "instruct-2", "instruct")
 NAMES = [
@@ -202,11 +204,37 @@ def test_options_reach_their_steps():
     assert "--trainable projector decoder --lr" in found["instruct"]
 
 
-def test_a_language_in_the_letters_of_the_base_keeps_its_plain_pieces(monkeypatch):
-    assert "foreign" not in commands()["tokenizer merged"]
-    monkeypatch.setitem(WORDS["ko"], "script", "")
-    assert commands()["tokenizer merged"].endswith("--no-foreign-only")
-    assert "foreign" not in commands("--vocabulary", "en", "zh")["tokenizer merged"]
+def test_the_languages_of_a_run_reach_its_world_and_its_tokenizer(out):
+    assert "--languages" not in commands()["world"]
+    try:
+        found = commands("--languages", "tr", "en", "ar")
+        assert found["world"].endswith("--languages en ar tr")
+        merged = found["tokenizer merged"]
+        assert "out/demo/en.model out/demo/ar.model out/demo/tr.model" in merged
+        # Turkish has letters of English: what becomes of English text is said.
+        assert merged.endswith("--compare out/demo/data/text/en.txt")
+        assert "text/ar.txt" in found["text"] and "text/ko.txt" not in found["text"]
+        assert "--compare" not in commands("--languages", "en", "ar")["tokenizer merged"]
+        assert "is none of the languages" in wrong_flag("--languages", "en", "ar", "--texts", "ko")
+        assert "one of them with 'base'" in wrong_flag("--languages", "ar", "tr")
+    finally:
+        choose_languages()
+
+    # A world has the languages that it was written with.
+    run("--data", "world")
+    try:
+        said = refused("--data", "world", "--languages", "en", "tr", "--out", "out/b")
+        assert said == "demo: world is of other languages: --languages en ko zh"
+    finally:
+        choose_languages()
+
+
+def wrong_flag(*words):
+    """What the parser says of wrong flags."""
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), pytest.raises(SystemExit):
+        demo.parse_args(list(words))
+    return error.getvalue()
 
 
 def test_a_dry_run_prints_every_command_and_does_nothing(out, capsys):

@@ -15,10 +15,33 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from demo import atlas, check, phrasing, world  # noqa: E402
-from demo.records import language_rotation  # noqa: E402
-from demo.words import BASE, LANGUAGES, WORDS, fill, read_languages, templates  # noqa: E402
+from demo.questions import Interviewer, fill_pair  # noqa: E402
+from demo.records import language_rotation, split_records, train_records  # noqa: E402
+from demo.words import (  # noqa: E402
+    AVAILABLE,
+    BASE,
+    DEFAULT,
+    LANGUAGES,
+    WORDS,
+    choose_languages,
+    fill,
+    read_languages,
+    templates,
+    thing_words,
+)
+from demo.words.__main__ import check as check_file  # noqa: E402
+from demo.words.__main__ import samples  # noqa: E402
+from demo.world import Scene, Thing  # noqa: E402
 
 WORDS_FOLDER = ROOT / "demo" / "words"
+
+
+@pytest.fixture
+def all_languages():
+    """WORDS and LANGUAGES hold every file of words."""
+    choose_languages(AVAILABLE)
+    yield
+    choose_languages(DEFAULT)
 
 
 def test_words_take_the_form_their_neighbour_asks_for():
@@ -32,14 +55,156 @@ def test_words_take_the_form_their_neighbour_asks_for():
     assert fill("zh", "{a}/{b}", a="左", b="右") == "左/右"
 
 
-def edited_words(folder, name, old, new):
+def test_a_turkish_particle_takes_the_last_vowel_and_i_its_own_capital(all_languages):
+    words = "kırmızı mı, yeşil mi, mor mu, büyük mü, sol üstte mi, beyaz mı, gözlük mü, otobüs mü"
+    plain = re.sub(" m[ıiuü]", " mı/mi", words)
+    assert fill("tr", plain) == words
+    assert fill("tr", "^{a} ^{b} ^{c}", a="inek", b="ısı", c="ördek") == "İnek Isı Ördek"
+    assert phrasing.capital("inek", {}) == "Inek"
+
+
+AGREEMENT = {  # (language, kind): a caption; is it big?, after which noun; by its colour
+    ("sw", "cat"): ("paka mdogo mwekundu juu kushoto", "mdogo", "kidogo"),
+    ("sw", "car"): ("gari dogo jekundu juu kushoto", "dogo", "kidogo"),
+    ("sw", "tree"): ("mti mdogo mwekundu juu kushoto", "mdogo", "kidogo"),
+    ("sw", "house"): ("nyumba ndogo nyekundu juu kushoto", "ndogo", "kidogo"),
+    ("ar", "car"): ("سيارة صغيرة حمراء في أعلى اليسار", "صغيرة", "صغير"),
+    ("ar", "house"): ("بيت صغير أحمر في أعلى اليسار", "صغير", "صغير"),
+    ("tr", "tree"): ("sol üstte küçük kırmızı bir ağaç", "küçük", "küçük"),
+}
+
+
+@pytest.mark.parametrize(("language", "kind"), AGREEMENT)
+def test_adjectives_agree_with_the_noun_that_is_named(all_languages, language, kind):
+    thing = Thing(kind, "red", "small", 0)
+    caption, by_kind, by_colour = AGREEMENT[language, kind]
+    assert fill(language, WORDS[language]["full"], **thing_words(language, thing)) == caption
+    asker = Interviewer(Scene((thing,), "day"), language, world.random_for("any"))
+    assert asker.ask("size", thing, "kind")[1] == by_kind
+    assert asker.ask("size", thing, "colour")[1] == by_colour
+
+
+def test_the_other_thing_of_a_pair_has_forms_too(all_languages):
+    fish, tree = Thing("fish", "red", "big", 0), Thing("tree", "blue", "big", 1)
+    said = {code: fill_pair(code, WORDS[code]["pair_says"], fish, "left", tree) for code in WORDS}
+    assert said["tr"] == "Balık, ağacın solunda."
+    assert said["ar"] == "السمكة إلى يسار الشجرة."
+    assert said["sw"] == "Samaki yuko kushoto kwa mti."
+
+
+def test_a_pronoun_is_glued_to_the_word_before_it(all_languages):
+    house, cat = Thing("house", "red", "big", 0), Thing("cat", "blue", "big", 1)
+    asker = Interviewer(Scene((house, cat), "day"), "ar", world.random_for("any"))
+    question = "ما لون{it_after}؟"
+    asked = [asker.fill(question, thing, **asker.name(thing, "pronoun")) for thing in (house, cat)]
+    assert asked == ["ما لونه؟", "ما لونها؟"]
+    assert asker.fill(question, cat, **asker.name(cat, "kind")) == "ما لون القطة؟"
+
+
+@pytest.mark.parametrize("language", AVAILABLE)
+def test_every_language_has_samples_of_every_skill(all_languages, language):
+    for skill in (
+        *world.SKILLS,
+        "describe",
+        "absent",
+        "empty",
+        "greeting",
+        "is_background",
+        "text",
+    ):
+        found = list(samples(language, skill, 6))
+        assert len(found) >= 3, skill
+        assert not any(re.search(r"[{}@^\[\]|]|\w/\w", " ".join(turn)) for turn in found), found
+
+
+def test_no_answer_is_empty_in_any_language_and_each_is_asked_relations(all_languages):
+    scenes = [world.random_scene(world.random_for(n), base_only=True) for n in range(30)]
+    made = [train_records(scene, 0, n) for n, scene in enumerate(scenes)]
+    plain = [world.random_scene(world.random_for("plain", n), base_only=False) for n in range(4)]
+    made += [train_records(scene, 0, n) for n, scene in enumerate(plain)]
+    rows = [record for files in made for file in files.values() for record in file]
+    asked = split_records("cross_lingual", scenes, 0)
+    for record in rows + asked:
+        assert all(message["value"].strip() for message in record["conversations"]), record
+    relations = Counter(record["language"] for record in asked if record["skill"] == "relation")
+    assert relations.keys() == set(AVAILABLE) - {BASE}
+    assert min(relations.values()) >= 0.9 * max(relations.values()), relations
+
+
+def test_all_that_is_wrong_in_a_file_is_said_at_once(tmp_path, capsys):
+    words = json.loads((WORDS_FOLDER / "sw.json").read_text(encoding="utf-8"))
+    del (
+        words["kind"]["cat"],
+        words["unanswered"],
+        words["class_forms"]["colour"]["colour_adj"]["li"],
+    )
+    words["noun_class"].pop("thing")
+    words["called"].pop("ar")
+    words["answer"]["where"] = "{places}"
+    words["ask"]["count"][0] = "vitu/vingapi?"
+    words["varied"]["greeting"][0] = "@hello"
+    path = tmp_path / "sw.json"
+    path.write_text(json.dumps(words), encoding="utf-8")
+    number = check_file(path, 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == number and all(line.startswith(f"{path}: ") for line in lines)
+    said = "\n".join(lines)
+    for problem in (
+        "kind.cat is missing",
+        "called.ar is missing",
+        "unanswered.absent is missing",
+        "class_forms.colour.colour_adj.li.red is missing",
+        "noun_class.thing is missing",
+        "answer.where: {places} is not known here",
+        "answer.where: {place} is missing",
+        "agreement.vitu/vingapi is missing, which ask.count.0 uses",
+        "varied.greeting.0: @hello is not in grammar",
+    ):
+        assert problem in said, problem
+
+
+def test_a_table_of_agreement_needs_pairs(tmp_path):
+    with pytest.raises(ValueError, match="agreement.mı/mi: needs next or previous, pairs of"):
+        edited_words(tmp_path / "words", "tr", '"mü",', "", AVAILABLE)
+
+
+def test_what_is_left_in_english_is_noted(tmp_path, capsys):
+    words = json.loads((WORDS_FOLDER / "tr.json").read_text(encoding="utf-8"))
+    words["describe"][0] = WORDS[BASE]["describe"][0]
+    words["unseen"]["ask"]["what"][0] = words["ask"]["what"][0]
+    path = tmp_path / "tr.json"
+    path.write_text(json.dumps(words), encoding="utf-8")
+    try:
+        assert check_file(path, 0) == 0
+    finally:
+        choose_languages()
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert notes[0] == "note: 1 texts as in en: describe.0"
+    assert "unseen.ask.what.0" in notes[1] and len(notes) == 2
+
+
+def test_languages_are_chosen_and_need_the_base():
+    assert DEFAULT == ("en", "ko", "zh") and set(DEFAULT) < set(AVAILABLE)
+    try:
+        choose_languages(["sw", "en", "tr"])
+        assert LANGUAGES == list(WORDS) == ["en", "sw", "tr"]
+        with pytest.raises(
+            ValueError, match="needs two or more languages, one of them with 'base'"
+        ):
+            choose_languages(["sw", "tr"])
+    finally:
+        choose_languages()
+    assert LANGUAGES == list(WORDS) == ["en", "ko", "zh"]
+
+
+def edited_words(folder, name, old, new, chosen=()):
     """The languages of a copy of demo/words in which one text of one file is another."""
     shutil.copytree(WORDS_FOLDER, folder, ignore=shutil.ignore_patterns("__*"))
     path = folder / f"{name}.json"
     source = path.read_text(encoding="utf-8")
     assert source.count(old) >= 1, old
     path.write_text(source.replace(old, new, 1), encoding="utf-8")
-    return read_languages(folder)
+    return read_languages(folder, chosen)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +245,8 @@ def edited_words(folder, name, old, new):
         ),
         ("en", '"{mood}"', '"{moods}"', "words/en.json: answer.mood: {moods} is not known here"),
         ("ko", '"은/는": [', '"은는": [', "words/ko.json: agreement.은/는 is missing, which "),
-        ("ko", '"커요"', '"커요', "words/ko.json: Expecting ',' delimiter: line 46 column "),
-        ("ko", "{", "", "words/ko.json: Extra data: line 2 column 10 "),
+        ("ko", '"커요"', '"커요', "words/ko.json: Expecting ',' delimiter: line 47 column "),
+        ("ko", "{", "", "words/ko.json: Extra data: line 2 column 12 "),
         ("en", '"base": true,', "", "words: needs two or more languages, one of them with 'base'"),
     ],
 )
@@ -132,8 +297,8 @@ def test_a_pattern_stands_for_each_choice_of_its_alternatives():
     assert phrasing.all_templates("[a|b [c|]]", {}) == ["a", "b", "b c"]
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_unseen_phrasings_have_a_word_or_an_ending_that_training_never_has(language):
+@pytest.mark.parametrize("language", AVAILABLE)
+def test_unseen_phrasings_have_a_word_or_an_ending_that_training_never_has(all_languages, language):
     words, has_spaces = WORDS[language], WORDS[language]["gap"] == " "
     plain = lists_of({"ask": words["ask"], "describe": words["describe"]})
     plain |= {f"yes_no.{name}": table["ask"] for name, table in words["yes_no"].items()}
@@ -150,8 +315,8 @@ def test_unseen_phrasings_have_a_word_or_an_ending_that_training_never_has(langu
     assert number.keys() == skills and min(number.values()) >= 8, number
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_training_asks_in_several_times_as_many_ways(language):
+@pytest.mark.parametrize("language", AVAILABLE)
+def test_training_asks_in_several_times_as_many_ways(all_languages, language):
     words = WORDS[language]
     plain = {f"ask.{skill}": asked for skill, asked in words["ask"].items()}
     plain |= {f"yes_no.{name}": table["ask"] for name, table in words["yes_no"].items()}
@@ -162,8 +327,8 @@ def test_training_asks_in_several_times_as_many_ways(language):
 
 
 def test_no_code_names_a_language():
-    sources = [path for path in (ROOT / "demo").glob("*.py")] + [WORDS_FOLDER / "__init__.py"]
-    names = "|".join((*LANGUAGES, *WORDS[BASE]["names"].values()))
+    sources = [*(ROOT / "demo").glob("*.py"), *WORDS_FOLDER.glob("*.py")]
+    names = "|".join((*AVAILABLE, *WORDS[BASE]["names"].values(), "Turkish", "Swahili", "Arabic"))
     for path in sources:
         source = path.read_text(encoding="utf-8")
         code = re.sub(r'"""[^"]*(?:"[^"]+)*?"""|#.*', "", source)  # docstrings give examples
@@ -292,12 +457,12 @@ def test_the_atlas_has_a_tile_for_every_kind(monkeypatch, tmp_path, number, rows
 def fourth_language(script):
     """A language that is English with a letter of its own before every text."""
     words = dict(WORDS[BASE], agreement={}, script=script, vocab_size=300)
-    del words["base"]
+    del words["base"], words["default"]
 
     def translate(table):
         """The same table with other texts."""
         if isinstance(table, str):
-            return "ş" + table.replace("a/an ", "").replace("A/an ", "")
+            return "ş" + re.sub("[Aa]/an ?", "", table)
         if isinstance(table, dict):
             return {key: translate(value) for key, value in table.items()}
         return [translate(value) for value in table]
@@ -313,8 +478,10 @@ def test_a_fourth_language_is_a_file_and_is_asked_in_every_split(tmp_path):
     folder = copy_of_demo(tmp_path)
     path = folder / "demo" / "words" / "tr.json"
     path.write_text(fourth_language(""), encoding="utf-8")
-    done = write(folder)
+    four = ("en", "ko", "zh", "tr")
+    done = write(folder, "--languages", *four)
     assert done.returncode == 0, done.stderr
+    assert load(folder, "world")["arguments"]["languages"] == sorted(four)
 
     for split in ("validation", "unseen_images", "unseen_combinations"):
         count = Counter(record["language"] for record in load(folder, split))
@@ -343,12 +510,13 @@ def test_a_share_needs_a_script_by_which_lines_can_be_found(tmp_path):
     folder = copy_of_demo(tmp_path)
     path = folder / "demo" / "words" / "tr.json"
     path.write_text(fourth_language(""), encoding="utf-8")
-    refused = write(folder, "--share", "tr=0.5")
+    four = ("--languages", "en", "ko", "zh", "tr")
+    refused = write(folder, *four, "--share", "tr=0.5")
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
     assert "words/tr.json has no script" in refused.stderr
 
     path.write_text(fourth_language("ş"), encoding="utf-8")
-    done = write(folder, "--share", "tr=0", "ko=0")
+    done = write(folder, *four, "--share", "tr=0", "ko=0")
     assert done.returncode == 0, done.stderr
     assert {record["language"] for record in load(folder, "captions")} == {"en", "zh"}
 

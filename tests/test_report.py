@@ -10,6 +10,7 @@ from evaluation_helpers import command, make_question, write_random_model
 import data
 from evaluation.report.attention import attention_over_patches
 from evaluation.report.curves import log_ticks, read_log, round_ticks, running_mean
+from evaluation.report.gallery import card
 from evaluation.report.limits import caption_table, few_answers, weakest_groups
 from evaluation.report.page import stage_folders
 from evaluation.tables import number
@@ -110,6 +111,15 @@ def test_results_of_the_other_commands_are_shown(tmp_path):
     assert '<td>10.2 <span class="interval">(9.5 – 11.0)</span></td>' in page
     assert '<td>25.0 <span class="interval">(12.5 – 50.0)</span></td>' in page
     assert "grade &lt;1&gt;" in page and "(too few images)" in page and "한국어" in page
+    assert page.count('class="matrix"') == 1 and ">25.0</text>" in page and ">50</text>" not in page
+
+
+def test_a_text_runs_from_the_right_where_its_letters_do():
+    fields = {"question": "ما الشيء الأحمر؟", "full": "بيت", "blind": "قط"}
+    page = card(make_question("قطة", language="ar", **fields), "")
+    assert '<div class="question" dir="auto">ما الشيء الأحمر؟</div>' in page
+    assert "✗ <bdi>بيت</bdi>" in page and "reference: <bdi>قطة</bdi>" in page
+    assert "without the image: <bdi>قط</bdi>" in page
 
 
 def test_stages_are_in_the_order_of_training(tmp_path):
@@ -188,8 +198,9 @@ def test_few_possible_answers_are_told_apart_into_right_other_and_else():
     questions = [answered(("cat", "dog")[i % 2], "<b>", "dog") for i in range(10)]
     questions += [answered("cat", "cat", "dog") for _ in range(10)]
     text = few_answers(questions)
-    assert "Only these are ever right: cat, dog." in text
-    assert "<td>full</td><td>50.0%</td><td>0.0%</td><td>50.0%</td><td>&lt;b&gt; 10</td>" in text
+    assert "Only these are ever right: <bdi>cat</bdi>, <bdi>dog</bdi>." in text
+    shares = "<td>full</td><td>50.0%</td><td>0.0%</td><td>50.0%</td>"
+    assert f"{shares}<td><bdi>&lt;b&gt;</bdi> 10</td>" in text
     assert "<td>blind</td><td>25.0%</td><td>75.0%</td><td>0.0%</td><td></td>" in text
     assert "<td>chance</td><td>75.0%</td><td>25.0%</td><td>0.0%</td><td></td>" in text
 

@@ -401,6 +401,24 @@ def test_train_merge_report_and_show_run_as_the_docstring_says(run):
     assert len(names) == 4 + 6 and not any(name.endswith(".tmp") for name in names)
 
 
+def test_words_in_latin_letters_are_taken_and_what_changes_in_english_is_said(run):
+    texts = {"en": ENGLISH, "own": ["zqzq", "xwxw"], "few": ["고양이", "파란", "zqzq"]}
+    texts["said"], others = ["zqzq a zqzq", "a"], "of the words have other ids than before"
+    for name, lines in texts.items():
+        Path(f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+    assert run("train", "en.txt", "--vocab-size", "300", "-o", "en.model")[0] == 0
+    flags = ("--unreachable", "repair", "--compare", "said.txt", "-o", "m.model")
+
+    # 2 of the 4 words of said.txt become the new piece.
+    status, out, _ = run("merge", "en.model", "own.txt", *flags)
+    assert status == 0 and out.splitlines()[-1] == f"said.txt: 50.0% {others}: zqzq"
+    assert {"zqzq", "xwxw"} <= set(Tokenizer.load("m.model").ids)
+    for words in (["few.txt", *flags], ["own.txt", *flags, "--foreign-only"]):
+        _, out, _ = run("merge", "en.model", *words)  # a Korean list, or asked for
+        assert "zqzq" not in Tokenizer.load("m.model").ids
+        assert out.splitlines()[-1] == f"said.txt: 0.0% {others}: "
+
+
 BAD = {
     "no text to train on": "train empty.txt --vocab-size 300 -o x.model",
     "latin1.txt: line 2 is not UTF-8": "train latin1.txt --vocab-size 300 -o x.model",

@@ -236,14 +236,19 @@ def test_words_are_cut_around_digits_and_where_the_script_changes():
 def test_signs_that_english_uses_are_not_foreign_and_letters_marks_and_emoji_are():
     signs = ["the", "▁", "▁“", "…", "©", "▁°", "€", "—", "½", "™", "→", "2024"]
     assert not any(map(T.is_foreign, signs))
-    letters = ["가", "▁x가", "猫", "ー", "ก", "ั", "ع", "é", "😀", "❤️", "☃", "ㅋㅋ", "々"]
+    letters = ["가", "▁x가", "猫", "ー", "ก", "ั", "ع", "é", "😀", "❤️", "☃", "ㅋㅋ", "々", "،", "؟"]
     assert all(map(T.is_foreign, letters))
 
 
 def test_a_language_is_guessed_by_its_script():
-    texts = ["What is it?", "고양이 cat 猫", "猫 cat", "ㅋㅋ", "123", "", "éa"]
+    texts = ["What is it?", "고양이 cat 猫", "猫 cat", "ㅋㅋ", "123", "", "éa", "cat قطة"]
     found = [scripts.guess_language(text) for text in texts]
-    assert found == ["en", "ko", "zh", "ko", "en", "en", "en"]
+    assert found == ["en", "ko", "zh", "ko", "en", "en", "en", "ar"]
+
+
+def test_what_most_letters_of_a_vocabulary_are_decides_whether_it_is_latin():
+    assert scripts.is_latin(["▁paka", "kedi", "고", "123", "。"])
+    assert not scripts.is_latin(["▁고양이", "파란", "cat"]) and not scripts.is_latin(["،", "1"])
 
 
 # ---------------------------------------------------------------------------------------- streaming

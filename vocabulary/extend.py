@@ -29,7 +29,7 @@ from vocabulary import flags
 from vocabulary.byte_level import ByteLevelTokenizer, to_bytes
 from vocabulary.fast_bpe import bpe, count_words, learn_merges
 from vocabulary.files import claim_output, read_lines
-from vocabulary.scripts import is_foreign, split_word
+from vocabulary.scripts import is_foreign, is_latin, split_word
 from vocabulary.sentencepiece_file import NORMAL, SPACE
 
 MAX_SYMBOLS = 60_000  # learn_merges puts two of them in 32 bits
@@ -261,7 +261,10 @@ def run_byte_level_merge(base: ByteLevelTokenizer, args: argparse.Namespace) -> 
     for path in args.new:
         other = ByteLevelTokenizer.load(path)
         pieces = [p.text for p in other.pieces if p.type == NORMAL and p.text not in longer.ids]
-        if args.foreign_only:
+        foreign_only = args.foreign_only
+        if foreign_only is None:
+            foreign_only = not is_latin(map(other.readable, pieces))
+        if foreign_only:
             pieces = [text for text in pieces if is_new(base, text)]
         if args.unreachable == "drop":
             lost = {*longer.with_vocabulary(other, pieces).find_unreachable()}

@@ -49,6 +49,17 @@ def print_selection(path: str, added: list[str], left_out: dict[str, list], unre
             print(f"  {len(names):,} {fate}: {first_few(names)}")
 
 
+def print_changes(base, merged, path: str | None) -> None:
+    """Print how many words of a text, if one is given, have other ids after the merge."""
+    if path is None:
+        return
+    words = Counter(word for line in read_lines([path]) for word in line.split())
+    changed = {word: n for word, n in words.items() if base.encode(word) != merged.encode(word)}
+    share = sum(changed.values()) / max(1, words.total())
+    often = first_few(sorted(changed, key=changed.get, reverse=True))
+    print(f"{path}: {share:.1%} of the words have other ids than before: {often}")
+
+
 def fertility_counts(tokenizer, lines: Iterable[str]) -> tuple[Counter, Counter]:
     """(counts over a text, how often each piece came). The counts:
 

@@ -2,12 +2,14 @@
 
 import re
 import unicodedata
+from collections import Counter
 
 # Language -> pattern of one letter of its script. Korean text may hold Han and Latin letters, and
 # Chinese text Latin ones, so `guess_language` tries the languages in this order.
 SCRIPTS = {
     "ko": re.compile("[가-힣ㄱ-ㆎ]"),  # Hangul: syllables and letters
     "zh": re.compile("[㐀-䶿一-鿿]"),  # Han
+    "ar": re.compile("[\u0621-\u064a]"),
     "en": re.compile("[A-Za-zÀ-ɏ]"),  # Latin
 }
 
@@ -37,9 +39,11 @@ def script(char: str) -> str:
 def is_foreign(piece: str) -> bool:
     """Whether plain English can't contain the piece; it can contain "“", "©" and "…".
 
-    Foreign are letters and marks outside ASCII, emoji and full-width signs.
+    Foreign are letters and marks outside ASCII, signs of other scripts, emoji, full-width signs.
     """
     for char in piece:
+        if "\u0370" <= char < "\u2000":  # the blocks of scripts, from Greek on
+            return True
         category = unicodedata.category(char)
         if char > "\x7f" and category[0] in "LM":
             return True
@@ -48,6 +52,14 @@ def is_foreign(piece: str) -> bool:
         if unicodedata.east_asian_width(char) in "WF":
             return True
     return False
+
+
+def is_latin(vocabulary) -> bool:
+    """Whether the pieces of a model, or a list of pieces, are written in Latin letters, mostly."""
+    if hasattr(vocabulary, "scores"):  # without the special pieces: <0x20> is none of a language
+        vocabulary = vocabulary.scores
+    scripts = Counter(script(char) for piece in vocabulary for char in piece)
+    return scripts["LATIN"] > scripts.total() - scripts["COMMON"] - scripts["LATIN"]
 
 
 def split_word(word: str, split_digits: bool = True, split_scripts: bool = True) -> list[str]:

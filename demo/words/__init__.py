@@ -1,7 +1,8 @@
 """The words of the demo world: one JSON file a language. README.md explains the tables.
 
-A further file is a further language: nothing else has to change. All files are read, and checked
-against each other, when this package is imported.
+A further file is a further language: nothing else has to change. WORDS and LANGUAGES hold those
+that the world is described in: those marked "default", until `choose_languages` changes them.
+Files are checked against each other when they are read (python -m demo.words check FILE).
 """
 
 import json
@@ -11,34 +12,58 @@ from functools import cache
 from pathlib import Path
 
 from demo.check import check_tables
-from demo.phrasing import all_templates
+from demo.phrasing import all_templates, capital
 from demo.world import PLACES
 
+FOLDER = Path(__file__).parent
+AVAILABLE = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+WORDS, LANGUAGES = {}, []
 
-def read_languages(folder):
-    """{language: its words} of all files in a folder, the base language first."""
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found[path.stem] = json.loads(path.read_text(encoding="utf-8-sig"))
-        except ValueError as error:  # with line and column
-            raise ValueError(f"words/{path.name}: {error}") from None
 
-    # A language may say itself what it is called in the others.
+def read_file(path):
+    """The words of one file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # with line and column
+        raise ValueError(f"words/{path.name}: {error}") from None
+
+
+def arrange(found):
+    """{language: its words}, the base language first. A language may say itself what it is called
+    in the others."""
     for language, words in found.items():
         for other, name in words.get("called", {}).items():
             found.get(other, {}).setdefault("names", {})[language] = name
-    languages = dict(sorted(found.items(), key=lambda pair: "base" not in pair[1]))
+    return dict(sorted(found.items(), key=lambda pair: ("base" not in pair[1], pair[0])))
+
+
+def read_languages(folder, chosen=()):
+    """{language: its words} of the chosen files in a folder, or of all marked "default"."""
+    paths = sorted(folder.glob("*.json"))
+    found = {path.stem: read_file(path) for path in paths if not chosen or path.stem in chosen}
+    if not chosen:
+        found = {language: words for language, words in found.items() if words.get("default")}
+    languages = arrange(found)
     check_tables(languages)
     return languages
 
 
+def choose_languages(names=()):
+    """Makes these the languages of the world, or those marked "default". Their order is fixed."""
+    if names and set(names) == set(LANGUAGES):
+        return
+    languages = read_languages(FOLDER, names)
+    WORDS.clear()
+    WORDS.update(languages)
+    LANGUAGES[:] = languages
+
+
 try:
-    WORDS = read_languages(Path(__file__).parent)
+    choose_languages()
 except ValueError as problem:
     raise SystemExit(f"demo/{problem}") from None
-LANGUAGES = tuple(WORDS)
-BASE = LANGUAGES[0]
+DEFAULT = tuple(LANGUAGES)
+BASE = DEFAULT[0]
 
 
 def training_languages(scene):
@@ -56,11 +81,32 @@ def word_forms(language, table, key):
     return {table: names[key]} | {name: form[key] for name, form in forms.items()}
 
 
-def thing_words(language, thing):
-    """{placeholder: word} for templates about one thing, which may be of no kind of the world."""
+def agreeing_words(language, keys, noun, prefix=""):
+    """{placeholder: word} of all that takes the class (such as the gender) of a noun: a kind, or
+    "thing". keys: {table: key} of the words that have forms by class."""
+    words, found = WORDS[language], {}
+    for table, forms in words.get("class_forms", {}).items():
+        for name, by_class in forms.items():
+            form = by_class[words["noun_class"][noun]]
+            found[prefix + name] = form if table == "class" else form[keys[table]]
+    return found
+
+
+def thing_words(language, thing, named_by="kind"):
+    """{placeholder: word} for templates about one thing, which may be of no kind of the world.
+
+    named_by: how a question names the thing, with which {it_…} agrees.
+    """
     keys, values = vars(thing) | {"place": PLACES[thing.place]}, {}
     for table, key in keys.items():
         values |= word_forms(language, table, key)
+    values |= agreeing_words(language, keys, thing.kind)
+    noun = "thing" if named_by == "colour" else thing.kind
+    values |= agreeing_words(language, keys, noun, "it_")
+
+    # Forms of "it" are templates, like "it" itself.
+    for name, by_naming in WORDS[language]["forms"].get("it", {}).items():
+        values[name] = by_naming[named_by].format_map(values)
     return values
 
 
@@ -78,20 +124,25 @@ def _agreement_pattern(language):
 
 
 def fill(language, template, **values):
-    """A template with its placeholders filled in and its forms of agreement chosen."""
+    """A template with its placeholders filled in and its forms of agreement chosen. "^" makes the
+    letter after it a capital."""
     text = template.format_map(values)
 
     def choose(match):
-        side, pattern, if_match, otherwise = WORDS[language]["agreement"][match[0]]
+        side, *choices, otherwise = WORDS[language]["agreement"][match[0]]
         if side == "previous":
-            neighbour = text[: match.start()].rpartition(" ")[2]
+            neighbour = text[: match.start()].rstrip().rpartition(" ")[2]
         else:
             neighbour = text[match.end() :].lstrip().partition(" ")[0]
         # Decomposed, a Hangul syllable shows its final consonant, on which particles depend.
         letters = unicodedata.normalize("NFD", neighbour)
-        return if_match if re.search(pattern, letters) else otherwise
+        for pattern, form in zip(choices[::2], choices[1::2]):
+            if re.search(pattern, letters):
+                return form
+        return otherwise
 
-    return _agreement_pattern(language).sub(choose, text)
+    first, *rest = _agreement_pattern(language).sub(choose, text).split("^")
+    return first + "".join(capital(part, WORDS[language].get("capitals", {})) for part in rest)
 
 
 def parse_shares(given):

@@ -11,6 +11,7 @@ timing.json and commands.txt. The page works offline.
     curves.py       the loss of each stage
     gallery.py      images with questions and answers
     attention.py    where the decoder attends
+    matrix.py       retrieval between images and languages
     page.html, sections.html, style.css
 """
 

@@ -41,6 +41,11 @@ def div(style, text):
     return f'<div class="{style}">{text}</div>'
 
 
+def spoken(text):
+    """A text of any language as HTML: it runs from the right where its letters do."""
+    return f"<bdi>{escape(text)}</bdi>"
+
+
 def card(question, image, earlier=(), note=""):
     """An image (HTML) with a question, the earlier ones of its record, and its answers."""
     tags = [language_name(question.language), *map(plain_name, (question.split, question.skill))]
@@ -48,11 +53,12 @@ def card(question, image, earlier=(), note=""):
         tags.append(f"turn {question.turn + 1}")
     lines = [div("tag", " · ".join(tags) + note)]
     for before in earlier:
-        lines.append(div("tag", escape(f"{before.question} {reference_answer(before)}")))
-    lines.append(div("question", escape(question.question)))
+        text = escape(f"{before.question} {reference_answer(before)}")
+        lines.append(f'<div class="tag" dir="auto">{text}</div>')
+    lines.append(f'<div class="question" dir="auto">{escape(question.question)}</div>')
 
     # Captions are neither right nor wrong.
-    answer, found = escape(question.full or "(nothing)"), verdict(question)
+    answer, found = spoken(question.full or "(nothing)"), verdict(question)
     if found == "caption":
         score = 100 * score_answer(question, question.full)["chrf"]
         lines.append(f"<div><b>{answer}</b> · chrF {score:.1f}</div>")
@@ -60,8 +66,8 @@ def card(question, image, earlier=(), note=""):
         mark = "✓" if found == "right" else "✗"
         lines.append(f'<div><span class="{found}">{mark} {answer}</span></div>')
     if found != "right":
-        lines.append(f"<div>reference: {escape(reference_answer(question))}</div>")
-    lines.append(div("tag", "without the image: " + escape(question.blind or "(nothing)")))
+        lines.append(f"<div>reference: {spoken(reference_answer(question))}</div>")
+    lines.append(div("tag", "without the image: " + spoken(question.blind or "(nothing)")))
 
     text = image + div("text", "\n".join(lines))
     return f'<div class="card" lang="{escape(question.language)}">{text}</div>\n'

@@ -5,9 +5,9 @@ from collections import Counter, defaultdict
 
 from evaluation.metrics import clauses, normalise, score_answer
 from evaluation.questions import reference_answer
-from evaluation.report.gallery import card, earlier_turns, shown_image
+from evaluation.report.gallery import card, earlier_turns, shown_image, spoken
 from evaluation.scores import accuracy_row, most_frequent_answers
-from evaluation.tables import Table, escape, language_name, plain_name, row_number
+from evaluation.tables import Table, language_name, plain_name, row_number
 
 MIN_QUESTIONS = 20  # of a group whose share of right answers means something
 FEW_ANSWERS = 3  # different references, at most, among which a model could guess
@@ -89,11 +89,11 @@ def few_answers_table(split, skill, references, n, lines):
     rows = []
     for model, found in lines:
         shares = [f"{found[key].total() / n:.1%}" for key in ("right", "other", "else")]
-        often = ", ".join(f"{a} {count}" for a, count in found["else"].most_common(3))
-        rows.append(("", [model, *shares, escape(often)]))
+        often = [f"{spoken(a)} {count}" for a, count in found["else"].most_common(3)]
+        rows.append(("", [model, *shares, ", ".join(often)]))
     head = ["", "the right one", "another of the few", "something else", "most often"]
     title = f"{plain_name(split)}, {plain_name(skill)}: few answers are possible"
-    few = "; ".join(", ".join(map(escape, own)) for own in references.values())
+    few = "; ".join(", ".join(map(spoken, own)) for own in references.values())
     text = (
         f"Only these are ever right: {few}. Chance always says one of them, so it is right often "
         "without having seen anything. Compare how often a model says the wrong one of them: who "

@@ -13,6 +13,7 @@ from evaluation.report.attention import attention_gallery
 from evaluation.report.curves import read_log, stage_card
 from evaluation.report.gallery import div, gallery
 from evaluation.report.limits import caption_table, few_answers, weakest_gallery
+from evaluation.report.matrix import retrieval_matrix
 from evaluation.tables import (
     MODELS,
     Table,
@@ -125,6 +126,8 @@ def make_page(folders, eval_file, seed, per_group, num_attention):
                 sections.append(overview(found["rows"]))
             if key == "models":
                 sections.append(show_conclusions(found.get("conclusions", [])))
+            if key == "retrieval":
+                sections.append(retrieval_matrix(found["retrieval"]))
             sections += [table.as_html() for table in tables]
             if key == "rows":
                 sections += [few_answers(questions), caption_table(questions)]

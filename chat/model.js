@@ -212,24 +212,16 @@ class Linear {
   }
 }
 
-// x (T, in) @ weight.T (in, out) + bias -> (T, out). Four sums at once, as each waits for itself.
+// x (T, in) @ weight.T (in, out) + bias -> (T, out)
 function linear(x, {data, shape}, bias) {
   const [rows, columns] = [shape[0], data.length / shape[0]];
   const T = x.length / columns;
   const y = new Float32Array(T * rows);
-  const end = columns - (columns % 4);
   for (let t = 0; t < T; t++) {
     for (let row = 0; row < rows; row++) {
-      let [w, at] = [row * columns, t * columns];
-      let [a, b, c, d] = [bias ? bias[row] : 0, 0, 0, 0];
-      for (const stop = w + end; w < stop; w += 4, at += 4) {
-        a += data[w] * x[at];
-        b += data[w + 1] * x[at + 1];
-        c += data[w + 2] * x[at + 2];
-        d += data[w + 3] * x[at + 3];
-      }
-      for (const stop = (row + 1) * columns; w < stop; w++, at++) a += data[w] * x[at];
-      y[t * rows + row] = a + b + c + d;
+      let total = bias ? bias[row] : 0;
+      for (let i = 0; i < columns; i++) total += data[row * columns + i] * x[t * columns + i];
+      y[t * rows + row] = total;
     }
   }
   return y;

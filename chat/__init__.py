@@ -1,9 +1,8 @@
-"""A page to ask a model on, and an endpoint that other programs can call.
+"""A page to ask a model on, and an endpoint for programs: docs/chat.md.
 
-    python -m chat out/demo/instruct
-
-answers.py         stages of a run, messages to turns, answers token by token with their attention
-server.py          the HTTP server: OpenAI's endpoint, the page, and who may ask
+requests.py        what OpenAI's fields ask of the model
+answers.py         stages of a run; answers token by token, with probability and attention
+server.py          HTTP: who may ask, and what is sent
 page.html, page.css, page.js    the page; it asks a global `engine`, whose methods page.js lists
-server_engine.js   the `engine` of a served page: it asks the endpoint
+server_engine.js   the `engine` that asks the server
 """

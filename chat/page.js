@@ -1,7 +1,7 @@
 // The page: image, question, answer. It never talks to a server: it asks a global `engine`, either
 // server_engine.js or, in an exported page, local_engine.js. The methods, all async:
 //
-//   info() -> {stages: [name], stage, languages: [code], fit: "contain" | "cover" | "fill",
+//   info() -> {stages: [name], stage, fit: "contain" | "cover" | "fill",
 //       layers, heads (0: can't be chosen), images: [{name, url, questions?: [text]}]}
 //   answer({stage, messages: [{role, text}], image, blind, temperature, maxTokens, signal, onToken})
 //       -> {text, finish: "stop" | "length"}. image: a data URL or null. onToken gets, per token,
@@ -63,7 +63,7 @@ const find = (id) => document.getElementById(id);
 
 let info = null;
 let image = null; // a data URL
-let turns = []; // {question, answer}, of this conversation
+let turns = []; // {question, seen, blind}: the two answers, null where there is none
 let running = null; // the AbortController of the answer that streams
 let chosen = null; // {token, index, isLast}: the token whose attention is shown
 
@@ -122,7 +122,7 @@ function readFile(file) {
   reader.readAsDataURL(file);
 }
 
-// Each patch as a square: the image stays clear where the weight is large.
+// Each patch as a square: orange where the weight is large, veiled where it is small.
 function glow(weights, grid, text = "") {
   const canvas = find("glow");
   const context = canvas.getContext("2d");
@@ -130,6 +130,7 @@ function glow(weights, grid, text = "") {
   canvas.width = canvas.height = 480;
   if (!weights || !image) return;
   const [rows, columns] = grid;
+  const veil = matchMedia("(prefers-color-scheme: dark)").matches ? "11, 17, 32" : "255, 255, 255";
   const least = Math.min(...weights);
   const range = Math.max(Math.max(...weights) - least, 1e-9);
   weights.forEach((weight, i) => {
@@ -137,7 +138,7 @@ function glow(weights, grid, text = "") {
     const x = Math.round((i % columns) * 480 / columns);
     const y = Math.round(Math.floor(i / columns) * 480 / rows);
     const side = [Math.ceil(480 / columns), Math.ceil(480 / rows)];
-    context.fillStyle = `rgba(255, 255, 255, ${0.82 * (1 - strength)})`;
+    context.fillStyle = `rgba(${veil}, ${0.8 * (1 - strength)})`;
     context.fillRect(x, y, ...side);
     context.fillStyle = `rgba(255, 80, 0, ${0.45 * strength})`;
     context.fillRect(x, y, ...side);
@@ -207,7 +208,17 @@ function addToken(box, token, isLast) {
 }
 
 // ---------------------------------------------------------------------------- questions
-async function stream(box, blind, messages) {
+// A blind conversation has only blind answers: the others would give away the image.
+function history(blind, question) {
+  const answer = (turn) => (blind ? turn.blind : turn.seen);
+  const past = turns.filter((turn) => answer(turn) !== null);
+  const messages = past.flatMap((turn) => [
+    {role: "user", text: turn.question}, {role: "assistant", text: answer(turn)}]);
+  return [...messages, {role: "user", text: question}];
+}
+
+async function stream(box, blind, question) {
+  const messages = history(blind, question);
   const isLast = () => !blind && box === stream.last;
   if (!blind) stream.last = box;
   const onToken = (token) => addToken(box, token, isLast);
@@ -217,6 +228,9 @@ async function stream(box, blind, messages) {
     const {text, finish} = await engine.answer({...options, signal: running.signal, onToken});
     if (finish === "length") box.note.textContent = words.length;
     if (!text) box.note.textContent = words.empty;
+    // The end may hold what no token has completed.
+    const shown = box.list.map((token) => token.text).join("");
+    box.text.append(text.slice(shown.length));
     return text;
   } catch (error) {
     const stopped = error.name === "AbortError";
@@ -244,11 +258,8 @@ async function ask(question) {
   asked.dir = "auto";
   turn.append(asked);
   find("log").append(turn);
-  const messages = turns.flatMap((each) => [
-    {role: "user", text: each.question}, {role: "assistant", text: each.answer}]);
-  messages.push({role: "user", text: question});
   try {
-    await answerAll(turn, question, messages);
+    await answerAll(turn, question);
   } catch (error) {
     say(`${words.error}: ${error.message}`);
   }
@@ -258,31 +269,29 @@ async function ask(question) {
 }
 
 // The chosen stage, or one after the other; beside each answer the blind one.
-async function answerAll(turn, question, messages) {
+async function answerAll(turn, question) {
   const stage = find("stage").value;
-  const stages = stage ? [stage] : info.stages;
-  let answer = "";
-  for (const name of stages) {
+  const done = {question, seen: "", blind: null};
+  for (const name of stage ? [stage] : info.stages) {
     if (running.signal.aborted) break;
     const pair = element("div", "pair");
-    const title = (text) => (info.stages.length > 1 ? `${text} · ${name}` : text);
-    const seen = answerBox(name, image ? title(words.seen) : title(words.unseen));
+    const seen = answerBox(name, image ? `${words.seen} · ${name}` : name);
     pair.append(seen.node);
     turn.append(pair);
     turn.scrollIntoView({block: "nearest"});
-    answer = await stream(seen, false, messages);
-    say(answer || words.empty);
+    done.seen = await stream(seen, false, question);
+    say(done.seen || words.empty);
 
     if (image && find("blind").checked && !running.signal.aborted) {
       const blind = answerBox(name, words.unseen);
       blind.node.classList.add("blind");
       pair.append(blind.node);
-      await stream(blind, true, messages);
+      done.blind = await stream(blind, true, question);
     }
     turn.scrollIntoView({block: "nearest"});
   }
-  turns.push({question, answer});
-  if (turns.length === 1 && image) find("legend").textContent = words.hint;
+  turns.push(done);
+  if (image && !chosen) find("legend").textContent = words.hint;
 }
 
 function newConversation() {
@@ -380,10 +389,10 @@ async function start() {
   fillSelect("head", numbers(info.heads), ["", words.mean]);
   find("heads").hidden = !info.layers;
   find("image").style.objectFit = info.fit;
-  find("thumbs").append(...info.images.map(({name, url, questions}) => {
+  find("thumbs").append(...info.images.map(({url, questions}, i) => {
     const button = element("button", "thumb");
     const small = element("img");
-    [button.type, small.src, small.alt] = ["button", url, name];
+    [button.type, small.src, small.alt] = ["button", url, `${words.image} ${i + 1}`];
     button.append(small);
     button.onclick = () => setImage(url, questions);
     return button;

@@ -1,6 +1,7 @@
 """Serves a page to ask a model on, and OpenAI's chat-completions endpoint: docs/chat.md.
 
     python -m chat out/demo/instruct
+    python -m chat out/demo/instruct --export page.html     # one file with the model, no server
 
 The page also offers the other stages of the run: the model folders beside the given one. Without
 --token it is for this machine alone.
@@ -14,6 +15,7 @@ import sys
 import webbrowser
 
 from chat.answers import Answerer
+from chat.export import export_page
 from chat.server import Server
 from training.device import DEVICES
 from vocabulary import flags
@@ -44,7 +46,13 @@ def parse_args():
     add("--port", type=flags.at_least(1, most=65535), default=8000, help="of the address")
     add("--token", type=token, help="a secret that clients must know")
     add("--device", choices=DEVICES, default="auto", help="auto: a CUDA GPU, else the CPU")
+    add("--export", type=flags.text, metavar="FILE", help="write an HTML file, and serve nothing")
+    about = "of the run, for --export; also instruct/step-00001000"
+    add("--stages", nargs="+", type=flags.text, default=[], metavar="STAGE", help=about)
+    add("--int8", action="store_true", help="half the size of --export's default, fp16")
     args = parser.parse_args()
+    if (args.stages or args.int8) and not args.export:
+        parser.error("--stages and --int8 are for --export FILE")
     if not args.token and not args.host.is_loopback:
         parser.error(f"--host {args.host} lets other machines in: give a --token")
     return args
@@ -52,6 +60,9 @@ def parse_args():
 
 def main():
     args = parse_args()
+    if args.export:
+        return export_page(args.model, args.export, args.stages, args.int8)
+
     answerer = Answerer(args.model, args.device)
     try:
         server = Server(answerer, str(args.host), args.port, args.token)

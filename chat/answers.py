@@ -143,8 +143,8 @@ class Recorder:
         self.maps[layer] = scores.softmax(-1)[:, self.patches].cpu()
 
     def describe(self, token):
-        """The newest token: its probability, the next four, its attention (N,), which is a mean over
-        layers and heads, and the maps (L, H, N) that it is the mean of."""
+        """The newest token as JSON: its probability, the next four, its attention (N,). That is the
+        mean over layers and heads of `maps` (L, H, N)."""
         top = self.probabilities.topk(min(5, len(self.probabilities)))
         found = {
             "piece": piece_name(self.tokenizer, token),

@@ -1,7 +1,7 @@
 """HTTP for the page and OpenAI's chat completions: who may ask, and what is sent.
 
-Nothing is fetched, logged or served by path. One request at a time has the model, the others wait;
-where too many wait, the answer is 429. Who hangs up stops the answer.
+Nothing is fetched, logged, or served by path. One request has the model, others wait; if too many
+wait, the reply is 429. A client that hangs up ends its answer.
 """
 
 import contextlib
@@ -23,17 +23,18 @@ from pathlib import Path
 
 from chat.requests import read_part, read_request
 
-MAX_BODY = 16 << 20  # bytes; a photo of a phone has 2 to 8 million
+MAX_BODY = 16 << 20  # bytes; a phone's photo has 2 to 8 million
 MAX_WAITING = 64  # requests for the model
 MAX_CONNECTIONS = 128
 READ_SECONDS = 30  # for a whole request
 SILENCE_SECONDS = 10  # without a byte, either way
 
-PAGE = {"/": "page.html", "/page.css": "", "/page.js": "", "/server_engine.js": ""}
-TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+PAGE = {"page.html": "html", "page.css": "css", "page.js": "javascript"}
+PAGE["server_engine.js"] = "javascript"
+FREE = ("/", "/health", *(f"/{name}" for name in PAGE))  # without a token
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src"
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "Content-Security-Policy": f"{POLICY} 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
@@ -41,7 +42,6 @@ HEADERS = {
     "Cache-Control": "no-store",
     "Connection": "close",
 }
-ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
 
 
 class Refused(Exception):
@@ -49,7 +49,7 @@ class Refused(Exception):
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Answers for one Answerer. Port 0: a free one. Without a token, anyone on `host` may ask."""
+    """Serves one Answerer. Port 0: a free one. Without a token, whoever reaches `host` may ask."""
 
     daemon_threads = True
     block_on_close = False
@@ -62,9 +62,17 @@ class Server(socketserver.ThreadingTCPServer):
         self.model_lock = threading.Lock()
         self.places = threading.BoundedSemaphore(MAX_WAITING)
         self.connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        folder = Path(__file__).parent
-        self.page = {url: folder / (name or url[1:]) for url, name in PAGE.items()}
-        self.page = {url: (path.read_bytes(), path.suffix) for url, path in self.page.items()}
+
+        # All that GET can ask for: (content, type) by path.
+        model = {"object": "model", "created": 0, "owned_by": "this server"}
+        models = [{"id": stage, **model} for stage in answerer.stages]
+        values = {"/x/info": answerer.info, "/health": {"status": "ok"}}
+        values["/v1/models"] = {"object": "list", "data": models}
+        self.documents = {path: (value, "application/json") for path, value in values.items()}
+        for name, kind in PAGE.items():
+            content = (Path(__file__).parent / name).read_bytes()
+            self.documents[f"/{name}"] = content, f"text/{kind}; charset=utf-8"
+        self.documents["/"] = self.documents["/page.html"]
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
 
@@ -88,8 +96,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """One connection, one request."""
 
     protocol_version = "HTTP/1.1"
-    server_version, sys_version = "chat", ""
     timeout = SILENCE_SECONDS
+    is_streaming = False
 
     def setup(self):
         super().setup()
@@ -97,82 +105,77 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.deadline = threading.Timer(READ_SECONDS, self.hang_up)
         self.deadline.daemon = True
         self.deadline.start()
-        self.is_streaming = False
-
-    def finish(self):
-        self.deadline.cancel()
-        super().finish()
 
     def hang_up(self):
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
 
+    def finish(self):
+        self.deadline.cancel()
+        super().finish()
+
     def log_message(self, *_):
         """Nothing is logged."""
 
-    # -------------------------------------------------------------------------------- requests
     def do_GET(self):
-        self.reply_to({"/x/info": self.send_info, "/v1/models": self.send_models})
+        self.reply(self.server.documents, self.send)
 
     def do_POST(self):
-        complete, pieces, heat = self.complete, self.send_pieces, self.send_heat
-        self.reply_to({"/v1/chat/completions": complete, "/x/pieces": pieces, "/x/heat": heat})
+        actions = {"/x/pieces": self.pieces, "/x/heat": self.heat}
+        actions["/v1/chat/completions"] = self.complete
+        self.reply({path: (action,) for path, action in actions.items()}, self.call)
 
-    def reply_to(self, routes):
+    def call(self, action):
+        if (value := action(self.read_json())) is not None:
+            self.send(value)
+
+    def reply(self, known, act):
+        """Checks who asks, then calls act(*known[path])."""
+        self.close_connection = True
         try:
             self.check_sender()
-            if self.command == "GET" and self.path in self.server.page:
-                content, suffix = self.server.page[self.path]
-                self.send(200, content, f"{TYPES[suffix[1:]]}; charset=utf-8")
-            elif self.command == "GET" and self.path == "/health":
-                self.send_json({"status": "ok"})
-            elif self.path not in routes:
-                raise Refused(404, "no such address, or another method")
-            else:
-                self.check_token()
-                routes[self.path]()
+            if self.path not in known:
+                raise Refused(404, "no such address, or not by this method")
+            act(*known[self.path])
         except Refused as refused:
             self.send_failure(*refused.args)
         except ValueError as error:
             self.send_failure(400, str(error))
         except OSError:  # the client is gone, or too slow
-            return
+            pass
         except Exception:
             traceback.print_exc()
             self.send_failure(500, "the server failed; its terminal says how")
 
+    # ------------------------------------------------------------------------------- who asks, what
     def check_sender(self):
-        """A page of another site must not ask, not even if its name leads to this machine."""
-        self.close_connection = True
-        hosts, origin = self.headers.get_all("Host", []), self.headers.get("Origin")
+        """Another site's page must not ask, not even if that site's name leads to this machine."""
+        hosts, token = self.headers.get_all("Host", []), self.server.token
         host = hosts[0].lower() if len(hosts) == 1 else ""
         name = re.sub(r":\d+$", "", host)
-        if name not in self.server.names and not (self.server.token and is_address(name)):
+        if name not in self.server.names and not (token and is_address(name)):
             raise Refused(403, "Host: must be this machine's address")
-        if origin not in (None, f"http://{host}"):
+        if self.headers.get("Origin") not in (None, f"http://{host}"):
             raise Refused(403, "Origin: only this server's own page may ask")
 
-    def check_token(self):
         given = self.headers.get("Authorization", "").encode()
-        token = self.server.token
-        if token and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+        is_known = not token or hmac.compare_digest(given, f"Bearer {token}".encode())
+        if not is_known and not (self.command == "GET" and self.path in FREE):
             raise Refused(401, "Authorization: must be Bearer and the token of this server")
 
     def read_json(self):
         """The JSON object in the body. Its size is checked before a byte is read."""
         if self.headers.get_content_type() != "application/json":
             raise Refused(415, "Content-Type: must be application/json")
-        lengths = self.headers.get_all("Content-Length", [])
-        if "Transfer-Encoding" in self.headers or not re.fullmatch(
-            "[0-9]{1,12}", ",".join(lengths)
-        ):
+        length = ",".join(self.headers.get_all("Content-Length", []))
+        if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,12}", length):
             raise Refused(411, "Content-Length: must be the size of the body")
-        if int(lengths[0]) > MAX_BODY:
-            raise Refused(413, f"the body has {lengths[0]} bytes, the limit is {MAX_BODY}")
-        body = self.rfile.read(int(lengths[0]))
+        if int(length) > MAX_BODY:
+            raise Refused(413, f"the body has {length} bytes, the limit is {MAX_BODY}")
+        body = self.rfile.read(int(length))
         self.deadline.cancel()
-        if len(body) < int(lengths[0]):
-            raise Refused(400, "the body is shorter than Content-Length")
+        if len(body) < int(length):
+            raise ValueError("the body is shorter than Content-Length")
         try:
             body = json.loads(body)
         except RecursionError:
@@ -181,47 +184,44 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise ValueError("the body must be a JSON object")
         return body
 
-    # -------------------------------------------------------------------------------- replies
-    def send(self, status, content, content_type="application/json"):
-        self.start(status, content_type, {"Content-Length": str(len(content))})
-        self.wfile.write(content)
-
-    def start(self, status, content_type, headers):
-        self.send_response(status)
-        for name, value in {"Content-Type": content_type, **HEADERS, **headers}.items():
+    # -------------------------------------------------------------------------------- what is sent
+    def start(self, status, content_type, length=None):
+        self.send_response_only(status)
+        for name, value in {"Content-Type": content_type, **HEADERS}.items():
             self.send_header(name, value)
+        if length is not None:
+            self.send_header("Content-Length", length)
         self.end_headers()
 
-    def send_json(self, value, status=200):
-        self.send(status, json.dumps(value).encode())
-
-    def send_failure(self, status, reason):
-        """An error as OpenAI's servers send it; in a stream, as its last event."""
-        kind = ERROR_TYPES.get(status, "invalid_request_error")
-        error = {"error": {"message": reason, "type": kind, "param": None, "code": None}}
-        with contextlib.suppress(OSError):
-            if self.is_streaming:
-                self.send_event(error)
-            else:
-                self.send_json(error, status)
-                self.drain()
-
-    def send_error(self, code, message=None, explain=None):
-        """What http.server itself refuses: no HTML."""
-        self.close_connection = True
-        self.send_failure(code, message or "can't be read")
-
-    def drain(self):
-        """Read what is still coming, for a while: closing at once would cancel the reply."""
-        self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(1)
-        left = MAX_BODY
-        while left > 0 and (part := self.connection.recv(1 << 16)):
-            left -= len(part)
+    def send(self, value, content_type="application/json", status=200):
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.start(status, content_type, len(content))
+        self.wfile.write(content)
 
     def send_event(self, value):
         data = value if isinstance(value, str) else json.dumps(value)
         self.wfile.write(f"data: {data}\n\n".encode())
+
+    def send_failure(self, status, reason):
+        """An error in OpenAI's form; in a stream it is the last event."""
+        kind = "server_error" if status == 500 else "invalid_request_error"
+        error = {"error": {"message": reason, "type": kind, "param": None, "code": None}}
+        with contextlib.suppress(OSError):
+            if self.is_streaming:
+                return self.send_event(error)
+            self.send(error, status=status)
+
+            # Closing a connection on which bytes still come in would cancel the reply.
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(1)
+            for _ in range(MAX_BODY >> 16):
+                if not self.connection.recv(1 << 16):
+                    break
+
+    def send_error(self, code, message=None, explain=None):
+        """What http.server itself refuses."""
+        self.close_connection = True
+        self.send_failure(code, message or "can't be read")
 
     def check_connected(self):
         readable, _, _ = select.select([self.connection], [], [], 0)
@@ -230,87 +230,74 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     # -------------------------------------------------------------------------------- the model
     @contextlib.contextmanager
-    def turn(self):
-        """Wait for the model."""
-        if not self.server.places.acquire(blocking=False):
+    def model(self, stage):
+        """Waits until the Answerer is free."""
+        server = self.server
+        if stage not in list(server.answerer.stages):
+            raise Refused(404, f"model: must be one of {', '.join(server.answerer.stages)}")
+        if not server.places.acquire(blocking=False):
             raise Refused(429, f"{MAX_WAITING} requests are waiting: try again later")
         try:
-            while not self.server.model_lock.acquire(timeout=0.2):
+            while not server.model_lock.acquire(timeout=0.2):
                 self.check_connected()
             try:
-                yield self.server.answerer
+                yield server.answerer
             finally:
-                self.server.model_lock.release()
+                server.model_lock.release()
         finally:
-            self.server.places.release()
+            server.places.release()
 
-    def check_stage(self, stage):
-        if not isinstance(stage, str) or stage not in self.server.answerer.stages:
-            raise Refused(404, f"model: must be one of {', '.join(self.server.answerer.stages)}")
+    def pieces(self, body):
+        return self.server.answerer.pieces(read_text(body, "text"))
 
-    def send_info(self):
-        self.send_json(self.server.answerer.info)
-
-    def send_models(self):
-        stages = self.server.answerer.stages
-        models = [{"id": name, "object": "model", "owned_by": "this server"} for name in stages]
-        self.send_json({"object": "list", "data": [each | {"created": 0} for each in models]})
-
-    def send_pieces(self):
-        text = self.read_json().get("text")
-        if not isinstance(text, str) or len(text) > 10_000:
-            raise ValueError("text: must be a text of at most 10,000 characters")
-        self.send_json(self.server.answerer.pieces(text))
-
-    def send_heat(self):
-        body, images = self.read_json(), []
-        self.check_stage(body.get("model"))
+    def heat(self, body):
+        images, word = [], read_text(body, "word")
         read_part({"type": "image_url", "image_url": body.get("image")}, images)
-        if not isinstance(body.get("word"), str) or len(body["word"]) > 1000:
-            raise ValueError("word: must be a text of at most 1,000 characters")
-        with self.turn() as answerer:
-            found = answerer.heat(body["model"], body["word"], *images)
-        self.send_json(found)
+        with self.model(body.get("model")) as answerer:
+            return answerer.heat(body["model"], word, *images)
 
-    def complete(self):
-        body = self.read_json()
+    def complete(self, body):
         request = read_request(body, self.server.answerer.info["stage"])
-        self.check_stage(request.stage)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion"}
         head |= {"created": int(time.time()), "model": request.stage}
-        with self.turn() as answerer, contextlib.closing(answerer.answer(request)) as events:
-            if body.get("stream") is True:
-                options = body.get("stream_options")
-                wants_usage = isinstance(options, dict) and options.get("include_usage") is True
-                return self.stream(head, events, wants_usage)
-            text = ""
-            for event in events:
-                self.check_connected()
-                text += event["text"]
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}}
-        choice |= {"finish_reason": event["finish"], "logprobs": None}
-        self.send_json(head | {"choices": [choice], "usage": event["usage"]})
+        with self.model(request.stage) as answerer:
+            with contextlib.closing(answerer.answer(request)) as events:
+                if body.get("stream") is True:
+                    return self.stream(head, events, body.get("stream_options"))
+                text = ""
+                for event in events:
+                    self.check_connected()
+                    text += event["text"]
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": event["finish"]}
+        return head | {"choices": [choice], "usage": event["usage"]}
 
-    def stream(self, head, events, wants_usage):
-        """Server-sent events. A wrong request is refused before the first."""
+    def stream(self, head, events, options):
+        """Server-sent events. A wrong request fails before the first one."""
         head["object"] = "chat.completion.chunk"
         for event in events:
             self.check_connected()
             delta = {"content": event["text"]}
             if not self.is_streaming:
-                delta["role"] = "assistant"
-                self.start(200, "text/event-stream; charset=utf-8", {})
+                self.start(200, "text/event-stream; charset=utf-8")
                 self.is_streaming = True
+                delta["role"] = "assistant"
             choice = {"index": 0, "delta": delta, "finish_reason": event.get("finish")}
             token = {"token": event["token"]} if event["token"] else {}
             self.send_event(head | {"choices": [choice]} | token)
-        if wants_usage:
+        if isinstance(options, dict) and options.get("include_usage") is True:
             self.send_event(head | {"choices": [], "usage": event["usage"]})
         self.send_event("[DONE]")
 
 
+def read_text(body, name):
+    if not isinstance(body.get(name), str) or len(body[name]) > 10_000:
+        raise ValueError(f"{name}: must be a text of at most 10,000 characters")
+    return body[name]
+
+
 def is_address(name):
-    """Whether a Host is an address in numbers: no other site's name."""
+    """Whether a Host is an address in numbers, and so no other site's name."""
     try:
         return bool(ipaddress.ip_address(name.strip("[]")))
     except ValueError:

@@ -49,10 +49,9 @@ def parse_args():
     add("--export", type=flags.text, metavar="FILE", help="write an HTML file, and serve nothing")
     about = "of the run, for --export; also instruct/step-00001000"
     add("--stages", nargs="+", type=flags.text, default=[], metavar="STAGE", help=about)
-    add("--int8", action="store_true", help="half the size of --export's default, fp16")
     args = parser.parse_args()
-    if (args.stages or args.int8) and not args.export:
-        parser.error("--stages and --int8 are for --export FILE")
+    if args.stages and not args.export:
+        parser.error("--stages is for --export FILE")
     if not args.token and not args.host.is_loopback:
         parser.error(f"--host {args.host} lets other machines in: give a --token")
     return args
@@ -61,7 +60,7 @@ def parse_args():
 def main():
     args = parse_args()
     if args.export:
-        return export_page(args.model, args.export, args.stages, args.int8)
+        return export_page(args.model, args.export, args.stages)
 
     answerer = Answerer(args.model, args.device)
     try:

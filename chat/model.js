@@ -591,28 +591,19 @@ function word_heat(model, tokenizer, pixels, word) {
 }
 
 // ------------------------------------------------------------------------ the weights
-// index: {name: [kind, shape, offset]}. -> a function that gives a tensor as float32.
+// index: {name: [shape, offset]}. -> a function that gives a tensor as float32. Vectors are stored
+// so; of a matrix, a scale for each row, then the rows in int8.
 function read_tensors(index, buffer) {
   return (name) => {
     if (!(name in index)) return undefined;
-    const [kind, shape, offset] = index[name];
-    const size = shape.reduce((a, b) => a * b);
-    if (kind === "fp16") return {shape, data: read_fp16(buffer.slice(offset, offset + 2 * size))};
+    const [shape, offset] = index[name];
+    const rows = shape[0];
+    const vector = new Float32Array(buffer.slice(offset, offset + 4 * rows));
+    if (shape.length === 1) return {shape, data: vector};
 
-    // int8: a scale for each row, then the rows.
-    const [rows, columns] = [shape[0], size / shape[0]];
-    const scales = new Float32Array(buffer.slice(offset, offset + 4 * rows));
-    const bytes = new Int8Array(buffer, offset + 4 * rows, size);
-    const data = Float32Array.from(bytes, (value, i) => value * scales[Math.trunc(i / columns)]);
-    return {shape, data};
+    const columns = shape.slice(1).reduce((a, b) => a * b);
+    const whole = new Int8Array(buffer, offset + 4 * rows, rows * columns);
+    const scaled = (value, i) => value * vector[Math.trunc(i / columns)];
+    return {shape, data: Float32Array.from(whole, scaled)};
   };
-}
-
-// Sign, 5 bits of exponent, 10 of fraction.
-function read_fp16(buffer) {
-  return Float32Array.from(new Uint16Array(buffer), (bits) => {
-    const [sign, exponent, fraction] = [bits >> 15 ? -1 : 1, (bits >> 10) & 31, bits & 1023];
-    if (exponent === 0) return sign * fraction * 2 ** -24;
-    return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
-  });
 }

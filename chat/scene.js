@@ -178,9 +178,8 @@ async function showScene(settings) {
 
   function use() {
     show();
-    const parts = drawing.things.flatMap(({kind, colour}) => [colour, kind]);
-    const codes = Object.keys(settings.questions);
-    const questions = parts.map((part, i) => settings.questions[codes[i % codes.length]][part]);
+    const last = drawing.things.at(-1);
+    const questions = last ? settings.questions[last.colour] : [];
     setImage(drawing.canvas.toDataURL(), questions);
     const never = drawing.things.filter(({kind, colour}) => settings.held_out[kind] === colour);
     const pairs = never.map(({kind, colour}) => `${names.colour[colour]} + ${names.kind[kind]}`);

@@ -18,7 +18,7 @@ import data
 import tokenizer as tokenizer_module
 import vision
 from chat.answers import Recorder
-from chat.export import MARK, check_supported, export_page, load_stage, tokenizer_settings
+from chat.export import MARK, assemble, check_supported, export_page, load_stage, tokenizer_settings
 from checkpoint import write_model
 from evaluation.heatmap import heat, word_scores
 from generate import question_parts, stream_tokens
@@ -131,7 +131,7 @@ def test_the_page_answers_as_python_does(page, models, tokenizer, images, tmp_pa
     ):
         assert [t["piece"] for t in found["tokens"]] == [t["piece"] for t in tokens]
         assert found["text"] == text
-        assert "".join(t["text"] for t in found["tokens"]).strip() in text
+        assert text.startswith("".join(t["text"] for t in found["tokens"]).rstrip())
         for ours, theirs in zip(tokens, found["tokens"]):
             assert theirs["probability"] == pytest.approx(ours["probability"], abs=1e-4)
             names = [[each["text"] for each in t["alternatives"]] for t in (ours, theirs)]
@@ -194,15 +194,12 @@ def test_images_are_resized_as_pillow_does(page, images, tmp_path):
 def test_text_becomes_the_same_tokens(page, tokenizer, tmp_path):
     """Against the sentencepiece package, in every setting that the page takes."""
     rng = random.Random(0)
-    pieces = [(c, -50.0) for c in "▁abcde고양이"] + [("ab", -1.0), ("▁a", -2.0), ("고양", -3.0)]
-    pieces += [
-        ("bcd", 0.0, tokenizer_module.USER_DEFINED),
-        ("a+b", 0.0, tokenizer_module.USER_DEFINED),
-    ]
+    pieces = [(c, -50.0) for c in "▁abcde고양이"] + [("ab", -1.0), ("▁a", -2.0), ("aa", -3.0)]
+    pieces += [(text, 0.0, tokenizer_module.USER_DEFINED) for text in ("bc", "bcd", "a+b")]
     each = [(fallback, prefix, trim) for fallback in (0, 1) for prefix in (0, 1) for trim in (0, 1)]
     tokenizers = [tokenizer, *(bpe_model(pieces, *settings) for settings in each)]
-    texts = [random_text(rng, ENGLISH + KOREAN + ["a+b", "abcde", "고양이"]) for _ in range(60)]
-    texts += ["", " ", "a  b ", "\ud800", "x\ufffdy"]
+    texts = [random_text(rng, ENGLISH + KOREAN + ["a+b", "abcde", "aaaaa"]) for _ in range(60)]
+    texts += ["", " ", "a  b ", "aaa", "bcde", "\ud800", "x\ufffdy"]
     ids = [[rng.randrange(tokenizer.vocab_size) for _ in range(8)] for _ in range(60)]
     byte_ids = [[tokenizer.id(f"<0x{rng.randrange(128, 256):02X}>") for _ in range(6)] for _ in ids]
 
@@ -256,8 +253,14 @@ def test_the_page_needs_no_other_file(page):
     text = page.read_text(encoding="utf-8")
     assert text.startswith(MARK) and "default-src 'none'" in text
     assert not re.findall(r"<script[^>]* src=|<link[^>]* href=\"(?!data:)", text)
-    assert text.count("<script") == text.count("</script>") == 6  # "</s>" did not end one
+    assert text.count("<script") == text.count("</script>") == 6
     assert read_settings(page)["info"]["stages"] == ["align", "instruct"]
+
+
+def test_no_piece_ends_the_script_that_holds_it():
+    text = assemble({"pieces": ["</script>", "<!--", "é"]}, b"")
+    assert text.count("</script>") == 6 and "<!--" not in text.removeprefix(MARK)
+    assert json.loads(text.split('id="settings">')[1].split("</script>")[0])["pieces"][2] == "é"
 
 
 def test_only_a_page_is_written_over(page, run_folder, tmp_path):

@@ -103,7 +103,8 @@ const engine = (() => {
     const mean = (rows) => rows[0].map((_, i) => sum(rows.map((row) => row[i])) / rows.length);
 
     const methods = {
-      async answer({stage, messages, image, temperature, maxTokens, number}) {
+      // aside: another answer stays the one that `attention` is about.
+      async answer({stage, messages, image, temperature, maxTokens, aside, number}) {
         const [model, tokenizer] = [load(stage), tokenizers.expanded];
         const num_patches = grid()[0] ** 2;
         const turns = read_turns(messages, Boolean(image));
@@ -116,7 +117,8 @@ const engine = (() => {
         const options = {max_new_tokens: Math.min(maxTokens, left), eos_id, temperature};
         const decoder = new StreamDecoder(tokenizer);
         let [answer, finish] = ["", "length"];
-        if (image) maps = [];
+        const recorded = [];
+        if (image && !aside) maps = recorded;
         for (const step of generate(model, prompt, read_pixels(image), options)) {
           if (step.token === null) {
             finish = "stop";
@@ -128,8 +130,8 @@ const engine = (() => {
           const token = {...describe(step, tokenizer), text, attention: null, grid: grid()};
           if (image) {
             const patches = (weights) => [...weights.subarray(first, first + num_patches)];
-            maps.push(step.weights.map((heads) => heads.map(patches)));
-            token.attention = mean(maps.at(-1).flat());
+            recorded.push(step.weights.map((heads) => heads.map(patches)));
+            token.attention = mean(recorded.at(-1).flat());
           }
           postMessage({number, token});
           await new Promise((resolve) => setTimeout(resolve)); // a "stop" may have arrived

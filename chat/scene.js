@@ -328,7 +328,7 @@ function showSlider(stages) {
       first = false;
     };
     const messages = [{role: "user", text}];
-    const options = {stage, messages, image, temperature: 0, maxTokens: 64, onToken};
+    const options = {stage, messages, image, temperature: 0, maxTokens: 64, aside: true, onToken};
     try {
       await engine.answer({...options, signal: now.signal});
     } catch (error) {

@@ -22,6 +22,10 @@ const engine = (() => {
     else request.resolve(result);
   };
 
+  worker.onerror = ({message}) => {
+    for (const {reject} of waiting.values()) reject(new Error(message));
+  };
+
   function call(method, options, onToken) {
     const number = count++;
     return new Promise((resolve, reject) => {

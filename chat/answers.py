@@ -10,6 +10,7 @@ import base64
 import io
 import json
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -202,44 +203,40 @@ def find_stages(folder):
     """{name: folder} of the models beside a model folder, in the order of their training."""
     started = {}
     for path in sorted(folder.parent.iterdir()):
+        runs = path / "runs.jsonl"  # a published model has none
         try:
             load_config(path)
-            runs = path / "runs.jsonl"
-            lines = (
-                runs.read_text(encoding="utf-8").splitlines() if runs.exists() else ['{"time": ""}']
-            )
-            started[path.name] = json.loads(lines[0])["time"]
-        except (OSError, ValueError, LookupError):
-            if path == folder:
-                raise
+            line = runs.read_text(encoding="utf-8").partition("\n")[0] if runs.exists() else ""
+            started[path.name] = json.loads(line)["time"] if line else ""
+        except (OSError, ValueError):  # it is something else
+            continue
     return {name: folder.parent / name for name in sorted(started, key=started.get)}
 
 
 def find_base(folder, tokenizer):
-    """The largest .model in a folder that is the beginning of a tokenizer, or None."""
-    found, size = None, tokenizer.vocab_size
+    """The largest .model in a folder whose pieces are the first ones of a tokenizer, or None."""
+    found = []
     for base in map(load_tokenizer, sorted(folder.glob("*.model"))):
-        n = base.vocab_size
-        is_larger = n < size and (found is None or n > found.vocab_size)
-        if is_larger and all(base.piece(i) == tokenizer.piece(i) for i in range(n)):
-            found = base
-    return found
+        size = base.vocab_size
+        if size < tokenizer.vocab_size:
+            same = all(base.piece(i) == tokenizer.piece(i) for i in range(size))
+            found += [(size, base)] if same else []
+    return max(found, key=itemgetter(0), default=(0, None))[1]
 
 
 def find_examples(folder):
-    """The demo's images that no stage has trained on, with a question in each language."""
-    path, found = folder / "unseen_images.json", {}
+    """Some of the demo's images that no stage has trained on, each with three questions."""
+    path, questions = folder / "unseen_images.json", {}
     for _, _, conversation in read_conversations(path, []) if path.exists() else []:
         (name,) = conversation.images
-        if name not in found and len(found) == NUM_EXAMPLES:
+        if name not in questions and len(questions) == NUM_EXAMPLES:
             break
-        questions = found.setdefault(name, {}).setdefault(conversation.language, [])
-        questions.append(conversation.turns[0][0][-1].strip())
+        questions.setdefault(name, []).append(conversation.turns[0][0][-1].strip())
 
-    def example(i, name):
-        """Another kind of question for each image."""
+    examples = []
+    for i, (name, asked) in enumerate(questions.items()):
         url = "data:image/png;base64," + base64.b64encode((folder / name).read_bytes()).decode()
-        questions = [each[i % len(each)] for each in found[name].values()]
-        return {"name": Path(name).name, "url": url, "questions": questions}
-
-    return [example(i, name) for i, name in enumerate(found)]
+        # Other kinds, and languages, for each image.
+        few = {asked[(i + k * len(asked) // 3) % len(asked)]: None for k in range(3)}
+        examples.append({"name": Path(name).name, "url": url, "questions": list(few)})
+    return examples

@@ -407,7 +407,7 @@ def test_a_run_of_the_demo_offers_its_images(run, world, monkeypatch):
     found = answers.find_examples(run / "data")
     (run / "data" / "unseen_images.json").unlink()
     assert [each["name"] for each in found] == [record["image"] for record in records]
-    assert found[0]["questions"] == ["What colour is the cat?"]
+    assert {*found[0]["questions"]} == {"What colour is the cat?"}
     content = base64.b64decode(found[0]["url"].partition(",")[2])
     assert content == (world / "0.png").read_bytes()
 

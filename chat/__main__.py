@@ -11,6 +11,7 @@ import argparse
 import ipaddress
 import os
 import re
+import socket
 import sys
 import webbrowser
 
@@ -69,6 +70,7 @@ def main():
         raise ValueError(f"{args.host} port {args.port}: {error.strerror}; try --port") from None
 
     host = f"[{args.host}]" if args.host.version == 6 else args.host
+    host = socket.gethostname() if args.host.is_unspecified else host
     url = f"http://{host}:{args.port}/"
     page = f"{url}#{args.token}" if args.token else url
     print(f"{page}  the page\n{url}v1  for programs", flush=True)

@@ -26,7 +26,7 @@ const WORDS = {
     unseen: "Blind: without the image", base: "base tokenizer", expanded: "expanded tokenizer",
     stopped: "stopped", length: "cut off: the limit of tokens", empty: "(no words)",
     hint: "Point at a token, or walk with the arrow keys, to see where it looks.",
-    onImage: "of its attention is on the image", fits: "where it fits best", error: "Error",
+    onImage: "{} of its attention is on the image", fits: "where it fits best", error: "Error",
     tokens: "tokens", next: "next:",
   },
   ko: {
@@ -39,7 +39,7 @@ const WORDS = {
     unseen: "이미지 없이", base: "기본 토크나이저", expanded: "확장 토크나이저",
     stopped: "멈춤", length: "토큰 한도에서 끊김", empty: "(말 없음)",
     hint: "토큰을 가리키거나 화살표 키로 옮기면 어디를 보는지 나옵니다.",
-    onImage: "의 주의가 이미지에 있음", fits: "가장 잘 맞는 곳", error: "오류",
+    onImage: "주의의 {}가 이미지에 있음", fits: "가장 잘 맞는 곳", error: "오류",
     tokens: "토큰", next: "다음 후보:",
   },
   zh: {
@@ -52,7 +52,7 @@ const WORDS = {
     unseen: "不看图像", base: "基础分词器", expanded: "扩展分词器",
     stopped: "已停止", length: "达到词元上限", empty: "（没有文字）",
     hint: "指向一个词元，或用方向键移动，即可看到它关注的位置。",
-    onImage: "的注意力在图像上", fits: "最匹配的位置", error: "错误",
+    onImage: "{} 的注意力在图像上", fits: "最匹配的位置", error: "错误",
     tokens: "个词元", next: "其次：",
   },
 };
@@ -162,7 +162,7 @@ async function showToken(token, index, isLast, box) {
   }
   if (!weights || chosen.token !== token) return;
   const share = percent(weights.reduce((sum, weight) => sum + weight, 0));
-  glow(weights, token.grid, `${token.piece ?? token.text}: ${share} ${words.onImage}`);
+  glow(weights, token.grid, `${token.piece ?? token.text}: ${words.onImage.replace("{}", share)}`);
 }
 
 // The token and the next most probable, each with a bar.

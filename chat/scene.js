@@ -95,7 +95,7 @@ class Drawing {
   }
 
   // The topmost thing at a point.
-  find(x, y) {
+  find({x, y}) {
     const reach = (thing) => this.sizes[thing.size] / 2;
     return this.things.findLast((thing) =>
       Math.abs(thing.x - x) < reach(thing) && Math.abs(thing.y - y) < reach(thing));
@@ -108,8 +108,7 @@ class Drawing {
 }
 
 async function loadImage(url) {
-  const loaded = new Image();
-  loaded.src = url;
+  const loaded = Object.assign(new Image(), {src: url});
   await loaded.decode();
   return loaded;
 }
@@ -188,17 +187,16 @@ async function showScene(settings) {
 
   let moving = null;
   const point = ({clientX, clientY}) => {
-    const {left, top, width, height} = frame.getBoundingClientRect();
-    return {
-      x: (clientX - left) / width * settings.side, y: (clientY - top) / height * settings.side,
-    };
+    const {left, top, width} = frame.getBoundingClientRect(); // a square
+    const scale = settings.side / width;
+    return {x: (clientX - left) * scale, y: (clientY - top) * scale};
   };
   frame.onpointerdown = (event) => {
     if (!box.open) return;
     event.preventDefault();
     frame.setPointerCapture(event.pointerId);
-    const {x, y} = point(event);
-    moving = drawing.find(x, y) ?? drawing.add({...chosen, x, y});
+    const at = point(event);
+    moving = drawing.find(at) ?? drawing.add({...chosen, ...at});
     show();
   };
   frame.onpointermove = (event) => {
@@ -214,9 +212,10 @@ async function showScene(settings) {
   };
 
   // Without a finger: a button puts a thing in the centre, arrow keys move the last one.
+  const half = settings.side / 2;
   const place = element("button", "", sceneWords.place);
   place.onclick = () => {
-    drawing.add({...chosen, x: settings.side / 2, y: settings.side / 2});
+    drawing.add({...chosen, x: half, y: half});
     use();
   };
   place.onkeydown = (event) => {

@@ -1,6 +1,5 @@
-// The whole model in plain JavaScript, for a page without a server: what tokenizer.py, vision.py,
-// model.py, data.py and generate.py compute, in that order and with their names. It trains nothing,
-// and runs one sample: so there is no B. An array of T vectors is one Float32Array, row by row.
+// The whole model in plain JavaScript: what tokenizer.py, vision.py, model.py, data.py and generate.py
+// compute for one sample, in that order and with their names. T vectors are one Float32Array.
 //
 // Dimensions: T tokens, C width, H query heads, K key-value heads, D head dim, V vocabulary,
 // S image size, P patch size, N patches, and n cached tokens.
@@ -148,9 +147,9 @@ function bicubic_weights(size, new_size) {
     const end = Math.min(size, Math.trunc(centre + 2 * stretch + 0.5));
     const weights = [];
     for (let x = start; x < end; x++) weights.push(cubic((x - centre + 0.5) / stretch));
-    const sum = weights.reduce((a, b) => a + b, 0);
+    const total = sum(weights);
     const whole = (value) => Math.trunc(value * 2 ** 22 + Math.sign(value) * 0.5);
-    return {start, weights: weights.map((weight) => whole(weight / sum))};
+    return {start, weights: weights.map((weight) => whole(weight / total))};
   });
 }
 
@@ -160,12 +159,12 @@ function resize(source, from, target, to, lines, weights) {
     for (let i = 0; i < weights.length; i++) {
       for (let channel = 0; channel < 3; channel++) {
         let at = line * from[0] + weights[i].start * from[1] + channel * from[2];
-        let sum = 1 << 21; // rounds
+        let total = 1 << 21; // rounds
         for (const weight of weights[i].weights) {
-          sum += source[at] * weight;
+          total += source[at] * weight;
           at += from[1];
         }
-        target[line * to[0] + i * to[1] + channel * to[2]] = sum >> 22; // the array clips it
+        target[line * to[0] + i * to[1] + channel * to[2]] = total >> 22; // the array clips it
       }
     }
   }
@@ -237,7 +236,7 @@ class LayerNorm {
   forward(x) {
     return map_rows(x, this.weight.length, (row) => {
       const mean = sum(row) / row.length;
-      const variance = row.reduce((total, value) => total + (value - mean) ** 2, 0) / row.length;
+      const variance = sum(row.map((value) => (value - mean) ** 2)) / row.length;
       const scale = 1 / Math.sqrt(variance + this.eps);
       return row.map((value, i) => (value - mean) * scale * this.weight[i] + this.bias[i]);
     });
@@ -377,7 +376,7 @@ class RMSNorm {
 
   forward(x) {
     return map_rows(x, this.weight.length, (row) => {
-      const mean = row.reduce((total, value) => total + value * value, 0) / row.length;
+      const mean = sum(row.map((value) => value * value)) / row.length;
       const scale = 1 / Math.sqrt(mean + this.eps);
       return row.map((value, i) => value * scale * this.weight[i]);
     });

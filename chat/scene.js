@@ -1,22 +1,22 @@
-// Further parts of an exported page, in its <div id="extra">: draw a scene of the demo and ask
-// about it; and go through the stages for one question. It uses what page.js defines.
+// What only an exported page has: scenes to draw, and a slider over the stages. It uses what page.js
+// defines.
 "use strict";
 
 const SCENE_WORDS = {
   en: {
     draw: "Draw a scene", clear: "Clear", never: "no training image shows this pair",
     how: "Choose a thing and a colour, then tap on the image. Drag it to move it.",
-    place: "Put it in the centre", slide: "One question, stage by stage",
+    place: "In the centre; arrow keys move it", slide: "One question, stage by stage",
   },
   ko: {
     draw: "장면 그리기", clear: "지우기", never: "학습 이미지에 없던 조합",
     how: "사물과 색을 고르고 이미지를 누르세요. 끌면 옮겨집니다.",
-    place: "가운데에 놓기", slide: "질문 하나, 단계마다",
+    place: "가운데에 놓기, 화살표로 이동", slide: "질문 하나, 단계마다",
   },
   zh: {
     draw: "画一个场景", clear: "清除", never: "训练图像中没有的组合",
     how: "选择物体和颜色，再点按图像上的位置。拖动即可移动。",
-    place: "放在中间", slide: "一个问题，逐个阶段",
+    place: "放在中间，用方向键移动", slide: "一个问题，逐个阶段",
   },
 };
 const sceneWords = SCENE_WORDS[language];
@@ -169,7 +169,7 @@ async function showScene(settings) {
     if (box.open) use();
   };
 
-  // The drawing becomes the page's image. While a thing moves, it is only shown.
+  // While a thing moves, the drawing is shown. Then it becomes the page's image.
   function show() {
     drawing.draw();
     find("image").src = drawing.canvas.toDataURL();
@@ -211,7 +211,7 @@ async function showScene(settings) {
     use();
   };
 
-  // Without a finger: a button puts a thing in the centre, arrow keys move the last one.
+  // Without a finger.
   const half = settings.side / 2;
   const place = element("button", "", sceneWords.place);
   place.onclick = () => {
@@ -235,7 +235,7 @@ async function showScene(settings) {
     use();
   };
 
-  // One button a kind, in the chosen colour; one a colour.
+  // A button for each kind, in the chosen colour, and for each colour.
   const kinds = element("p", "row");
   const colours = element("p", "row");
   function fill() {
@@ -255,11 +255,11 @@ async function showScene(settings) {
     }));
   }
 
-  function choice(table, name, picture) {
+  function choice(table, name, icon) {
     const button = element("button", "thumb");
     button.type = "button";
-    picture.style.width = picture.style.height = "2.2rem";
-    button.append(picture);
+    icon.style.width = icon.style.height = "2.2rem";
+    button.append(icon);
     button.title = names[table][name];
     button.setAttribute("aria-label", names[table][name]);
     button.setAttribute("aria-pressed", chosen[table] === name);
@@ -285,7 +285,6 @@ async function showScene(settings) {
   find("extra").append(box);
 }
 
-// A <select> of a table's words.
 function menu(table, value, onchange) {
   const select = element("select");
   for (const [name, text] of Object.entries(table)) {
@@ -299,7 +298,7 @@ function menu(table, value, onchange) {
 }
 
 // ---------------------------------------------------------------------------- stage by stage
-// A slider over the stages: the answer of each to the last question, and where it looks.
+// The answer of the chosen stage to the last question, and where it looks.
 function showSlider(stages) {
   const box = element("label", "quiet", sceneWords.slide);
   const slider = element("input");

@@ -1,5 +1,6 @@
-// The whole model in plain JavaScript: what tokenizer.py, vision.py, model.py, data.py and generate.py
-// compute for one sample, in that order and with their names. T vectors are one Float32Array.
+// The whole model in plain JavaScript: what tokenizer.py, vision.py, model.py, data.py and
+// generate.py compute for one sample, in that order and with their names. T vectors are one
+// Float32Array.
 //
 // Dimensions: T tokens, C width, H query heads, K key-value heads, D head dim, V vocabulary,
 // S image size, P patch size, N patches, and n cached tokens.

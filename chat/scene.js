@@ -1,5 +1,5 @@
-// What only an exported page has: scenes to draw, and a slider over the stages. It uses what page.js
-// defines.
+// What only an exported page has: scenes to draw, and a slider over the stages. It uses page.js's
+// functions.
 "use strict";
 
 const SCENE_WORDS = {

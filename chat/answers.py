@@ -70,9 +70,12 @@ class Answerer:
         data.check_length([*prompt, None], config)  # before an image is unpacked
         pixels = [read_pixels(image, config) for image in request.images]
         pixels = torch.stack(pixels).to(model.device) if pixels else None
-        options = request.options | {"generator": torch.Generator(model.device)}
-        seed = torch.seed() if request.seed is None else request.seed
-        options["generator"].manual_seed(seed)
+        generator = torch.Generator(model.device)
+        if request.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(request.seed)
+        options = request.options | {"generator": generator}
 
         count, sent, held = 0, "", ""
         with Recorder(model, tokenizer, prompt if request.details else []) as recorder:

@@ -58,7 +58,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, answerer, host="127.0.0.1", port=0, token=None):
         self.answerer, self.token = answerer, token
-        self.names = {"127.0.0.1", "localhost", "[::1]", socket.gethostname().lower()}
+        self.names = {"127.0.0.1", "localhost", "[::1]", host, socket.gethostname().lower()}
         self.model_lock = threading.Lock()
         self.places = threading.BoundedSemaphore(MAX_WAITING)
         self.connections = threading.BoundedSemaphore(MAX_CONNECTIONS)

@@ -34,6 +34,7 @@ class Answerer:
 
     def __init__(self, folder, device="auto"):
         folder = Path(folder).resolve()
+        load_config(folder)  # what is no model is refused by name
         self.models, self.device = {}, device
         self.stages = find_stages(folder)
         model, tokenizer = self.load(folder.name)

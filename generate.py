@@ -168,6 +168,13 @@ def answer_batch(model, tokenizer, prompts, pixels=None, **options):
 def stream_answer(model, tokenizer, turns, pixels=None, **options):
     """Yields pieces of the answer to the last question of `turns` (see data.encode_chat)."""
     prompt, _ = data.encode_chat(turns, tokenizer, model.config.vision.num_patches)
+    for _, piece in stream_tokens(model, tokenizer, prompt, pixels, **options):
+        yield piece
+
+
+def stream_tokens(model, tokenizer, prompt, pixels=None, **options):
+    """Yields (id, the text that it completes) for each token of the answer to a prompt. At the end
+    (eos_id, the text that is left), or (None, …) if the answer was cut off."""
     limit = model.config.text.max_position_embeddings
     if len(prompt) >= limit:
         length = f"the conversation has {len(prompt)} tokens"
@@ -178,8 +185,8 @@ def stream_answer(model, tokenizer, turns, pixels=None, **options):
     decoder = StreamDecoder(tokenizer)
     for (token,) in generate(model, [prompt], pixels, eos_id=tokenizer.eos_id, **options):
         if token is not None:
-            yield decoder.push(token)
-    yield decoder.flush()
+            yield token, decoder.push(token)
+    yield tokenizer.eos_id if token is None else None, decoder.flush()
 
 
 def question_parts(question, num_images):

@@ -66,11 +66,16 @@ def load_image(path):
     except OSError as error:  # the name is too long for the disk, the folder is locked …
         raise ValueError(f"{name}: {error.strerror}") from None
 
+    return read_image(path, name)
+
+
+def read_image(file, name):
+    """The image in a file, given by path or open, upright and in RGB. `name` is for errors."""
     # Whatever is wrong with the file becomes one line with its name.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF is harmless; check_size refuses large images
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 check_size(image)
                 return to_rgb(image)
     except Image.UnidentifiedImageError:

@@ -76,11 +76,14 @@ def figure_names():
 
 def run_start(args):
     folder = Path(args.out)
-    exercises = copies.start(args.lesson, folder)
-    print(f"{folder}: your copy. Write these functions:")
-    for each in exercises:
-        names = ", ".join(each.functions)
-        print(f"  {each.file}: {names} ({each.name}, about {each.minutes} minutes)")
+    done = copies.start(args.lesson, folder)
+    for fate, what in (
+        ("given", "Of earlier lessons these were still empty; the project's own are there now:"),
+        ("kept", "These hold your work and stay:"),
+        ("empty", f"{folder}: your copy. Write these functions:"),
+    ):
+        if done[fate]:
+            print("\n  ".join([what, *done[fate]]))
     print(f"Then: python -m course check {args.lesson:02} {shown(folder)}")
 
 
@@ -89,8 +92,10 @@ def run_check(args):
     copies.require_copy(folder)
     if args.what.startswith("repair-"):
         return grade.check_repair(int(args.what.removeprefix("repair-")), folder)
-    number = int(args.what)
-    grades = grade.grade(number, folder, args.only)
+    number, notes = int(args.what), copies.read_notes(folder)
+    if number not in notes["lessons"]:
+        raise ValueError(f"{folder}: lesson {number:02} was not started there; `start` empties it")
+    grades = grade.grade(number, folder, args.only, notes["given"])
     grade.print_grades(grades)
     path = grade.save_grades(number, folder, grades)
     points, most = sum(each.points for each in grades), sum(each.most for each in grades)

@@ -90,9 +90,13 @@ def run_start(args):
 def run_check(args):
     folder = Path(args.folder)
     copies.require_copy(folder)
+    notes = copies.read_notes(folder)
     if args.what.startswith("repair-"):
-        return grade.check_repair(int(args.what.removeprefix("repair-")), folder)
-    number, notes = int(args.what), copies.read_notes(folder)
+        number = int(args.what.removeprefix("repair-"))
+        if number not in notes["repairs"]:
+            raise ValueError(f"{folder}: fault {number} is not there; `break {number}` plants it")
+        return grade.check_repair(number, folder)
+    number = int(args.what)
     if number not in notes["lessons"]:
         raise ValueError(f"{folder}: lesson {number:02} was not started there; `start` empties it")
     grades = grade.grade(number, folder, args.only, notes["given"])

@@ -404,7 +404,7 @@ def gathered(rank, sizes, gradients=(), own_gradient=None):
         tensor = ranks.tensors[rank].clone().requires_grad_()
         out = objectives.AllGatherWithGrad.apply(tensor, list(sizes))
         if own_gradient is not None:
-            out.backward(own_gradient)
+            out.backward(own_gradient.clone())  # all_reduce may write into it
         return out.detach(), tensor.grad, torch.cat(ranks.tensors)
     finally:
         objectives.dist = real

@@ -281,7 +281,7 @@ EXERCISES = [
             Check(
                 2,
                 "the pairs are (i, i + D/2)",
-                "With D = 8, which channel turns together with channel 1? Read the top of the file.",
+                "With D = 8, which channel turns with channel 1? Read the top of the file.",
                 rope_pairs_halves,
             ),
             Check(

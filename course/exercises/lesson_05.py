@@ -6,6 +6,8 @@ from course.exercise import Check, Exercise
 from course.exercises import tiny
 from course.exercises.tiny import attend_by_loops, near, randn
 
+TITLE = "Attention, RoPE, RMSNorm, SwiGLU"
+
 
 # ------------------------------------------------------------------------------------ RMSNorm
 def norm_of_one_vector():

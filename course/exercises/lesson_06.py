@@ -8,6 +8,8 @@ from course.exercise import Check, Exercise
 from course.exercises import tiny
 from course.exercises.tiny import attend_by_loops, near, randn
 
+TITLE = "The KV cache and streaming"
+
 
 # ------------------------------------------------------------------------------------ the cache
 def sequences(T):

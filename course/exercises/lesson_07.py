@@ -7,6 +7,8 @@ from course.exercise import Check, Exercise
 from course.exercises import tiny
 from course.exercises.tiny import near
 
+TITLE = "The projector and the two stages"
+
 
 # ------------------------------------------------------------------------------------ images
 def makes_features_of_patches():

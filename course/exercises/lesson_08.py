@@ -10,6 +10,8 @@ from course.exercise import Check, Exercise
 from course.exercises import tiny
 from course.exercises.tiny import near
 
+TITLE = "The training loop"
+
 
 # ------------------------------------------------------------------------------------ schedule
 def schedule(total, ratio):

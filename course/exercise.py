@@ -1,0 +1,76 @@
+"""What an exercise is, and how the exercises of a lesson are found.
+
+Pipeline: below all of course/. It imports no file of the project: those must come from the
+student's copy, inside the checks.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+COURSE = Path(__file__).resolve().parent
+ROOT = COURSE.parent
+LAST_LESSON = 12
+STILL_EMPTY = ": still empty"  # ends the message of a check that met an empty function
+
+
+@dataclass
+class Check:
+    """One thing that a solution must do."""
+
+    points: int
+    what: str  # "one pair is merged everywhere", shown with ok / not yet
+    hint: str  # shown when it fails: where to look, never the answer
+    test: Callable  # takes no argument; imports the student's modules inside; asserts
+
+
+@dataclass
+class Exercise:
+    """Functions of one file that a student writes anew, with checks from easy to hard."""
+
+    name: str  # "bpe": python -m course check 01 mine --only bpe
+    title: str
+    file: str  # of the copy: the one whose functions are emptied
+    functions: list[str]  # ["bpe"] or ["RMSNorm.forward"]
+    minutes: int  # of honest effort: about 20 (ten lines) or 120 (an afternoon)
+    checks: list[Check]
+    wrong: dict[str, int]  # {"01_bpe_a.py": 1}: a wrong solution, and the first check it fails
+
+
+@dataclass
+class Repair:
+    """A fault that really happens: `break` plants it, a student finds it by its symptom."""
+
+    number: int
+    lesson: int
+    symptom: str  # all that the student is told
+    file: str
+    sound: str  # a text that is in the file once …
+    faulty: str  # … and what replaces it
+    hint: str
+    test: Callable
+
+
+def load_lesson(number: int):
+    """The module of a lesson, with TITLE and EXERCISES. ValueError if it has no exercises."""
+    name = f"lesson_{number:02}"
+    if not (COURSE / "exercises" / f"{name}.py").is_file():
+        raise ValueError(f"lesson {number:02} has no exercises; {numbers_text()} have")
+    return importlib.import_module(f"course.exercises.{name}")
+
+
+def lesson_numbers() -> list[int]:
+    """The lessons that have exercises."""
+    return sorted(int(path.stem[-2:]) for path in (COURSE / "exercises").glob("lesson_*.py"))
+
+
+def numbers_text() -> str:
+    return ", ".join(f"{number:02}" for number in lesson_numbers())
+
+
+def load_repairs() -> dict[int, Repair]:
+    """Number -> fault, from course/repairs.py."""
+    if not (COURSE / "repairs.py").is_file():
+        return {}
+    return {each.number: each for each in importlib.import_module("course.repairs").REPAIRS}

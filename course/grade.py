@@ -1,0 +1,204 @@
+"""Grades a copy: each check of a lesson, under a time limit; and sums up a class.
+
+Pipeline: `python -m course check` and `report`. The checks run in course/worker.py.
+"""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from course.exercise import ROOT, STILL_EMPTY, Exercise, load_lesson, load_repairs
+from vocabulary.command import text_width
+from vocabulary.files import read_json, write_json
+
+START_LIMIT = 180  # seconds until torch is imported, on a slow disk
+CHECK_LIMIT = 60  # of one check; each takes under 5 on an idle computer
+WORKER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from course.worker import main; main()"
+
+
+def run_checks(what: str, folder: Path, numbers: list[int], limit=CHECK_LIMIT) -> dict:
+    """{number: None if it passes, else what is wrong} of some checks of a lesson or repair."""
+    results, left = {}, list(numbers)
+    while left:
+        done, ending = run_worker(what, folder, left, limit)
+        results |= done
+        left = [number for number in left if number not in done]
+        if left:  # the process ended during the first of them
+            results[left.pop(0)] = ending
+    return results
+
+
+def run_worker(what: str, folder: Path, numbers: list[int], limit: float) -> tuple[dict, str]:
+    """(results until the process ended, why it ended)."""
+    environment = os.environ | {
+        "PYTHONDONTWRITEBYTECODE": "1",  # a file may change twice in one second
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", WORKER, str(ROOT), what, *map(str, numbers)]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    lines = queue.Queue()
+
+    def read():
+        for line in process.stdout:
+            lines.put(json.loads(line))
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    done = {}
+    try:
+        if lines.get(timeout=START_LIMIT) != "ready":
+            raise ValueError(f"the checks of {what} do not start; the lines above say why")
+        while len(done) < len(numbers):
+            if (answer := lines.get(timeout=limit)) is None:
+                return done, f"Python stopped during this check (exit code {process.wait()})"
+            done[answer[0]] = answer[1]
+    except queue.Empty:
+        return done, f"still running after {limit:g} seconds: an endless loop?"
+    finally:
+        process.kill()
+        process.wait()
+    return done, ""
+
+
+@dataclass
+class Grade:
+    """An exercise with the results of its checks, in their order."""
+
+    exercise: Exercise
+    messages: list
+
+    @property
+    def points(self) -> int:
+        checks = zip(self.exercise.checks, self.messages)
+        return sum(check.points for check, message in checks if message is None)
+
+    @property
+    def most(self) -> int:
+        return sum(check.points for check in self.exercise.checks)
+
+    def as_json(self) -> dict:
+        checks = [
+            {"what": c.what, "of": c.points, "points": c.points * (m is None), "message": m}
+            for c, m in zip(self.exercise.checks, self.messages)
+        ]
+        name = self.exercise.name
+        return {"name": name, "points": self.points, "of": self.most, "checks": checks}
+
+
+def grade(number: int, folder: Path, only: str | None = None, limit=CHECK_LIMIT) -> list[Grade]:
+    """The grades of a lesson's exercises, or of one of them."""
+    exercises, chosen, first = load_lesson(number).EXERCISES, {}, 0
+    for exercise in exercises:
+        numbers = range(first, first + len(exercise.checks))
+        first += len(exercise.checks)
+        if only in (None, exercise.name):
+            chosen[exercise.name] = exercise, numbers
+    if not chosen:
+        names = ", ".join(exercise.name for exercise in exercises)
+        raise ValueError(f"lesson {number:02} has no exercise {only}; it has {names}")
+    wanted = [n for _, numbers in chosen.values() for n in numbers]
+    results = run_checks(f"{number:02}", folder, wanted, limit)
+    return [Grade(exercise, [results[n] for n in numbers]) for exercise, numbers in chosen.values()]
+
+
+def print_grades(grades: list[Grade]) -> None:
+    """Each check in a line; below a failed one what is wrong, and a hint."""
+    for each in grades:
+        print(
+            f"\n{each.exercise.name}: {each.exercise.title} ({each.points} of {each.most} points)"
+        )
+        if all(message and message.endswith(STILL_EMPTY) for message in each.messages):
+            print(f"  {', '.join(each.exercise.functions)} in {each.exercise.file}{STILL_EMPTY}")
+            continue
+        for check, message in zip(each.exercise.checks, each.messages):
+            mark = "ok     " if message is None else "not yet"
+            print(f"  {mark}  {check.what}")
+            if message is not None:
+                print(f"           {message}\n           Hint: {check.hint}")
+
+
+def save_grades(number: int, folder: Path, grades: list[Grade]) -> Path:
+    """Write course-NN.json into the copy. Exercises that were not checked keep their old grades."""
+    path = folder / f"course-{number:02}.json"
+    new = {each.exercise.name: each.as_json() for each in grades}
+    old = {each["name"]: each for each in read_grades(path)["exercises"]} if path.exists() else {}
+    exercises = []
+    for exercise in load_lesson(number).EXERCISES:
+        blank = Grade(exercise, ["not checked"] * len(exercise.checks))
+        name = exercise.name
+        exercises.append(new.get(name) or old.get(name) or blank.as_json())
+    value = {
+        "lesson": number,
+        "points": sum(each["points"] for each in exercises),
+        "of": sum(each["of"] for each in exercises),
+        "when": datetime.now().isoformat(timespec="seconds"),
+        "exercises": exercises,
+    }
+    write_json(path, value)
+    return path
+
+
+def read_grades(path: Path) -> dict:
+    """A course-NN.json. ValueError if it is none."""
+    value = read_json(path)
+    try:
+        _ = [value["lesson"] + value["points"] + value["of"]]
+        for each in value["exercises"]:
+            _ = each["name"] + "", each["points"] + each["of"]
+            _ = [check["what"] + "" for check in each["checks"] if check["points"] + 0 < 0]
+    except (LookupError, TypeError):
+        raise ValueError(f"{path}: is not what `check` wrote; check again") from None
+    return value
+
+
+def check_repair(number: int, folder: Path) -> bool:
+    """Print whether a planted fault is mended."""
+    repair = load_repairs()[number]
+    message = run_checks(f"repair-{number}", folder, [0])[0]
+    if message is None:
+        print(f"repair {number}: mended")
+    else:
+        print(f"repair {number}: not yet\n  {message}\n  Hint: {repair.hint}")
+    return message is None
+
+
+def print_report(folder: Path) -> None:
+    """A class: a row for each folder in `folder` that holds course-NN.json, at any depth."""
+    table, failed, files = {}, Counter(), sorted(folder.rglob("course-[0-9][0-9].json"))
+    for path in files:
+        try:
+            value = read_grades(path)
+        except (ValueError, OSError) as error:
+            print(error)
+            continue
+        student = path.relative_to(folder).parts[0]
+        table.setdefault(student, {})[value["lesson"]] = value
+        for each in value["exercises"]:
+            wrong = [check["what"] for check in each["checks"] if not check["points"]]
+            failed.update((value["lesson"], each["name"], what) for what in wrong)
+    if not table:
+        raise ValueError(f"{folder}: no folder in it holds a course-NN.json; `check` writes them")
+
+    lessons = sorted({number for row in table.values() for number in row})
+    width = max(text_width(name) for name in [*table, "student"])
+    print("student" + " " * (width - 7), *(f"{number:>7}" for number in lessons), "    all")
+    for student, row in table.items():
+        cells = [f"{row[n]['points']}/{row[n]['of']}" if n in row else "–" for n in lessons]
+        together = sum(each["points"] for each in row.values())
+        cells.append(str(together))
+        print(student + " " * (width - text_width(student)), *(f"{cell:>7}" for cell in cells))
+    if failed:
+        print("\nWhat most have not reached yet:")
+    for (lesson, name, what), count in failed.most_common(5):
+        print(f"  {count:>3}  {lesson:02} {name}: {what}")

@@ -18,7 +18,7 @@ import importlib
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from course import copies, grade, prove
+from course import copies, grade, pack, prove
 from course.exercise import COURSE, LAST_LESSON, lesson_numbers, load_lesson, load_repairs
 from course.figures import save_figure
 from vocabulary import flags
@@ -58,6 +58,13 @@ def run_folder(given):
     """The folder of a finished demo."""
     if not Path(flags.text(given)).is_dir():
         raise ArgumentTypeError(f"{given}: no such folder; python -m demo --quick makes out/quick")
+    return given
+
+
+def address(given):
+    """The address of a package index."""
+    if not given.startswith(("https://", "http://")):
+        raise ArgumentTypeError(f"{given}: must begin with https:// or http://")
     return given
 
 
@@ -104,6 +111,10 @@ def run_report(args):
 
 def run_figures(args):
     save_figure(importlib.import_module(f"course.figures.{args.name}"), Path(args.run), args.out)
+
+
+def run_pack(args):
+    pack.pack(Path(args.out), Path(args.run), args.systems, args.python, args.index)
 
 
 def run_prove(args):
@@ -155,6 +166,18 @@ def main():
     add("-o", "--out", **out, metavar="FILE", help="the file to write")
     run = {"type": run_folder, "default": "out/quick", "metavar": "FOLDER"}
     add("--run", **run, help="a finished demo, whose models and data are shown")
+
+    command = commands.add_parser("pack", help="all that a class without a network needs")
+    command.set_defaults(run_command=run_pack)
+    add = command.add_argument
+    add("-o", "--out", **out, metavar="FOLDER", help="for the stick")
+    add("--run", **run, help="a finished demo, whose models the lessons use")
+    some = {"nargs": "+", "metavar": "NAME"}
+    systems = list(pack.SYSTEMS)
+    add("--systems", **some, choices=systems, default=systems, help="of " + " ".join(systems))
+    versions = ["3.10", "3.11", "3.12", "3.13"]
+    add("--python", **some, choices=versions, default=["3.12"], help="of " + " ".join(versions))
+    add("--index", type=address, default=pack.CPU_INDEX, help="with torch for CPUs")
 
     command = commands.add_parser("prove", help="prove that the checks find wrong code")
     command.set_defaults(run_command=run_prove)

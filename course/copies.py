@@ -16,7 +16,7 @@ from vocabulary.files import read_json, write_atomically, write_json
 
 NOTES = "course.json"
 FOLDERS = ("tests", "docs", "assets")  # copied beside the folders that hold Python
-LEFT_OUT = ("course", "out", "mine")
+LEFT_OUT = ("course", "out")
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.tmp", "test_course.py", ".*")
 
 
@@ -106,6 +106,12 @@ def make_copy(folder: Path) -> None:
     """Copy the project into a new or an empty folder, whole."""
     if folder.is_file() or folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: is there, and is no copy of the course; give another -o")
+    copy_project(folder)
+    write_notes(folder, {"lessons": [], "repairs": []})
+
+
+def copy_project(folder: Path) -> None:
+    """Copy the project without the course, and without what was trained."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(ROOT.iterdir()):
         if path.name.startswith(".") or path.name in LEFT_OUT or is_copy(path):
@@ -114,7 +120,6 @@ def make_copy(folder: Path) -> None:
             shutil.copy(path, folder / path.name)
         elif path.name in FOLDERS or (path / "__init__.py").is_file():
             shutil.copytree(path, folder / path.name, ignore=SKIPPED)
-    write_notes(folder, {"lessons": [], "repairs": []})
 
 
 def write_notes(folder: Path, notes: dict) -> None:

@@ -74,3 +74,8 @@ def load_repairs() -> dict[int, Repair]:
     if not (COURSE / "repairs.py").is_file():
         return {}
     return {each.number: each for each in importlib.import_module("course.repairs").REPAIRS}
+
+
+def expect(what: str, found, expected) -> None:
+    """An assertion with its message: "bpe('aaa') gives X, should be Y"."""
+    assert found == expected, f"{what} gives {found!r}, should be {expected!r}"

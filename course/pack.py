@@ -1,0 +1,96 @@
+"""The stick: all that a class without a network needs, in one folder.
+
+    stick/
+      READ-ME.txt     what to type on a laptop
+      project/        this project, with the course and the quick demo's models in out/quick
+      wheels/         what pip installs, for each system
+
+pip takes conditions such as `sys_platform == "linux"` for the system that it runs on, not for the
+one that it loads for. So what only some systems need is named here.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from course.copies import SKIPPED, copy_project
+from course.exercise import COURSE, ROOT
+from vocabulary.files import write_json
+
+# System -> (pip's names of its platforms, packages that only it needs).
+SYSTEMS = {
+    "windows": (["win_amd64"], ["colorama"]),
+    "linux": (["manylinux_2_28_x86_64", "manylinux2014_x86_64", "linux_x86_64"], []),
+    "mac": ([f"macosx_{version}_0_arm64" for version in (14, 13, 12, 11)], []),
+}
+OF_OLD_PYTHON = ["exceptiongroup", "tomli"]  # pytest needs them on Python 3.10
+# PyTorch without CUDA, which would be 3 GB. It also needs no triton: lesson 10 goes without.
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+NOTES = "course-pack.json"
+
+README = """\
+A class without a network. Copy this folder to the laptop. Open a terminal in it, and type:
+
+Windows (PowerShell):
+    python -m venv project\\.venv
+    project\\.venv\\Scripts\\python -m pip install --no-index --find-links wheels -r needed.txt
+    cd project
+    .venv\\Scripts\\activate
+
+macOS and Linux:
+    python3 -m venv project/.venv
+    project/.venv/bin/python -m pip install --no-index --find-links wheels -r needed.txt
+    cd project
+    source .venv/bin/activate
+
+Then begin: python -m course start 01 -o mine
+The lessons are in project/course/lessons. The wheels are for Python {versions}: {systems}.
+"""
+
+
+def needed() -> list[str]:
+    """The lines of requirements.txt, without triton."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split("\n")
+    return [line for line in lines if line and not line.startswith(("#", "triton"))]
+
+
+def download(folder: Path, system: str, version: str, index: str) -> None:
+    """Put the wheels for one system and one Python into a folder."""
+    platforms, further = SYSTEMS[system]
+    command = [sys.executable, "-m", "pip", "download", "--dest", str(folder)]
+    command += ["--only-binary", ":all:", "--extra-index-url", index, "--python-version", version]
+    for platform in platforms:
+        command += ["--platform", platform]
+    command += needed() + further + (OF_OLD_PYTHON if version == "3.10" else [])
+    print(f"wheels for {system}, Python {version}", flush=True)
+    if subprocess.run(command, check=False).returncode:
+        raise ValueError(f"no wheels for {system}, Python {version}: the lines above say why")
+
+
+def copy_run(run: Path, out: Path) -> None:
+    """Copy a finished demo without what only continuing it needs."""
+    skipped = shutil.ignore_patterns("checkpoints", "*.tmp")
+    shutil.copytree(run, out, ignore=skipped, dirs_exist_ok=True)
+
+
+def pack(out: Path, run: Path, systems: list[str], versions: list[str], index: str) -> None:
+    """Make the folder for a stick. Wheels that are there are not loaded again."""
+    if out.is_file() or out.exists() and any(out.iterdir()) and not (out / NOTES).is_file():
+        raise ValueError(f"{out}: is there, and was not written by `pack`; give another -o")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / NOTES, {"systems": systems, "python": versions})
+    for system in systems:
+        for version in versions:
+            download(out / "wheels", system, version, index)
+
+    # The project is copied anew: it may have changed.
+    shutil.rmtree(out / "project", ignore_errors=True)
+    copy_project(out / "project")
+    shutil.copytree(COURSE, out / "project" / "course", ignore=SKIPPED)
+    copy_run(run, out / "project" / "out" / "quick")
+    (out / "needed.txt").write_text("\n".join(needed()) + "\n", encoding="utf-8")
+    text = README.format(versions=", ".join(versions), systems=", ".join(systems))
+    (out / "READ-ME.txt").write_text(text, encoding="utf-8")
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{out}: {size / 2**20:,.0f} MiB; READ-ME.txt says what to type")

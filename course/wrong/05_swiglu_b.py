@@ -1,0 +1,3 @@
+def swiglu_reference(gate, up):
+    # GEGLU: GELU in place of SiLU.
+    return F.gelu(gate) * up

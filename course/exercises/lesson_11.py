@@ -131,7 +131,9 @@ WILSON = Exercise(
             "p(1−p) is 0 there; what else is under the root?",
             wilson_at_the_ends,
         ),
-        Check(1, "the bounds solve Wilson's equation", "Test with n = 7.", wilson_solves_its_equation),
+        Check(
+            1, "the bounds solve Wilson's equation", "Test with n = 7.", wilson_solves_its_equation
+        ),
     ],
     {"11_wilson_a.py": 1, "11_wilson_b.py": 2},
 )
@@ -180,7 +182,9 @@ SUMS = Exercise(
             "A dict from image to its row; np.bincount has weights.",
             sums_of_one_column,
         ),
-        Check(1, "several columns", "The number of questions is the last column.", sums_of_two_columns),
+        Check(
+            1, "several columns", "The number of questions is the last column.", sums_of_two_columns
+        ),
         Check(
             1,
             "equal file names of two splits; questions without an image",
@@ -203,9 +207,9 @@ def independent(G, seed, share=0.5, copies=1):
 def value_and_order():
     from evaluation.metrics import bootstrap
 
-    columns = np.array([[2, 4], [1, 1], [0, 3], [3, 4]])
+    columns = np.array([[2, 4], [1, 4], [0, 4], [3, 4]])
     value, low, high = bootstrap(columns)
-    close("the mean of 6 of 12", value, 0.5)
+    close("the mean of 6 of 16", value, 0.375)
     assert low <= value <= high, f"{low} ≤ {value} ≤ {high} should hold"
     again = bootstrap(columns)
     expect("a second call", again, (value, low, high))
@@ -244,7 +248,9 @@ def other_statistics_and_empty_images():
     value, low, high = bootstrap(columns, quotient)
     close("the sums' quotient 16 / 10", value, 1.6)
     assert 1.0 <= low < value < high <= 3.0, f"of the quotients 3, 2 and 1: {low:.2f} – {high:.2f}"
-    expect("without the image that has no question", bootstrap(columns[:3], quotient)[1:], (low, high))
+    expect(
+        "without the image that has no question", bootstrap(columns[:3], quotient)[1:], (low, high)
+    )
 
 
 def nothing_varies():

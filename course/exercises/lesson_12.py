@@ -40,7 +40,9 @@ def refusals_are_none():
     from evaluation.judge import read_verdict
 
     for mode in ("pairwise", "grade"):
-        expect(f"a refusal ({mode})", read_verdict(mode, "I'm sorry, I can't help with that."), None)
+        expect(
+            f"a refusal ({mode})", read_verdict(mode, "I'm sorry, I can't help with that."), None
+        )
     text = "I cannot judge the colour, but the number is wrong. VERDICT: 2"
     expect("a verdict after all", read_verdict("pairwise", text), 2)
 
@@ -72,7 +74,9 @@ VERDICT = Exercise(
             "VERDICT and SCORES are patterns above the function; .findall gives all.",
             plain_verdicts,
         ),
-        Check(1, "the last one counts", "A judge may repeat its task first.", the_last_verdict_counts),
+        Check(
+            1, "the last one counts", "A judge may repeat its task first.", the_last_verdict_counts
+        ),
         Check(
             1,
             "a refusal is None, unless there is a verdict after all",
@@ -109,7 +113,7 @@ def a_fair_judge():
 
 def ties_are_half():
     expect("two ties, then a win", values([0, 0, 1], [0, 0, 2])[0], 2 / 3)
-    expect("ties in one order only", values([1, 0], [0, 2]), [0.75, 0.0, 0.5])
+    expect("ties in one order only", values([1, 0], [0, 2])[:2], [0.75, 0.0])
 
 
 def a_judge_who_likes_the_first():

@@ -492,7 +492,7 @@ RMS_NORM = Exercise(
         Check(
             2,
             "with a residual (ADD)",
-            "residual has a stride of its own. Store the sum in total's dtype, and go on with that.",
+            "residual has its own stride. Store the sum in total's dtype; go on with that.",
             norm_with_residual,
         ),
     ],

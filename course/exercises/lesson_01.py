@@ -4,8 +4,10 @@ import random
 import string
 
 from course.exercise import Check, Exercise, expect
+from course.exercises.vocabularies import sentencepiece_model
 
 TITLE = "Bytes to pieces (BPE)"
+SPACE = "▁"
 
 
 # ------------------------------------------------------------------------- merge_pair
@@ -243,19 +245,12 @@ def separated(bpe):
 
 def as_the_library(bpe, rounds=150):
     """Random vocabularies and texts, against the package sentencepiece."""
-    from tokenizer import CONTROL, SPACE, UNKNOWN, Piece, Tokenizer
-    from vocabulary.sentencepiece_file import bpe_fields
-
     rng = random.Random(3)
     for _ in range(rounds):
         texts = {"".join(rng.choices("abc", k=rng.randrange(2, 5))) for _ in range(12)}
         names = [*sorted(texts), SPACE, "a", "b", "c"]
-        special = [Piece("<unk>", 0.0, UNKNOWN), Piece("<s>", 0.0, CONTROL)]
-        special.append(Piece("</s>", 0.0, CONTROL))
-        pieces = [Piece(text, -float(rng.randrange(9))) for text in names]
-        fields = bpe_fields(len(names) + 3, 1.0, 16, False, False, False)
-        library = Tokenizer(special + pieces, fields).sp_processor
-        scores = {piece.text: piece.score for piece in pieces}
+        scores = {text: -float(rng.randrange(9)) for text in names}
+        library = sentencepiece_model(scores.items()).sp_processor
         text = "".join(rng.choices("abc", k=rng.randrange(1, 12)))
         expected = library.encode(text, out_type=str)
         expect(f"{' '.join(SPACE + text)} with {scores}", bpe(SPACE + text, scores), expected)

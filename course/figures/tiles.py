@@ -39,10 +39,8 @@ def draw(run):
             for j in range(0, SIZE, BLOCK):
                 kind = tile_kind(start, end, i, j)
                 counts[kind] += 1
-                place = x + j * CELL, y + i * CELL
-                title = f"queries {i}–{i + BLOCK - 1}, keys {j}–{j + BLOCK - 1}: {kind}"
                 size = BLOCK * CELL - 1
-                parts.append(rect(*place, size, size, colours[kind], title))
+                parts.append(rect(x + j * CELL, y + i * CELL, size, size, colours[kind]))
 
         # What each query attends to.
         for i in range(SIZE):

@@ -76,21 +76,30 @@ def figure_names():
 
 def run_start(args):
     folder = Path(args.out)
-    exercises = copies.start(args.lesson, folder)
-    print(f"{folder}: your copy. Write these functions:")
-    for each in exercises:
-        names = ", ".join(each.functions)
-        print(f"  {each.file}: {names} ({each.name}, about {each.minutes} minutes)")
+    done = copies.start(args.lesson, folder)
+    for fate, what in (
+        ("given", "Of earlier lessons these were still empty; the project's own are there now:"),
+        ("kept", "These hold your work and stay:"),
+        ("empty", f"{folder}: your copy. Write these functions:"),
+    ):
+        if done[fate]:
+            print("\n  ".join([what, *done[fate]]))
     print(f"Then: python -m course check {args.lesson:02} {shown(folder)}")
 
 
 def run_check(args):
     folder = Path(args.folder)
     copies.require_copy(folder)
+    notes = copies.read_notes(folder)
     if args.what.startswith("repair-"):
-        return grade.check_repair(int(args.what.removeprefix("repair-")), folder)
+        number = int(args.what.removeprefix("repair-"))
+        if number not in notes["repairs"]:
+            raise ValueError(f"{folder}: fault {number} is not there; `break {number}` plants it")
+        return grade.check_repair(number, folder)
     number = int(args.what)
-    grades = grade.grade(number, folder, args.only)
+    if number not in notes["lessons"]:
+        raise ValueError(f"{folder}: lesson {number:02} was not started there; `start` empties it")
+    grades = grade.grade(number, folder, args.only, notes["given"])
     grade.print_grades(grades)
     path = grade.save_grades(number, folder, grades)
     points, most = sum(each.points for each in grades), sum(each.most for each in grades)

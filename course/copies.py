@@ -6,9 +6,7 @@ the lessons that were started and the faults that were planted.
 """
 
 import ast
-import os
 import shutil
-import textwrap
 from pathlib import Path
 
 from course.exercise import ROOT, Exercise, Repair, load_lesson
@@ -17,6 +15,14 @@ from vocabulary.files import read_json, write_atomically, write_json
 NOTES = "course.json"
 FOLDERS = ("tests", "docs", "assets")  # copied beside the folders that hold Python
 LEFT_OUT = ("course", "out")
+README = """\
+# Your copy
+
+This is the whole project, except that the functions below are empty. Write them. The lessons are
+in `course/lessons`, in the folder that this copy was made from. Type there, NN being the lesson
+and FOLDER this folder: `python -m course check NN FOLDER`
+
+"""
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.tmp", "test_course.py", ".*")
 
 
@@ -107,7 +113,7 @@ def make_copy(folder: Path) -> None:
     if folder.is_file() or folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: is there, and is no copy of the course; give another -o")
     copy_project(folder)
-    write_notes(folder, {"lessons": [], "repairs": []})
+    write_notes(folder, {"lessons": [], "given": [], "repairs": []}, [])
 
 
 def copy_project(folder: Path) -> None:
@@ -122,67 +128,62 @@ def copy_project(folder: Path) -> None:
             shutil.copytree(path, folder / path.name, ignore=SKIPPED)
 
 
-def write_notes(folder: Path, notes: dict) -> None:
+def write_notes(folder: Path, notes: dict, empty: list[str]) -> None:
     """Save the notes, and the copy's README: what is empty, and what to type."""
     write_json(folder / NOTES, notes)
-    rows = []
-    for number in notes["lessons"]:
-        for each in load_lesson(number).EXERCISES:
-            names = ", ".join(f"`{name}`" for name in each.functions)
-            rows.append(f"| {number:02} | {each.name} | `{each.file}` | {names} | {each.minutes} |")
-    text = textwrap.dedent("""\
-        # Your copy
-
-        This is the whole project, except that these functions are empty. Write them.
-        The lessons are in `course/lessons`, in the folder that this copy was made from.
-        Type there, NN being the lesson and FOLDER this folder: `python -m course check NN FOLDER`
-
-        | lesson | exercise | file | empty functions | minutes |
-        |---|---|---|---|---|
-        """)
-    content = (text + "\n".join(rows) + "\n").encode()
-    write_atomically(folder / "README.md", lambda file: file.write(content))
+    content = (README + "\n".join(empty) + "\n").encode()
+    write_atomically(folder / "README.md", writer(content))
 
 
 def read_notes(folder: Path) -> dict:
     notes = read_json(folder / NOTES)
-    if not isinstance(notes, dict) or not isinstance(notes.get("lessons"), list):
+    if not isinstance(notes, dict) or {"lessons", "given", "repairs"} - notes.keys():
         raise ValueError(f"{folder / NOTES}: is not what `start` wrote; start a new copy")
     return notes
 
 
-def start(number: int, folder: Path) -> list[Exercise]:
+def start(number: int, folder: Path) -> dict[str, list[str]]:
     """Empty the functions of a lesson in a copy, which is made if it isn't there.
 
-    In a copy that is there all other functions stay as the student left them. ValueError if one of
-    this lesson's is not as the project has it: it holds work.
+    A function that holds work stays. What earlier lessons left empty becomes whole, so that nothing
+    is missing. -> {"empty": …, "kept": …, "given": …}, each a list of "file: function (exercise)".
     """
     exercises = load_lesson(number).EXERCISES
     if not is_copy(folder):
         make_copy(folder)
     notes = read_notes(folder)
+    lessons = {n: load_lesson(n).EXERCISES for n in notes["lessons"]} | {number: exercises}
+    files = {each.file for some in lessons.values() for each in some}
+    sources = {file: (folder / file).read_bytes() for file in files}
+    done = {"empty": [], "kept": [], "given": []}
 
-    # All files are checked before one is written.
-    sources = {each.file: (folder / each.file).read_bytes() for each in exercises}
-    for each in exercises:
-        real = (ROOT / each.file).read_bytes()
-        blank = emptied(each, number, real)
-        for name in each.functions:
-            try:
-                now = split(sources[each.file], name)[1]
-            except (ValueError, SyntaxError) as error:
-                raise ValueError(f"{folder / each.file}: {error}; mend it first") from None
-            if normal(now) not in (normal(split(real, name)[1]), normal(split(blank, name)[1])):
-                raise ValueError(
-                    f"{folder / each.file}: {name} holds work, and `start {number:02}` would empty "
-                    "it; give another -o"
-                )
-        sources[each.file] = emptied(each, number, sources[each.file])
+    # All files are worked out before one is written.
+    given = set(notes["given"]) - {each.name for each in exercises}
+    every = [(i, each, name) for i in lessons for each in lessons[i] for name in each.functions]
+    for n, each, name in every:
+        real, what = (ROOT / each.file).read_bytes(), f"{each.file}: {name} ({each.name})"
+        blank = emptied(each, n, real)
+        try:
+            now = normal(split(sources[each.file], name)[1])
+        except (ValueError, SyntaxError) as error:
+            raise ValueError(f"{folder / each.file}: {error}; mend it first") from None
+        is_blank, is_real = (now == normal(split(x, name)[1]) for x in (blank, real))
+        if n != number and is_blank:
+            sources[each.file] = replace_functions(sources[each.file], [name], real)
+            given.add(each.name)
+            done["given"].append(what)
+        elif n == number and (is_blank or is_real):
+            sources[each.file] = replace_functions(sources[each.file], [name], blank)
+            done["empty"].append(what)
+        elif n == number:
+            done["kept"].append(what)
+    if not done["empty"]:
+        raise ValueError(f"{folder}: holds your work on all of lesson {number:02}; give another -o")
     for file, source in sources.items():
         write_atomically(folder / file, writer(source))
-    notes["lessons"] = sorted({*notes["lessons"], number})
-    write_notes(folder, notes)
-    return exercises
+    notes |= {"lessons": sorted(lessons), "given": sorted(given)}
+    write_notes(folder, notes, [f"- {what}" for what in done["empty"]])
+    return done
 
 
 def normal(source: bytes) -> bytes:
@@ -212,13 +213,4 @@ def plant(repair: Repair, folder: Path) -> None:
     if source.count(sound) != 1:
         raise ValueError(f"{path}: was changed where the fault belongs; give another -o")
     write_atomically(path, writer(source.replace(sound, faulty).encode()))
-    notes["repairs"] = sorted({*notes.get("repairs", []), repair.number})
-    write_notes(folder, notes)
-
-
-def short(path: Path) -> str:
-    """A path as one would type it here."""
-    try:
-        return os.path.relpath(path)
-    except ValueError:  # another drive of Windows
-        return str(path)
+    write_json(folder / NOTES, notes | {"repairs": sorted({*notes["repairs"], repair.number})})

@@ -20,6 +20,7 @@ from vocabulary.files import read_json, write_json
 
 START_LIMIT = 180  # seconds until torch is imported, on a slow disk
 CHECK_LIMIT = 60  # of one check; each takes under 5 on an idle computer
+GIVEN = "not yours: it was given to you for a later lesson; `start` empties it again"
 WORKER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from course.worker import main; main()"
 
 
@@ -96,8 +97,9 @@ class Grade:
         return {"name": name, "points": self.points, "of": self.most, "checks": checks}
 
 
-def grade(number: int, folder: Path, only: str | None = None, limit=CHECK_LIMIT) -> list[Grade]:
-    """The grades of a lesson's exercises, or of one of them."""
+def grade(number: int, folder: Path, only: str | None = None, given=()) -> list[Grade]:
+    """The grades of a lesson's exercises, or of one of them. given: names of exercises that the
+    copy has from the project, which give no points."""
     exercises, chosen, first = load_lesson(number).EXERCISES, {}, 0
     for exercise in exercises:
         numbers = range(first, first + len(exercise.checks))
@@ -107,8 +109,9 @@ def grade(number: int, folder: Path, only: str | None = None, limit=CHECK_LIMIT)
     if not chosen:
         names = ", ".join(exercise.name for exercise in exercises)
         raise ValueError(f"lesson {number:02} has no exercise {only}; it has {names}")
-    wanted = [n for _, numbers in chosen.values() for n in numbers]
-    results = run_checks(f"{number:02}", folder, wanted, limit)
+    wanted = [n for name, (_, numbers) in chosen.items() for n in numbers if name not in given]
+    results = dict.fromkeys(range(first), GIVEN)
+    results |= run_checks(f"{number:02}", folder, wanted)
     return [Grade(exercise, [results[n] for n in numbers]) for exercise, numbers in chosen.values()]
 
 
@@ -118,6 +121,9 @@ def print_grades(grades: list[Grade]) -> None:
         print(
             f"\n{each.exercise.name}: {each.exercise.title} ({each.points} of {each.most} points)"
         )
+        if set(each.messages) == {GIVEN}:
+            print(f"  {GIVEN}")
+            continue
         if all(message and message.endswith(STILL_EMPTY) for message in each.messages):
             print(f"  {', '.join(each.exercise.functions)} in {each.exercise.file}{STILL_EMPTY}")
             continue

@@ -19,7 +19,7 @@ def draw(run):
     pixels = preprocess(wide, S)
     n, scale = S // P, SIDE // S
     parts = [
-        picture(10, 40, enlarge(wide, scale)),
+        picture(10, 40, wide.resize((SIDE, SIDE * wide.height // wide.width))),
         picture(SIDE + 40, 40, enlarge(to_image(pixels), scale)),
         text(10, 25, f"the file: {wide.width} × {wide.height}"),
         text(SIDE + 40, 25, f"padded and resized: {S} × {S}"),

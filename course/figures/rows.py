@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from checkpoint import load_model, load_tokenizer
-from course.figures._shapes import BLUE, GREEN, GREY, ORANGE, line, svg, text
+from course.figures._shapes import BLUE, GREEN, GREY, ORANGE, line, rect, svg, text
 from training.phrases import read_dictionary
 from vocabulary.files import read_lines
 
@@ -19,7 +19,7 @@ def draw(run):
     model, tokenizer = load_model(run / "vision"), load_tokenizer(run / "vision")
     table = model.decoder.embed_tokens.weight.detach().float()
     ids = read_dictionary(path, tokenizer)[:MEANINGS]
-    names = [line.rstrip().split(" = ") for line in read_lines([path])][:MEANINGS]
+    names = [each.rstrip().split(" = ") for each in read_lines([path])][:MEANINGS]
     rows = torch.stack([table[word].sum(dim=0) for meaning in ids for word in meaning])
 
     # The two directions along which the unit vectors differ most.
@@ -33,12 +33,19 @@ def draw(run):
     ]
 
     parts = [
-        text(10, 20, "blue English, orange Korean, green Chinese; lines join one meaning", GREY)
+        text(
+            10,
+            20,
+            "blue English, orange Korean, green Chinese; a line joins the dots of one meaning",
+            GREY,
+        )
     ]
     size = len(names[0])
     for i, words in enumerate(names):
         own = points[i * size : (i + 1) * size]
-        parts.append(line([*own, own[0]], "#ccc", 1))
-        for word, (x, y), colour in zip(words, own, COLOURS):
-            parts.append(text(x, y, word, colour, "middle"))
+        parts.append(line([*own, own[0]], GREY, 1))
+        x, y = own[0]
+        for n, (word, (dot_x, dot_y), colour) in enumerate(zip(words, own, COLOURS)):
+            parts.append(rect(dot_x - 3, dot_y - 3, 6, 6, colour, word))
+            parts.append(text(x + 12, y - 8 + 13 * n, word, colour))
     return svg(WIDTH, HEIGHT, parts)

@@ -1,6 +1,9 @@
 """Lesson 5: attention, RoPE, RMSNorm, SwiGLU."""
 
+import functools
+
 import torch
+from torch.nn import functional as F
 
 from course.exercise import Check, Exercise
 from course.exercises import tiny
@@ -173,6 +176,52 @@ def attends_in_key_ranges():
 
 
 # ------------------------------------------------------------------------------------ the module
+def given_attention(q, k, v, causal=True, key_ranges=None):
+    """Attention by torch's own operator: the module can be written before the definition."""
+    keys, group = torch.arange(k.shape[1]), q.shape[2] // k.shape[2]
+    visible = keys <= torch.arange(q.shape[1])[:, None] + k.shape[1] - q.shape[1]
+    if key_ranges is not None:
+        start, end = key_ranges
+        visible = ((keys >= start[..., None]) & (keys < end[..., None]))[:, None]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2)
+
+
+def given_rope(q, k, cos, sin, positions=None):
+    """RoPE by complex numbers."""
+    turns = torch.complex(cos, sin)
+    turns = (turns[: q.shape[1]] if positions is None else turns[positions]).unsqueeze(-2)
+    turned = [
+        torch.complex(*(part.contiguous() for part in x.chunk(2, -1))) * turns for x in (q, k)
+    ]
+    return [torch.cat([x.real, x.imag], dim=-1) for x in turned]
+
+
+def given_norm(x, weight, eps):
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def with_given_parts(check):
+    """A check of the module that does not need the other exercises of this lesson."""
+
+    @functools.wraps(check)
+    def run():
+        import model
+
+        parts = {"attention": given_attention, "apply_rope": given_rope, "rms_norm": given_norm}
+        ours = {name: getattr(model, name) for name in parts}
+        for name, part in parts.items():
+            setattr(model, name, part)
+        try:
+            check()
+        finally:
+            for name, part in ours.items():
+                setattr(model, name, part)
+
+    return run
+
+
 def attend_as_torch(layer, x, cos, sin, normed=False):
     """The attention module in float64, by torch's own attention and complex numbers."""
     B, T, _ = x.shape
@@ -193,7 +242,7 @@ def attend_as_torch(layer, x, cos, sin, normed=False):
     q, k = turn(heads(layer.q_proj), layer.q_norm), turn(heads(layer.k_proj), layer.k_norm)
     v, group = heads(layer.v_proj), q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return out.transpose(1, 2).reshape(B, T, -1) @ layer.o_proj.weight.double().T
 
 
@@ -202,6 +251,7 @@ def layer_and_input(model_type="llama"):
     return model.decoder.layers[0].attn, randn(2, 6, 32), model.decoder.rope_cos_sin(6, "cpu")
 
 
+@with_given_parts
 def module_with_one_token():
     # One token attends to itself alone: the output is o_proj(v), whatever q and k are.
     layer, x, rope = layer_and_input()
@@ -210,17 +260,20 @@ def module_with_one_token():
     near(got, layer.o_proj(v.reshape(2, 1, 32)), "a sequence of one token")
 
 
+@with_given_parts
 def module_as_torch_computes_it():
     layer, x, rope = layer_and_input()
     near(layer(x, (*rope, None)), attend_as_torch(layer, x, *rope), "6 tokens, causal")
 
 
+@with_given_parts
 def module_norms_heads():
     layer, x, rope = layer_and_input("qwen3")
     want = attend_as_torch(layer, x, *rope, normed=True)
     near(layer(x, (*rope, None)), want, "Qwen3: q and k are normed before they are rotated")
 
 
+@with_given_parts
 def module_at_loss_positions():
     from model import Layout
 
@@ -229,6 +282,37 @@ def module_at_loss_positions():
     got = layer(x, (*rope, None), Layout(loss_positions=positions))
     want = attend_as_torch(layer, x, *rope).reshape(12, 32)[positions]
     near(got, want, "the output at 4 of 12 positions")
+
+
+@with_given_parts
+def module_goes_each_way():
+    from model import Layout
+
+    layer, x, rope = layer_and_input()
+    first, second = layer(x[:, :4], (*rope, None)), layer(x[:, 4:], (*rope, None))
+
+    # Two documents of 4 and 2 tokens in one row.
+    start = torch.tensor([[0, 0, 0, 0, 4, 4]]).expand(2, 6).int().contiguous()
+    end = torch.arange(1, 7)[None].expand(2, 6).int().contiguous()
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1]])
+    got = layer(x, (*rope, positions), Layout(positions, (start, end)))
+    near(got, torch.cat([first, second], dim=1), "two packed documents, as each alone")
+
+    # Two records behind a prefix of 2 tokens: 0 1 2 3 and 0 1 4 5.
+    rows = torch.tensor([[0, 1, 2, 3], [0, 1, 4, 5]])
+    gather, scatter = torch.cat([rows, rows + 6]), torch.tensor([0, 1, 2, 3, 6, 7])
+    scatter = torch.stack([scatter, scatter + 8])
+    positions = torch.tensor([[0, 1, 2, 3, 2, 3]])
+    got = layer(x, (*rope, positions), Layout(positions, None, (gather, scatter)))
+    alone = layer(x[:, rows[1]], (*rope, None))
+    near(got, torch.cat([first, alone[:, 2:]], dim=1), "two records side by side, as each alone")
+
+    # With a cache that holds the first 4 tokens.
+    cache = (torch.zeros(2, 6, 2, 8), torch.zeros(2, 6, 2, 8), torch.tensor([0, 0]))
+    layer(x[:, :4], (*rope, None), cache=cache)
+    positions = torch.tensor([[4, 5], [4, 5]])
+    got = layer(x[:, 4:], (*rope, positions), cache=(*cache[:2], torch.tensor([4, 4])))
+    near(got, layer(x, (*rope, None))[:, 4:], "tokens 4 and 5 behind a cache")
 
 
 # ------------------------------------------------------------------------------------ exercises
@@ -397,6 +481,12 @@ EXERCISES = [
                 "only where the loss needs it",
                 "select_positions makes (B, T, C) into (n, C). Where is it cheapest?",
                 module_at_loss_positions,
+            ),
+            Check(
+                2,
+                "packed documents, records side by side, a cache",
+                "There is a method for each way to attend. What in `layout` tells them apart?",
+                module_goes_each_way,
             ),
         ],
         wrong={"05_attention_module_a.py": 1, "05_attention_module_b.py": 2},

@@ -180,10 +180,15 @@ def generated(prompts, pixels=None, **options):
 
 
 def generates_one_token():
-    prompts, _ = prompts_and_images()
-    got = generated(prompts[:1], max_new_tokens=1, eos_id=-1)
-    want = greedy(tiny.model(), prompts[0], None, 1)
+    from generate import generate
+
+    (prompt, *_), _ = prompts_and_images()
+    model, calls = tiny.model(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    got = list(generate(model, [prompt], max_new_tokens=1, eos_id=-1))
+    want = greedy(tiny.model(), prompt, None, 1)
     assert got == [want], f"{got}, must be one step with one token: {[want]}"
+    assert len(calls) == 1, f"the model ran {len(calls)} times: nobody asks what follows the last"
 
 
 def generates_as_without_cache():
@@ -222,6 +227,14 @@ def generates_long_answers():
     got = generated(prompts[1:2], pixels, max_new_tokens=60, eos_id=-1)
     want = [[token] for token in greedy(tiny.model(), prompts[1], pixels, 60)]
     assert got == want, f"60 tokens: the first {sum(a == b for a, b in zip(got, want))} are right"
+
+
+def generates_about_one_image():
+    prompts, pixels = prompts_and_images()
+    prompts = [prompts[1], prompts[1] + [7]]
+    got = generated(prompts, pixels, max_new_tokens=3, eos_id=-1, image_indices=[[0], [0]])
+    want = [greedy(tiny.model(), prompt, pixels, 3) for prompt in prompts]
+    assert [list(row) for row in zip(*got)] == want, f"two questions about one image: {got}"
 
 
 # ------------------------------------------------------------------------------------ exercises
@@ -370,6 +383,12 @@ EXERCISES = [
                 "sixty tokens: more than the first cache holds",
                 "select_cache_rows gives a cache of another size.",
                 generates_long_answers,
+            ),
+            Check(
+                1,
+                "two questions about one image",
+                "image_indices says which prompt has which image: prefill needs to know.",
+                generates_about_one_image,
             ),
         ],
         wrong={"06_generate_a.py": 1, "06_generate_b.py": 3, "06_generate_c.py": 4},

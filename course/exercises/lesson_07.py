@@ -60,23 +60,17 @@ def takes_siglip():
 
 
 # ------------------------------------------------------------------------------------ embeddings
-class FakeImages:
+def fake_encode_images(pixels):
     """encode_images without a ViT: image i is the number of its first pixel, in 4 patches."""
-
-    def __init__(self, model):
-        self.projector = model.projector
-
-    def __call__(self, pixels):
-        steps = torch.arange(4)[:, None] / 10 + torch.zeros(4, 32)  # (N, C)
-        zero = 0 * self.projector(torch.zeros(16)).sum()
-        return pixels[:, 0, 0, 0].float()[:, None, None] + steps + zero
+    steps = torch.arange(4)[:, None] / 10 + torch.zeros(4, 32)  # (N, C)
+    return pixels[:, 0, 0, 0].float()[:, None, None] + steps
 
 
 def model_and_images(numbers):
-    """A model with FakeImages, and images that carry these numbers."""
+    """A model with fake_encode_images, and images that carry these numbers."""
     model, pixels = tiny.model(), torch.zeros(len(numbers), 3, 16, 16, dtype=torch.uint8)
     pixels[:, 0, 0, 0] = torch.tensor(numbers)
-    model.encode_images = FakeImages(model)
+    model.encode_images = fake_encode_images
     return model, pixels
 
 
@@ -123,9 +117,11 @@ def refuses_wrong_number_of_images():
 
 
 def gives_projector_a_gradient():
-    model, _ = model_and_images([])
-    model.train()
-    model.embed_inputs(torch.tensor([[5, 6]])).square().sum().backward()
+    model, ids = tiny.model().train(), torch.tensor([[5, 6]])
+    model.encode_images = lambda pixels: model.projector(torch.ones(len(pixels), 4, 16))
+    got = model.embed_inputs(ids)
+    near(got, model.decoder.embed_tokens(ids), "text alone, while training")
+    got.square().sum().backward()
     grads = [weight.grad for weight in model.projector.parameters()]
     assert all(grad is not None for grad in grads), (
         "text alone: the projector has no gradient, and DDP would wait for it for ever"
@@ -194,6 +190,11 @@ def writes_further_turns():
     want = "<s>USER: ▪▪A? ASSISTANT:[b</s>]USER: C? ASSISTANT:[d</s>]USER: E? ASSISTANT:"
     must_read([(["", "A?"], "b"), ("C?", "d"), ("E?", None)], want)
 
+    tokenizer = Letters()
+    tokenizer.system_message = "Be brief."  # it comes once, before the first question
+    want = "<s>Be brief. USER: A? ASSISTANT:[b</s>]USER: C? ASSISTANT:"
+    must_read([("A?", "b"), ("C?", None)], want, tokenizer)
+
 
 def writes_chatml():
     want = (
@@ -241,6 +242,29 @@ def collates_loss_positions_and_pixels():
     assert sorted(real) == sorted(wanted), f"the targets are at {sorted(wanted)}, not at {real}"
     assert torch.equal(batch["pixels"], torch.stack(images)), "the images are not in reading order"
     assert "pixels" not in collated(LONG), "a batch without images has no pixels"
+
+
+def collates_several_records():
+    import data
+    from model import Layout
+
+    calls, old = [], data.side_by_side
+
+    def watch(samples, T):
+        calls.append(T)
+        return Layout(positions=torch.ones(len(samples), T))
+
+    data.side_by_side = watch
+    try:
+        plain = data.collate([data.Sample(*LONG, [])], 9)
+        batch = data.collate([data.Sample(*LONG, [], (1, 3)), data.Sample(*SHORT, [])], 9)
+    finally:
+        data.side_by_side = old
+    assert calls == [4], f"side_by_side was called for T = {calls}, must be once, for 4"
+    assert plain["layout"].positions is None, "a sample of one record needs no layout"
+    layout = batch["layout"]
+    assert layout.positions is not None, "the layout of side_by_side is lost"
+    assert layout.loss_positions is not None, "the loss positions are lost"
 
 
 # ------------------------------------------------------------------------------------ side by side
@@ -460,6 +484,12 @@ EXERCISES = [
                 "loss positions and pixels",
                 "select_loss_positions(targets), and one tensor of all images in order.",
                 collates_loss_positions_and_pixels,
+            ),
+            Check(
+                1,
+                "samples of several records",
+                "sample.starts has more than one entry then. Layout is a NamedTuple: _replace.",
+                collates_several_records,
             ),
         ],
         wrong={"07_collate_a.py": 1, "07_collate_b.py": 2},

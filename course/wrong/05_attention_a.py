@@ -1,3 +1,6 @@
+import torch
+
+
 def attention_reference(q, k, v, causal=True, key_ranges=None):
     # Query head h takes key head h % K: heads are dealt out like cards.
     B, Tq, H, D = q.shape

@@ -1,3 +1,6 @@
+import torch
+
+
 def attention_reference(q, k, v, causal=True, key_ranges=None):
     # A square triangle: query i sees keys 0 … i, also where there are more keys than queries.
     B, Tq, H, D = q.shape

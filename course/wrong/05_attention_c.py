@@ -1,3 +1,6 @@
+import torch
+
+
 def attention_reference(q, k, v, causal=True, key_ranges=None):
     # The range includes its end: each query sees one key too many.
     B, Tq, H, D = q.shape

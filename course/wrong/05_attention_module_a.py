@@ -1,3 +1,8 @@
+from kernels import attention
+from kernels import rope as apply_rope
+from model import PLAIN, select_positions
+
+
 class Attention:
     def forward(self, x, rope, layout=PLAIN, cache=None):
         # The values are rotated, too.

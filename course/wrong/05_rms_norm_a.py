@@ -1,3 +1,6 @@
+import torch
+
+
 def rms_norm_reference(x, weight, eps=1e-5):
     # eps is outside the root.
     wide = x if x.dtype == torch.float64 else x.float()

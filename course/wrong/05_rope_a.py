@@ -1,3 +1,6 @@
+import torch
+
+
 def rope_reference(q, k, cos, sin, positions=None):
     # The pairs are neighbours, as in the paper, but not as in the weights.
     if positions is None:

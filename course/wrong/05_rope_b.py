@@ -1,3 +1,6 @@
+import torch
+
+
 def rope_reference(q, k, cos, sin, positions=None):
     # The positions are not used: each row counts from 0.
     cos, sin = cos[: q.shape[1]], sin[: q.shape[1]]

@@ -1,3 +1,8 @@
+import torch
+
+from kernels import attention
+
+
 class Attention:
     def attend_cached(self, q, k, v, k_cache, v_cache, lengths):
         # The slots do not advance: each call writes from slot 0 on.

@@ -1,3 +1,8 @@
+import torch
+
+from kernels import attention
+
+
 class Attention:
     def attend_cached(self, q, k, v, k_cache, v_cache, lengths):
         # All new tokens see each other: a prompt reads its own future.

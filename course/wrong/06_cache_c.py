@@ -1,3 +1,6 @@
+from kernels import attention
+
+
 class Attention:
     def attend_cached(self, q, k, v, k_cache, v_cache, lengths):
         # One length for all samples.

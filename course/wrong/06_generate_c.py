@@ -1,3 +1,8 @@
+import torch
+
+from generate import Sampling, prefill, sample_tokens
+
+
 @torch.inference_mode()
 def generate(
     model, prompts, pixels=None, max_new_tokens=128, eos_id=2, image_indices=None, **sampling

@@ -1,3 +1,6 @@
+import torch
+
+
 def sample_tokens(logits, sampling):
     # The token that passes top_p is cut as well: of a sure model nothing is left.
     if sampling.temperature < 1e-3:

@@ -1,3 +1,6 @@
+import torch
+
+
 def sample_tokens(logits, sampling):
     # The temperature is the wrong way round: a hot model becomes a sure one.
     if sampling.temperature < 1e-3:

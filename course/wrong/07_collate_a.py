@@ -1,3 +1,9 @@
+import torch
+
+from data import round_up_length, select_loss_positions, side_by_side
+from model import IGNORE_INDEX, Layout
+
+
 def collate(samples, pad_id, T=None):
     # The mask stays where it is while the targets move by one.
     T = T or round_up_length(max(len(sample.ids) for sample in samples) - 1)

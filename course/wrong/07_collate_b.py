@@ -1,3 +1,9 @@
+import torch
+
+from data import round_up_length, select_loss_positions, side_by_side
+from model import IGNORE_INDEX, Layout
+
+
 def collate(samples, pad_id, T=None):
     # The padding is a target: short samples learn to say <pad>.
     T = T or round_up_length(max(len(sample.ids) for sample in samples) - 1)

@@ -1,3 +1,6 @@
+import torch
+
+
 class XLlava:
     def embed_inputs(self, ids, pixels=None):
         # Image b belongs to row b: so it is in most batches.

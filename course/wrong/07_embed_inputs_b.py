@@ -1,3 +1,6 @@
+import torch
+
+
 class XLlava:
     def embed_inputs(self, ids, pixels=None):
         # Nobody counts: images that are too many are lost without a word.

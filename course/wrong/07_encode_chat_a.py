@@ -1,3 +1,6 @@
+from vocabulary.chat_markers import chat_markers, encode_answer
+
+
 def encode_chat(turns, tokenizer, num_patches):
     # The question is a target, too.
     chat = chat_markers(tokenizer)

@@ -1,3 +1,9 @@
+import torch
+
+from data import record_spans
+from model import Layout
+
+
 def side_by_side(samples, T):
     # The positions run on: the second record believes that it follows the first.
     positions = torch.arange(T).expand(len(samples), T).clone()

@@ -1,3 +1,9 @@
+import torch
+
+from data import record_spans
+from model import Layout
+
+
 def side_by_side(samples, T):
     # The flat index lacks b·T: every sample reads the first one.
     positions, rows = torch.zeros(len(samples), T, dtype=torch.long), []

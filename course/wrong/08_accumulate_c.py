@@ -1,3 +1,9 @@
+import torch
+
+from train import StepStats, count_images
+from training.distributed import all_reduce, pad_micro_batches, to_device
+
+
 def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
     # DDP's division by world_size is not undone: two ranks learn half as fast.
     micro_batches = pad_micro_batches(micro_batches, process)

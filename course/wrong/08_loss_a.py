@@ -1,3 +1,7 @@
+from kernels import linear_cross_entropy
+from model import IGNORE_INDEX, PLAIN
+
+
 class XLlava:
     def loss(self, ids, targets, pixels=None, layout=PLAIN):
         # Shifted once more: data.collate has done that already.

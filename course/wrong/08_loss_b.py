@@ -1,3 +1,8 @@
+from torch import nn
+
+from model import IGNORE_INDEX, PLAIN
+
+
 class XLlava:
     def loss(self, ids, targets, pixels=None, layout=PLAIN):
         # The mean of this batch: later, a mean of means.

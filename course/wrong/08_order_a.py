@@ -1,3 +1,8 @@
+import random
+
+import numpy as np
+
+
 class LengthGroupedSampler:
     def draw_epoch(self, epoch):
         # One generator for the whole run: what it gives depends on what it gave before.

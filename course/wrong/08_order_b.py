@@ -1,3 +1,8 @@
+import random
+
+import numpy as np
+
+
 class LengthGroupedSampler:
     def draw_epoch(self, epoch):
         # Shuffled, and nothing else: half of a batch is padding.

@@ -1,3 +1,8 @@
+import random
+
+import numpy as np
+
+
 class LengthGroupedSampler:
     def draw_epoch(self, epoch):
         # The batches stay sorted: from the shortest to the longest samples.

@@ -1,3 +1,6 @@
+import torch
+
+
 def training_state(wrapped, optimizers):
     names = {
         parameter: name.removeprefix("module.")

@@ -1,3 +1,6 @@
+import torch
+
+
 def training_state(wrapped, optimizers):
     # The weights alone: AdamW and Muon begin anew after each stop.
     return {

@@ -1,3 +1,6 @@
+import math
+
+
 def lr_multiplier(step, total_steps, warmup_ratio):
     # The first step has a rate of zero: a batch for nothing.
     warmup_steps = max(1, round(warmup_ratio * total_steps))

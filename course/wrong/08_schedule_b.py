@@ -1,3 +1,6 @@
+import math
+
+
 def lr_multiplier(step, total_steps, warmup_ratio):
     # After the warm-up the cosine is somewhere in the middle: the rate jumps.
     warmup_steps = max(1, round(warmup_ratio * total_steps))

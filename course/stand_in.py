@@ -68,7 +68,7 @@ def main():
     parser = Parser(prog="python -m course.stand_in", description=__doc__)
     add = parser.add_argument
     add("taste", choices=TASTES, help="of the judge")
-    add("--run", type=flags.text, default="out/quick", metavar="FOLDER", help="a finished demo")
+    add("--run", type=flags.folder, default="out/quick", metavar="FOLDER", help="a finished demo")
     add("--limit", type=flags.count, default=60, metavar="N", help="questions")
     add("-o", "--out", type=flags.text, required=True, metavar="FILE", help="the report")
     args = parser.parse_args()

@@ -10,7 +10,8 @@ exercise.py     what a check, an exercise and a fault to repair are
 copies.py       a student's copy, with some functions empty
 worker.py       runs checks in a process of its own
 grade.py        points, what is wrong in plain words, a hint; the table of a class
-repairs.py      a dozen faults that really happen
+repairs.py      faults that really happen
+stand_in.py     a judge on this computer, whose taste is known
 figures/        the figures of the lessons, one a file
 pack.py         everything for a class without a network
 prove.py        proves that the checks find what is wrong and pass what is right

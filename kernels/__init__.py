@@ -6,6 +6,7 @@ Fused kernels in Triton, each beside the plain PyTorch code that defines it.
     rms_norm.py        rms_norm, and add_rms_norm with the residual connection
     rope.py            rope: rotary position embedding
     swiglu.py          swiglu: the gate of the MLP
+    tiled.py           attention a tile at a time in plain PyTorch, for readers
     bench.py           python -m kernels.bench: speed against PyTorch's own operators
 
 A kernel is a fast version of a definition. Every file has the same order: the definition

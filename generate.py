@@ -24,9 +24,9 @@ from tqdm import tqdm
 import data
 import vision
 from checkpoint import load_model, load_tokenizer
+from kernels.device import DEVICES, pick_device, pick_precision
 from model import KVCache
 from tokenizer import StreamDecoder
-from training.device import DEVICES, pick_device, pick_precision
 from vocabulary import flags
 from vocabulary.command import Parser, enable_line_editing, run_main
 from vocabulary.conversations import leave_out, read_conversations, record_id, record_name

@@ -39,9 +39,9 @@ from torch import nn
 import kernels
 from checkpoint import init_model, load_config, load_model, load_tokenizer
 from data import ConversationDataset
+from kernels.device import DEVICES, PRECISIONS
 from model import PRESETS, XLlava
 from training.cost import GPUS, print_estimate
-from training.device import DEVICES, PRECISIONS
 from training.distributed import (
     all_reduce,
     close_distributed,

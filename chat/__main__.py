@@ -18,7 +18,7 @@ import webbrowser
 from chat.answers import Answerer
 from chat.export import export_page
 from chat.server import Server
-from training.device import DEVICES
+from kernels.device import DEVICES
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
 

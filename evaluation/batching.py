@@ -9,7 +9,7 @@ from tqdm import tqdm
 import data
 from checkpoint import load_config
 from evaluation.questions import read_file
-from training.device import DEVICES, PRECISIONS, pick_device, pick_precision
+from kernels.device import DEVICES, PRECISIONS, pick_device, pick_precision
 from vocabulary import flags
 from vocabulary.identity import describe_files, describe_images, describe_model
 
@@ -57,7 +57,7 @@ def model_identity(args):
     # The name of a file is that of its split.
     data_files = describe_files([*args.data, *getattr(args, "text", [])])
     splits = [[path, f"{Path(path).stem} {content}"] for path, content in data_files]
-    names = ("max_new_tokens", "suffix", "max_images", "pool", "seed")
+    names = ("max_new_tokens", "suffix", "blind", "max_images", "pool", "seed")
     return {
         **{name: value for name, value in vars(args).items() if name in names},
         "precision": str(dtype).removeprefix("torch."),

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import vision
 from generate import load_for_inference
-from training.device import DEVICES
+from kernels.device import DEVICES
 from training.objectives import embed_phrases
 from vocabulary import flags
 from vocabulary.png import claim_png, save_png

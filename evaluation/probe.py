@@ -30,8 +30,8 @@ from checkpoint.safetensors import load_weights
 from data import ImageCache
 from evaluation.metrics import bootstrap, make_row, write_results
 from evaluation.tables import Table, escape, plain_name, row_number
+from kernels.device import DEVICES, pick_device
 from model import ModelConfig
-from training.device import DEVICES, pick_device
 from vision import ViT
 from vocabulary import flags
 from vocabulary.files import read_json

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.device import pick_device, pick_precision
+from kernels.device import pick_device, pick_precision
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 

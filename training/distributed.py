@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
+from kernels.device import pick_device, pick_precision
 from model import IGNORE_INDEX
-from training.device import pick_device, pick_precision
 
 
 class Process(NamedTuple):

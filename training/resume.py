@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from training.device import pick_device, pick_precision
+from kernels.device import pick_device, pick_precision
 from training.distributed import is_rank0, print_rank0
 from vocabulary.files import require_writable, set_aside
 from vocabulary.identity import describe_files, describe_model, require_same

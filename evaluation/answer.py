@@ -6,7 +6,8 @@
 --data: see questions.py. Every number has its n, its 95% interval over images, and two others:
 
     full    the model with the image
-    blind   the same without the image: what the text alone reveals
+    blind   the same without the image: what the text alone reveals. For a model that says when an
+            image is missing, --blind other-image: with another image of the split
     chance  always the most frequent answer to that skill in that language
 
 OUT.json holds the tables, OUT.answers.jsonl every answer, for compare, judge and report. After an
@@ -16,6 +17,7 @@ aside).
 """
 
 import json
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -37,30 +39,54 @@ from vocabulary.records import read_complete_lines
 
 # The fields of a Question that an answer file holds
 FIELDS = "split id image turn language kind skill metric question truth full blind".split()
-SETTINGS = "max_new_tokens precision suffix data images".split()
+SETTINGS = "max_new_tokens precision suffix data images blind".split()
 
 
 def answer_questions(model, tokenizer, questions, batcher, max_new_tokens=128, on_answer=None):
     """Sets .full and .blind of each question, then calls on_answer(question)."""
     answer = partial(answer_batch, model, tokenizer, max_new_tokens=max_new_tokens)
-    blind_answers = {}  # {prompt: answer}
+    blind_answers = {}  # {(prompt, image paths): answer}
     lengths = [len(q.prompt) for q in questions]
     for indices in batcher.batches(lengths, [q.image_paths for q in questions]):
         batch = [questions[i] for i in indices]
         pixels, image_indices = batcher.load_images([q.image_paths for q in batch])
 
         # Without the image many questions are the same. Each is answered once.
-        blind_prompts = sorted({tuple(q.blind_prompt) for q in batch} - blind_answers.keys())
+        new = sorted({blind_key(q) for q in batch} - blind_answers.keys())
+        blind_pixels, blind_indices = batcher.load_images([list(paths) for _, paths in new])
         with batcher.autocast():
             answers = answer([q.prompt for q in batch], pixels, image_indices=image_indices)
-            if blind_prompts:
-                new_answers = answer([list(prompt) for prompt in blind_prompts])
-                blind_answers.update(zip(blind_prompts, new_answers))
+            if new:
+                prompts = [list(prompt) for prompt, _ in new]
+                given = answer(prompts, blind_pixels, image_indices=blind_indices)
+                blind_answers.update(zip(new, given))
 
         for q, text in zip(batch, answers):
-            q.full, q.blind = text, blind_answers[tuple(q.blind_prompt)]
+            q.full, q.blind = text, blind_answers[blind_key(q)]
             if on_answer:
                 on_answer(q)
+
+
+def blind_key(question):
+    return tuple(question.blind_prompt), tuple(question.blind_paths)
+
+
+def swap_images(questions):
+    """Blind questions become the same questions about another image, half a split further on.
+
+    Raises ValueError if a split has one image alone."""
+    pools = defaultdict(dict)  # {(split, number of images): {image paths: their place}}
+    with_image = [q for q in questions if q.image_paths]
+    for q in with_image:
+        pool = pools[q.split, len(q.image_paths)]
+        pool.setdefault(tuple(q.image_paths), len(pool))
+
+    for q in with_image:
+        pool = pools[q.split, len(q.image_paths)]
+        if len(pool) == 1:
+            raise ValueError(f"{q.where}: no other image in {q.split}; leave out --blind")
+        place = pool[tuple(q.image_paths)] + len(pool) // 2
+        q.blind_prompt, q.blind_paths = q.prompt, list(list(pool)[place % len(pool)])
 
 
 class AnswerFile:
@@ -125,6 +151,10 @@ def add_arguments(parser):
     add_question_arguments(parser)
     about = "of an answer"
     parser.add_argument("--max-new-tokens", type=flags.count, default=128, metavar="N", help=about)
+    about = "what the blind row is asked with"
+    parser.add_argument(
+        "--blind", choices=["no-image", "other-image"], default="no-image", help=about
+    )
 
 
 def run(args):
@@ -132,6 +162,8 @@ def run(args):
     questions = missing = read_questions(
         args.data, tokenizer, model.config, **question_options(args)
     )
+    if args.blind == "other-image":
+        swap_images(questions)
     settings = {key: getattr(args, key) for key in SETTINGS}
 
     # What an earlier run has answered is kept.

@@ -56,6 +56,7 @@ class Question:
     image_paths: list = field(default_factory=list)
     prompt: list = field(default_factory=list)  # token ids
     blind_prompt: list = field(default_factory=list)
+    blind_paths: list = field(default_factory=list)  # of the images that the blind model gets
     where: str = ""  # file, record and id, for messages
 
     def __post_init__(self):

@@ -162,6 +162,39 @@ def test_answers_are_those_of_one_question_at_a_time(folder, world, tmp_path, co
         assert ([got.full], [got.blind], got.truth) == (full, blind, question.truth)
 
 
+def test_blind_with_another_image_asks_the_same_about_the_image_half_a_split_away():
+    questions = [make_question("a", id=i, image_paths=[name]) for i, name in enumerate("wxyzwx")]
+    questions += [make_question("a", id=9), make_question("a", id=10, blind_prompt=[7])]
+    for question in questions[:6]:
+        question.prompt = [question.id]
+    answer.swap_images(questions)
+    swapped = ["".join(question.blind_paths) for question in questions]
+    assert swapped == ["y", "z", "w", "x", "y", "z", "", ""]
+    assert [question.blind_prompt for question in questions] == [*([i] for i in range(6)), [], [7]]
+    with pytest.raises(ValueError, match="no other image"):
+        answer.swap_images(questions[:1])
+
+
+def test_the_blind_answers_are_those_about_the_other_image(
+    folder, world, tmp_path, config, tokenizer
+):
+    out, data_file = tmp_path / "eval.json", world / "chats.json"
+    run_answer(folder, data_file, out, "--max-new-tokens", 5, "--blind", "other-image")
+    _, answered = read_answers(tmp_path / "eval.answers.jsonl")
+    by_name = {question_name(question): question for question in answered}
+    model, _ = load_for_inference(folder)
+    images = data.ImageCache("", config.vision.image_size, config.image_aspect_ratio)
+    questions = read_questions([data_file], tokenizer, config)
+    answer.swap_images(questions)
+    for question in questions[::3]:
+        pixels = None
+        if question.image_paths:
+            assert question.blind_paths != question.image_paths
+            pixels = torch.stack([images(path) for path in question.blind_paths])
+        (blind,) = answer_batch(model, tokenizer, [question.blind_prompt], pixels, max_new_tokens=5)
+        assert by_name[question_name(question)].blind == blind
+
+
 def test_a_second_run_answers_only_what_is_missing(folder, world, tmp_path):
     out, answers = tmp_path / "eval.json", tmp_path / "eval.answers.jsonl"
     run_answer(folder, world / "chats.json", out, "--max-new-tokens", 5, "--batch-size", 9)

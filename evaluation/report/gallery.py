@@ -67,7 +67,7 @@ def card(question, image, earlier=(), note=""):
         lines.append(f'<div><span class="{found}">{mark} {answer}</span></div>')
     if found != "right":
         lines.append(f"<div>reference: {spoken(reference_answer(question))}</div>")
-    lines.append(div("tag", "without the image: " + spoken(question.blind or "(nothing)")))
+    lines.append(div("tag", "blind: " + spoken(question.blind or "(nothing)")))
 
     text = image + div("text", "\n".join(lines))
     return f'<div class="card" lang="{escape(question.language)}">{text}</div>\n'

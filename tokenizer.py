@@ -191,13 +191,10 @@ def train(
     """Lines of text -> a BPE with vocab_size pieces: <unk> <s> </s>, 256 bytes, merges, characters.
 
     character_coverage: the share of the text whose characters become pieces; the rarest are left
-    to the bytes (the command's default is 0.9995). ValueError if the text is empty, or has too few
-    pairs or too many characters.
+    to the bytes. ValueError if the text is empty, or has too few pairs or too many characters.
     """
     if not 0 < character_coverage <= 1:
         raise ValueError(f"character coverage {character_coverage} must be in (0, 1]")
-    if max_piece_length < 1:
-        raise ValueError(f"maximum piece length {max_piece_length} must be at least 1")
     words = count_words(lines)
     if not any(words):
         raise ValueError("no text to train on")
@@ -216,6 +213,8 @@ def train(
             f"a vocabulary of {vocab_size} is too small for {len(special)} special pieces and the "
             f"{len(alphabet)} characters of the text: ask for more, or lower the character coverage"
         )
+    if max_piece_length == 1:  # nothing to merge: the vocabulary is the alphabet
+        vocab_size, n_merges = vocab_size - n_merges, 0
     merges = learn_merges(alphabet, symbols, weights, n_merges, max_piece_length, progress)
     if len(merges) < n_merges:
         most = vocab_size - n_merges + len(merges)

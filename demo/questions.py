@@ -4,8 +4,9 @@ A turn is a pair (question, answer). Each question has one right answer, in one 
 """
 
 from dataclasses import replace
+from operator import attrgetter
 
-from demo.phrasing import as_typed
+from demo.phrasing import as_typed, mistype
 from demo.words import BASE, LANGUAGES, WORDS, fill, templates, thing_words, word_forms
 from demo.world import (
     BACKGROUNDS,
@@ -16,21 +17,22 @@ from demo.world import (
     KINDS,
     PLACES,
     SIZES,
+    SKILLS,
     YES_NO_TYPES,
 )
 
-# How questions are worded: by the plain templates that training has; varied, as people ask; or by
-# templates of which each has a word or an ending that is in no other table.
+# How questions are worded: by the plain templates; varied, as people ask, which is what training
+# has; or by templates of which each has a word or an ending that is in no other table.
 PLAIN, VARIED, UNSEEN = "plain", "varied", "unseen"
-PLAIN_SHARE = 0.4  # of the varied questions
+PLAIN_SHARE, MISTYPED_SHARE = 0.4, 0.2  # of the varied questions
 
 # How a question names its thing: three times of four by its kind.
 NAMED_BY = ("kind", "kind", "kind", "colour")
 
 
-def full_caption(scene, language, rng):
-    """One phrase a thing, with all its attributes, in random order; then the background."""
-    words, things = WORDS[language], rng.sample(scene.things, len(scene.things))
+def full_caption(scene, language):
+    """One phrase a thing, with all its attributes, row by row as one reads; then the background."""
+    words, things = WORDS[language], sorted(scene.things, key=attrgetter("place"))
     parts = [fill(language, words["full"], **thing_words(language, thing)) for thing in things]
     return parts + [words["setting"][scene.background]]
 
@@ -70,8 +72,10 @@ class Interviewer:
     def __init__(self, scene, language, rng, text_only=False, wording=PLAIN):
         self.scene, self.language, self.rng, self.wording = scene, language, rng, wording
         self.words = WORDS[language]
-        every_kind = text_only or language == BASE
-        self.kinds = [kind for kind in KINDS if every_kind or kind not in BASE_ONLY]
+        # With an image, the other languages name neither base-only kinds nor what is never shown:
+        # or a word never named with an image would mean that the thing is not there.
+        self.every_kind = text_only or language == BASE
+        self.kinds = [kind for kind in KINDS if self.every_kind or kind not in BASE_ONLY]
 
     def fill(self, template, thing, **values):
         return fill(self.language, template, **thing_words(self.language, thing) | values)
@@ -86,10 +90,14 @@ class Interviewer:
             patterns = patterns[key]
         if self.wording == VARIED and plain and self.rng.random() < PLAIN_SHARE:
             patterns = plain
-        question = self.fill(self.draw_template(patterns), thing, **values)
-        if self.wording == VARIED:
-            return as_typed(question, self.rng, self.words.get("capitals", {}))
-        return question
+        template = self.draw_template(patterns)
+        if self.wording != VARIED:
+            return self.fill(template, thing, **values)
+        # A question without a plain wording may hang on one letter: 晚, 傍晚.
+        if plain and self.rng.random() < MISTYPED_SHARE:
+            template = mistype(template, self.rng)
+        question = self.fill(template, thing, **values)
+        return as_typed(question, self.rng, self.words.get("capitals", {}))
 
     def name(self, thing, named_by):
         """{"it" and what agrees with it: text}: how a question names its thing."""
@@ -158,14 +166,14 @@ class Interviewer:
     def describe(self):
         """A turn that asks for a caption."""
         question = self.word(self.scene.things[0], self.words["describe"], "describe")
-        return question, self.words["comma"].join(full_caption(self.scene, self.language, self.rng))
+        return question, self.words["comma"].join(full_caption(self.scene, self.language))
 
     def ask_absent(self, table=None):
         """A turn about a thing that is not there: of no kind of the world, unless a kind of the
         world that the image does not show is drawn."""
         rng, thing = self.rng, self.rng.choice(self.scene.things)
         kinds = list(self.words[table or "other_kind"])
-        if table is None and rng.random() < 0.3:
+        if table is None and (not self.every_kind or rng.random() < 0.3):
             kinds = [kind for kind in self.kinds if kind not in {t.kind for t in self.scene.things}]
         absent = replace(thing, kind=rng.choice(kinds))
         skill = rng.choice(("colour", "size", "where"))
@@ -187,13 +195,18 @@ class Interviewer:
         question = self.word(thing, [], reason, **self.name(thing, "kind"))
         return question, self.words["unanswered"][reason]
 
+    def ask_without_image(self):
+        """A turn that asks about an image where none is given."""
+        asked = self.ask(self.rng.choice(list(SKILLS))) or self.describe()
+        return asked[0], self.words["unanswered"]["no_image"]
+
     def change_one(self, question_type, thing):
         """A thing that differs from `thing` in one attribute and is not in the scene."""
         rng, things = self.rng, self.scene.things
         shown = {other.kind for other in things}
         if question_type == "kind":
             kinds = [kind for kind in self.kinds if kind not in shown]
-            if self.wording == VARIED and rng.random() < 0.5:  # none of the world's
+            if self.wording == VARIED and self.every_kind and rng.random() < 0.5:
                 kinds = list(self.words["other_kind"])
             return replace(thing, kind=rng.choice(kinds))
         if question_type == "size":
@@ -257,7 +270,7 @@ class Interviewer:
         """{kind: turns} about the image of this number: X-LLaVA's four kinds, and yes/no."""
         rng, ask = self.rng, self.ask
         # Things take turns as subjects, in random order.
-        things = rng.sample(self.scene.things, len(self.scene.things)) * 4
+        things = rng.sample(self.scene.things, len(self.scene.things)) * len(YES_NO_TYPES)
         first, second = things[:2]
         asked = {
             "object": zip(("what", "colour", "count", "size"), things),
@@ -265,7 +278,7 @@ class Interviewer:
                 *(("where", first, "kind"), ("at", second), ("where", second)),
                 *(("relation", first), ("relation", second)),
             ],
-            "atmosphere": [("background",), ("mood",)],
+            "atmosphere": [(rng.choice(("background", "mood")),)],
         }
         turns = {kind: [ask(*question) for question in asked[kind]] for kind in asked}
         turns["conversation"] = self.converse(rng.randint(4, 6))
@@ -275,10 +288,9 @@ class Interviewer:
             turns[kind] = list(dict.fromkeys(filter(None, turns[kind])))[:4]
             rng.shuffle(turns[kind])
 
-        # Four of the five types of yes/no. The bits of a counter give each as many yes as no.
+        # The bits of a counter give each type of yes/no as many yes as no.
         bits = index + 11 * LANGUAGES.index(self.language)
-        left_out = YES_NO_TYPES[bits // 32 % 5]
-        pairs = [(name, bits >> n & 1) for n, name in enumerate(YES_NO_TYPES) if name != left_out]
+        pairs = [(name, bits >> n & 1) for n, name in enumerate(YES_NO_TYPES)]
         rng.shuffle(pairs)
         turns["yes_no"] = [self.ask_yes_no(*pair, thing) for pair, thing in zip(pairs, things)]
         return turns

@@ -28,16 +28,17 @@ STAGES = {
     "text": Stage("--lr 1e-3 --muon-lr 0.005 --batch-size 32", 300, 80, 30),
     "align": Stage("--lr 2e-3 --batch-size 32", 60, 20, 10),
     "instruct-1": Stage(
-        "--lr 1e-3 --muon-lr 0.005 --batch-size 32 --records-per-sample 4", 750, 250, 83
+        "--lr 1e-3 --muon-lr 0.005 --batch-size 32 --records-per-sample 4", 900, 250, 83
     ),
     "instruct-2": Stage(
         "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 600, 100, 67
     ),
     "instruct": Stage(
-        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 2000, 200, 223
+        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 2600, 200, 223
     ),
 }
-IMAGES, QUICK_IMAGES = 6000, 1500
+# Training images, and documents of each kind of text
+SIZES, QUICK_SIZES = ("--images", "6000"), ("--images", "1500", "--documents", "4000")
 OPTIONAL = (*list(STAGES)[:-1], "report")
 TEST_SPLITS = ("unseen_images", "unseen_combinations", "cross_lingual")
 # Further questions about the same images, and their captions.
@@ -53,8 +54,8 @@ def make_steps(args):
     # A folder that --data names is used as it is, if there is a world in it.
     steps, world = [], args.data / "world.json"
     if args.is_own_world or not world.exists():
-        images = QUICK_IMAGES if args.quick else IMAGES
-        steps.append(world_step("world", args.data, args.seed, args.share, images))
+        sizes = QUICK_SIZES if args.quick else SIZES
+        steps.append(world_step("world", args.data, args.seed, args.share, sizes))
     else:
         arguments = read_json(world).get("arguments", {})
         if args.share and arguments.get("shares") != parse_shares(args.share):
@@ -80,7 +81,7 @@ def make_steps(args):
     names = TEST_SPLITS[:1] if args.quick else TEST_SPLITS + find_further_splits(args.data)
     splits, result = [args.data / f"{name}.json" for name in names], args.out / "eval.json"
     command = ["-m", "evaluation", "answer", *start, "--data", *map(str, splits), "--fresh"]
-    command += ["-o", str(result)]
+    command += ["--blind", "other-image", "-o", str(result)]
     steps.append(Step("evaluate", command, model_files + splits, result, 16, again=True))
     if "report" not in args.without:
         steps.append(report_step(args.out, [result]))
@@ -96,11 +97,11 @@ def find_further_splits(folder):
     return tuple(name for name in FURTHER_SPLITS if name not in missing)
 
 
-def world_step(name, folder, seed=0, share=(), images=IMAGES):
-    command = ["-m", "demo.write", "-o", str(folder), "--images", str(images), "--seed", str(seed)]
+def world_step(name, folder, seed=0, share=(), sizes=SIZES):
+    command = ["-m", "demo.write", "-o", str(folder), *sizes, "--seed", str(seed)]
     command += ["--languages", *LANGUAGES] if tuple(LANGUAGES) != DEFAULT else []
     command += ["--share", *share] if share else []
-    return Step(name, command, [], folder / "world.json", images // 300)
+    return Step(name, command, [], folder / "world.json", int(sizes[1]) // 300)
 
 
 def report_step(out, results):

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from math import gcd
 
-from demo.questions import PLAIN, UNSEEN, VARIED, Interviewer, full_caption, phrases
+from demo.questions import PLAIN, UNSEEN, VARIED, Interviewer, phrases
 from demo.words import BASE, LANGUAGES, WORDS, training_languages, word_forms
 from demo.world import BASE_ONLY, COLOURS, HELD_OUT, SKILLS, YES_NO_TYPES, random_for
 
@@ -31,7 +31,9 @@ NOUN_SKILLS = {
     **dict.fromkeys(("known", "unknown"), "absent"),
     **dict.fromkeys(("known_yes_no", "unknown_yes_no"), "yes_no"),
 }
-MORE_KINDS = NOUN_SKILLS | {"is_background": "yes_no"}
+MORE_KINDS = NOUN_SKILLS | dict.fromkeys(("is_background", "is_other_background"), "yes_no")
+# Of what only some training images are asked: every how manieth.
+EVERY = {"absent": 2, "unanswerable": 4, "greeting": 10, "no_image": 10}
 BASE_ONLY_EVERY = 6  # every sixth image of a test split shows a base-only kind
 # Splits about the first thing of each scene, and their types of yes/no question.
 YES_NO_OF_SPLIT = {
@@ -59,16 +61,12 @@ def image_path(split, index):
 def train_records(scene, seed, index):
     """{file: records} about one training image, in each of its languages."""
     made = {name: [] for name in TRAINING_FILES}
-    languages = training_languages(scene)
-    for language in languages:
+    for language in training_languages(scene):
         for file, kind, name, turns in _samples(scene, seed, index, language):
             image = image_path("grey" if name == "grey" else "train", index)
+            image = None if kind == "no_image" else image
             name = f"train-{index:05}-{language}-{name}"
             made[file].append(make_record(name, language, kind, turns, image))
-
-    # `instruct` repeats one caption, so that what `align` taught is not forgotten.
-    caption = made["captions"][index % len(languages)]
-    made["instruct"].append(caption | {"id": caption["id"] + "-again"})
     return made
 
 
@@ -76,8 +74,11 @@ def _samples(scene, seed, index, language):
     """Yields (file, kind, end of the id, turns) of one training image in one language."""
     words, rng = WORDS[language], random_for(seed, "said", index, language)
     join, requests = words["comma"].join, words["list"]
-    request = rng.choice(words["describe"])
-    yield "captions", "caption", "caption", [(request, join(full_caption(scene, language, rng)))]
+    interviewer = Interviewer(scene, language, rng, wording=VARIED)
+    caption = [interviewer.describe()]
+    yield "captions", "caption", "caption", caption
+    yield "instruct-2", "caption", "instruct-2-caption", caption
+    yield "instruct", "caption", "caption-again", caption
 
     # phrases with colours and without; the grey image has the latter alone
     plain = join(phrases(scene, language, rng, colours=False))
@@ -87,8 +88,8 @@ def _samples(scene, seed, index, language):
     if index % GREY_EVERY == 0:
         yield "phrases", "phrases", "grey", [(rng.choice(requests), plain)]
 
-    interviewer = Interviewer(scene, language, rng)
-    for name, turns in interviewer.lookups().items():
+    # Looking things up is learnt sooner if it is asked for in few ways.
+    for name, turns in Interviewer(scene, language, rng).lookups().items():
         for n, turn in enumerate(dict.fromkeys(turns)):
             yield name, name, f"{name}-{n}", [turn]
 
@@ -98,6 +99,25 @@ def _samples(scene, seed, index, language):
         samples = [turns] if kind == "conversation" else [[turn] for turn in turns]
         for n, sample in enumerate(samples):
             yield "instruct", kind, f"{kind}-{n}", sample
+
+    # a second caption in other words, and what the image does not answer
+    for skill, turn in further_turns(interviewer).items():
+        if index % EVERY.get(skill, 1) == 0:
+            yield "instruct", MORE_KINDS.get(skill, skill), f"more-{skill}", [turn]
+
+
+def further_turns(interviewer):
+    """{skill: turn}: a caption, the background, what the image does not answer."""
+    return {
+        "caption": interviewer.describe(),
+        "is_background": interviewer.ask_background(yes=True),
+        "is_other_background": interviewer.ask_background(yes=False),
+        "absent": interviewer.ask_absent(),
+        "empty": interviewer.ask_empty(),
+        "unanswerable": interviewer.ask_unanswerable(),
+        "greeting": interviewer.ask_unanswerable("greeting"),
+        "no_image": interviewer.ask_without_image(),
+    }
 
 
 def language_rotation():
@@ -190,8 +210,7 @@ def _more_turns(split, interviewer, skill, index, yes_counts):
     if skill == "empty":
         return [interviewer.ask_empty()]
     if skill == "no_image":
-        asked = interviewer.ask(rng.choice(list(SKILLS))) or interviewer.describe()
-        return [(asked[0], interviewer.words["unanswered"]["no_image"])]
+        return [interviewer.ask_without_image()]
     return _split_turns(split, interviewer, skill, index, yes_counts)
 
 

@@ -3,13 +3,14 @@
 Here every kind is named in every language, the base-only ones too.
 """
 
-from demo.questions import Interviewer, beside_pairs, fill_pair, full_caption
-from demo.records import make_record
+from demo.questions import VARIED, Interviewer, beside_pairs, fill_pair, full_caption
+from demo.records import further_turns, make_record
 from demo.words import BASE, LANGUAGES, WORDS, fill, thing_words
 from demo.world import SKILLS, random_for, random_scene
 
 # The tables of the dictionary, and what a translation asks for, some of it more often.
-TABLES = ("kind", "colour", "size", "background", "direction")
+TABLES = ("kind", "colour", "size", "background", "direction", "other_kind")
+FURTHER_SHARE = 0.3  # of the texts are asked for a caption, or what they do not answer
 GLOSSARY = ("kind", "kind", *TABLES, "place", "phrase", "phrase")
 
 
@@ -35,7 +36,7 @@ def description(scene, language, rng, plain=False):
 
     # the phrases of a caption
     if style < 0.75:
-        parts = full_caption(scene, language, rng)
+        parts = full_caption(scene, language)
         rng.shuffle(parts)
         return words["comma"].join(parts) + words["stop"]
 
@@ -50,9 +51,12 @@ def description(scene, language, rng, plain=False):
 
 def questions_on(text, scene, language, rng, num_turns):
     """Turns about a scene that `text` described, which comes before the first question."""
-    interviewer = Interviewer(scene, language, rng, text_only=True)
+    interviewer = Interviewer(scene, language, rng, text_only=True, wording=VARIED)
     turns = [interviewer.ask(skill) for skill in rng.sample(list(SKILLS), num_turns + 1)]
-    (question, answer), *rest = [turn for turn in turns if turn][:num_turns]
+    turns = [turn for turn in turns if turn][:num_turns]
+    if rng.random() < FURTHER_SHARE:
+        turns[-1] = rng.choice(list(further_turns(interviewer).values()))
+    (question, answer), *rest = turns
     return [(text + question, answer), *rest]
 
 

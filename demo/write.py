@@ -8,12 +8,12 @@ python -m demo.write --atlas NotoColorEmoji.ttf    # remake assets/atlas.png fro
 import json
 import multiprocessing
 import os
-import random
 import re
 import shutil
 import time
 from collections import defaultdict
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -137,10 +137,12 @@ def training_lines(folder, splits, documents, seed, workers):
     # imap keeps the order of the jobs, so the number of processes changes nothing.
     # Processes that start afresh have the default languages.
     with multiprocessing.Pool(workers, choose_languages, (list(LANGUAGES),)) as pool:
-        for (kind, *_), line in zip(texts, pool.imap(text_job, texts, chunksize=1000)):
+        bar = partial(tqdm, disable=None, leave=False)
+        written = bar(pool.imap(text_job, texts, chunksize=1000), "documents", len(texts))
+        for (kind, *_), line in zip(texts, written):
             lines[f"text/{kind}.txt"].append(line)
         drawn = pool.imap(draw_job, drawings, chunksize=50)
-        for made in tqdm(drawn, "images", len(drawings), disable=None, leave=False):
+        for made in bar(drawn, "images", len(drawings)):
             for file, own in made.items():
                 lines[file] += own
     more = [text_record(i, seed) for i in range(len(splits["train"]))]
@@ -210,7 +212,7 @@ def contact_sheet(path, seed=0, columns=6, rows=4):
         sheet.paste(draw_scene(scene, random_for(seed, "sheet drawn", i)), (x, y))
 
         # One line per clause, as wide as the image.
-        text = "\n".join(full_caption(scene, BASE, random.Random(i)))
+        text = "\n".join(full_caption(scene, BASE))
         text = text.replace(" at the ", ", ").replace(" in the ", ", ")
         draw.multiline_text((x, y + SIDE + 4), text, "black", font, spacing=3)
     save_png(sheet, path, "demo.write")

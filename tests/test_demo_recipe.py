@@ -138,7 +138,8 @@ def test_the_steps_and_their_values():
     assert list(found) == NAMES
     assert found["world"] == "-m demo.write -o out/demo/data --images 6000 --seed 0"
     assert found["tokenizer zh"] == (
-        "tokenizer.py train out/demo/data/text/zh.txt --vocab-size 416 --max-piece-length 1 "
+        "tokenizer.py train out/demo/data/text/zh.txt --vocab-size 700 --max-piece-length 1 "
+        "--character-coverage 1 "
         "-o out/demo/zh.model"
     )
     assert found["tokenizer merged"] == (
@@ -160,9 +161,9 @@ def test_the_steps_and_their_values():
         "--lr 2e-3 --batch-size 32 --steps 60 --seed 0 --resume -o out/demo/align"
     )
     for name, before, values in (
-        ("instruct-1", "align", "--batch-size 32 --records-per-sample 4 --steps 750"),
+        ("instruct-1", "align", "--batch-size 32 --records-per-sample 4 --steps 900"),
         ("instruct-2", "instruct-1", "--batch-size 16 --records-per-sample 8 --steps 600"),
-        ("instruct", "instruct-2", "--batch-size 16 --records-per-sample 8 --steps 2000"),
+        ("instruct", "instruct-2", "--batch-size 16 --records-per-sample 8 --steps 2600"),
     ):
         assert found[name] == (
             f"train.py instruct --model out/demo/{before} --data out/demo/data/{name}.json "
@@ -174,7 +175,7 @@ def test_the_steps_and_their_values():
         "out/demo/data/unseen_combinations.json out/demo/data/cross_lingual.json "
         "out/demo/data/unseen_phrasings.json out/demo/data/further_nouns.json "
         "out/demo/data/unanswerable.json out/demo/data/unseen_captions.json "
-        "--fresh -o out/demo/eval.json"
+        "--fresh --blind other-image -o out/demo/eval.json"
     )
     assert found["report"] == "-m evaluation report out/demo"
 

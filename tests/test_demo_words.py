@@ -2,6 +2,7 @@
 is a row or a file, which reaches every file of the world."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -215,7 +216,7 @@ def edited_words(folder, name, old, new, chosen=()):
         ("zh", '"key": "把",', "", "words/zh.json: forms.kind.measure.key is missing"),
         ("ko", '"그림에 무엇이 있나요?",', "", "words/ko.json: describe.3 is missing"),
         ("zh", ', "zh": "中文"', "", "words/zh.json: names.zh is missing"),
-        ("zh", '"vocab_size": 416,', "", "words/zh.json: vocab_size is missing"),
+        ("zh", '"vocab_size": 700,', "", "words/zh.json: vocab_size is missing"),
         (
             "ko",
             '"stop": ".",',
@@ -494,7 +495,7 @@ def test_a_fourth_language_is_a_file_and_is_asked_in_every_split(tmp_path):
 
     captions = Counter(record["language"] for record in load(folder, "captions"))
     assert captions["tr"] == captions["ko"] == captions["zh"] < captions["en"]
-    texts = [record for record in load(folder, "instruct") if "image" not in record]
+    texts = [record for record in load(folder, "instruct") if record["kind"] == "text"]
     read = [record for n, record in enumerate(texts) if n % 4 < 3]  # each fourth translates
     count = Counter(record["language"] for record in read)
     assert len(count) == 4 and max(count.values()) - min(count.values()) <= 1, count
@@ -539,3 +540,22 @@ def test_a_missing_word_stops_every_command_in_one_line(tmp_path):
         answer = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
         assert answer.returncode == 1
         assert answer.stderr == "demo/words/ko.json: kind.key is missing\n"
+
+
+def test_a_mistyped_question_differs_by_one_letter_and_keeps_what_is_filled_in():
+    rng = random.Random(0)
+    for t in (
+        "What @is {it}?",
+        "{it}은/는 무슨 색이에요?",
+        "{colour}的东西是什么？",
+        "Has it a/an {a}?",
+    ):
+        # a letter left out, a letter twice, or two that changed places
+        slips = {t[:i] + t[i + 1 :] for i in range(len(t))}
+        slips |= {t[:i] + t[i] + t[i:] for i in range(len(t))}
+        slips |= {t[:i] + t[i + 1] + t[i] + t[i + 2 :] for i in range(len(t) - 1)}
+        typed = {phrasing.mistype(t, rng) for _ in range(200)}
+        assert typed <= slips and len(typed) >= 6
+        kept = re.findall(r"\{\w+\}|\S*/\S*", t)
+        assert kept and all(part in text for part in kept for text in typed)
+    assert phrasing.mistype("{a} {b}?", rng) == "{a} {b}?"

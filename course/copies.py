@@ -113,6 +113,8 @@ def make_copy(folder: Path) -> None:
     if folder.is_file() or folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: is there, and is no copy of the course; give another -o")
     copy_project(folder)
+    # In the project's folder, git and the linter must pass over it.
+    write_atomically(folder / ".gitignore", writer(b"*\n"))
     write_notes(folder, {"lessons": [], "given": [], "repairs": []}, [])
 
 

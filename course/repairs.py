@@ -15,7 +15,7 @@ import torch
 
 from course.exercise import Repair, expect
 from course.exercises import tiny
-from course.exercises.tiny import near, randn
+from course.exercises.tiny import near
 
 
 # ------------------------------------------------------------------------- the checks
@@ -27,20 +27,14 @@ def one_beginning():
     expect("the number of <s> in a conversation of two turns", ids.count(tokenizer.bos_id), 1)
 
 
-def frozen_rows_stay():
-    from training.lora import FrozenEmbeddings
+def new_pieces_are_reached():
+    from tokenizer import select_pieces, train
 
-    torch.manual_seed(0)
-    module = torch.nn.ModuleDict({"embed_tokens": torch.nn.Embedding(6, 4)})
-    weight = module["embed_tokens"].weight
-    before, frozen = weight.detach().clone(), FrozenEmbeddings(module, 3)
-    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1)
-    for _ in range(3):
-        weight.grad = randn(6, 4)
-        frozen.zero_grad()
-        optimizer.step()
-        frozen.restore()
-    near(weight[:3].detach(), before[:3], "three frozen rows after three steps", 0.0)
+    base = train(["the cat sat on the mat"] * 5, 280)
+    # Nothing merges into 가나다 alone; behind 가나 it is one merge away.
+    expect("what is appended of 가나다", select_pieces(base, ["가나다"])[0], [])
+    found = select_pieces(base, ["가나다", "가나"])[0]
+    expect("what is appended of 가나다 and 가나", found, ["가나", "가나다"])
 
 
 def colours_are_kept():
@@ -268,13 +262,13 @@ REPAIRS = [
     Repair(
         number=2,
         lesson=2,
-        symptom="A run with --freeze-embeddings 300 and --weight-decay 0.1: in the trained model "
-        "the 300 embeddings are a few per cent smaller than they were.",
-        file="training/lora.py",
-        sound="self.frozen.append((parameter, rows, rows.clone()))",
-        faulty="self.frozen.append((parameter, rows, rows))",
-        hint="What moves a row that has no gradient, and what puts it back?",
-        test=frozen_rows_stay,
+        symptom="`python tokenizer.py merge` now ends with a number of unreachable pieces. Last "
+        "week it said 0, with the same two vocabularies.",
+        file="tokenizer.py",
+        sound="if len(bpe(text, scores)) <= 2:",
+        faulty="if len(bpe(text, scores)) <= 3:",
+        hint="When is a piece the last of a chain of merges?",
+        test=new_pieces_are_reached,
     ),
     Repair(
         number=3,

@@ -298,13 +298,15 @@ def module_goes_each_way():
     got = layer(x, (*rope, positions), Layout(positions, (start, end)))
     near(got, torch.cat([first, second], dim=1), "two packed documents, as each alone")
 
-    # Two records behind a prefix of 2 tokens: 0 1 2 3 and 0 1 4 5.
-    rows = torch.tensor([[0, 1, 2, 3], [0, 1, 4, 5]])
-    gather, scatter = torch.cat([rows, rows + 6]), torch.tensor([0, 1, 2, 3, 6, 7])
-    scatter = torch.stack([scatter, scatter + 8])
-    positions = torch.tensor([[0, 1, 2, 3, 2, 3]])
-    got = layer(x, (*rope, positions), Layout(positions, None, (gather, scatter)))
-    alone = layer(x[:, rows[1]], (*rope, None))
+    # Two records behind a prefix of 2 tokens: 0 1 2 3 and 0 1 4 5. Both samples lie in one row.
+    prefixes = torch.tensor([[0, 1], [6, 7]])
+    own = torch.tensor([[2, 3], [4, 5], [8, 9], [10, 11]])
+    keys = torch.cat([prefixes.repeat_interleave(2, dim=0), own], dim=1)
+    merge = torch.tensor([0, 1, 4, 5, 6, 7, 2, 3, 8, 9, 10, 11])
+    positions = torch.tensor([[0, 1, 2, 3, 2, 3] * 2])
+    layout = Layout(positions, None, (prefixes, ((own, keys),), merge))
+    got = layer(x.view(1, 12, 32), (*rope, positions), layout).view(2, 6, 32)
+    alone = layer(x[:, [0, 1, 4, 5]], (*rope, None))
     near(got, torch.cat([first, alone[:, 2:]], dim=1), "two records side by side, as each alone")
 
     # With a cache that holds the first 4 tokens.

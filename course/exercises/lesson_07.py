@@ -1,5 +1,6 @@
 """Lesson 7: the projector and the two stages; the chat template and its loss mask."""
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -250,9 +251,9 @@ def collates_several_records():
 
     calls, old = [], data.side_by_side
 
-    def watch(samples, T):
-        calls.append(T)
-        return Layout(positions=torch.ones(len(samples), T))
+    def watch(samples, firsts, lengths, T):
+        calls.append((list(firsts), list(lengths), T))
+        return Layout(positions=torch.ones(1, T))
 
     data.side_by_side = watch
     try:
@@ -260,7 +261,11 @@ def collates_several_records():
         batch = data.collate([data.Sample(*LONG, [], (1, 3)), data.Sample(*SHORT, [])], 9)
     finally:
         data.side_by_side = old
-    assert calls == [4], f"side_by_side was called for T = {calls}, must be once, for 4"
+    want = [([0, 4], [4, 2], 64)]
+    assert calls == want, f"side_by_side was called with {calls}, must be once, with {want}"
+    row = [1, 10, 11, 12, 1, 13] + 58 * [9]
+    assert batch["ids"].tolist() == [row], "the samples lie end to end in one row, then padding"
+    assert batch["targets"][0, 3:6].tolist() == [2, -100, 2], "the targets of the same row"
     assert plain["layout"].positions is None, "a sample of one record needs no layout"
     layout = batch["layout"]
     assert layout.positions is not None, "the layout of side_by_side is lost"
@@ -281,47 +286,53 @@ def several(*lengths, prefix=5):
 def layout_of(*samples):
     from data import side_by_side
 
-    T = max(len(sample.ids) for sample in samples) - 1
-    return side_by_side(list(samples), T), T
+    lengths = np.array([len(sample.ids) - 1 for sample in samples])
+    T = -(-lengths.sum() // 64) * 64
+    return side_by_side(list(samples), lengths.cumsum() - lengths, lengths, T)
 
 
 def gathers_rows():
-    layout, _ = layout_of(several(3, 2))
-    got = layout.split_index[0].tolist()
-    want = [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 8, 9]]
-    got[1] = got[1][:7]  # what follows is padding
-    assert got == want, f"gather {got}, must be {want}: prefix and own tokens"
+    prefixes, groups, _ = layout_of(several(3, 2)).split_index
+    assert prefixes.tolist() == [[0, 1, 2, 3, 4]], f"the prefix lies at {prefixes.tolist()}"
+    ((own, keys),) = groups  # of similar length: one group
+    # Behind the tokens of each row is padding.
+    got = [own[0, :3].tolist(), own[1, :2].tolist()]
+    assert got == [[5, 6, 7], [8, 9]], f"the records' own tokens lie at {got}"
+    got, want = [keys[0, :8].tolist(), keys[1, :7].tolist()], [[*range(8)], [*range(5), 8, 9]]
+    assert got == want, f"keys {got}, must be {want}: prefix and own tokens"
+    assert keys.shape[1] == 5 + own.shape[1], "a row of keys has the prefix and the own tokens"
 
 
 def restarts_positions():
-    layout, _ = layout_of(several(3, 3))
-    got, want = layout.positions.tolist(), [[0, 1, 2, 3, 4, 5, 6, 7, 5, 6, 7]]
+    got = layout_of(several(3, 3)).positions[0, :11].tolist()
+    want = [0, 1, 2, 3, 4, 5, 6, 7, 5, 6, 7]
     assert got == want, f"positions {got}, must be {want}: both records follow the prefix"
 
 
-def scatters_back():
-    samples = several(3, 2), several(4), several(1, 1, 2)
-    layout, T = layout_of(*samples)
-    gather, scatter = layout.split_index
-    source = gather.flatten()[scatter.flatten()]
-    for b, sample in enumerate(samples):
-        n = len(sample.ids) - 1
-        got, want = source[b * T : b * T + n].tolist(), list(range(b * T, b * T + n))
-        assert got == want, f"sample {b} of 3: its tokens {want} get the output of {got}"
+def merges_outputs():
+    samples = several(3, 2), several(4), several(1, 1, 40)
+    prefixes, groups, merge = layout_of(*samples).split_index
+    tokens = torch.cat([prefixes.flatten(), *(own.flatten() for own, _ in groups)])
+    n = sum(len(sample.ids) - 1 for sample in samples)
+    got = tokens[merge[:n]].tolist()
+    assert got == [*range(n)], f"the tokens 0 to {n - 1} get the outputs of {got}"
 
 
 def keeps_records_apart():
     samples, decoder = (several(3, 2, 4), several(6, 1)), tiny.model().decoder
-    layout, T = layout_of(*samples)
-    ids = torch.tensor([sample.ids[:-1] + [0] * (T + 1 - len(sample.ids)) for sample in samples])
-    hidden = decoder(decoder.embed_tokens(ids), layout)
+    layout = layout_of(*samples)
+    ids = torch.zeros_like(layout.positions)
+    flat = torch.tensor([token for sample in samples for token in sample.ids[:-1]])
+    ids[0, : len(flat)] = flat
+    hidden, first = decoder(decoder.embed_tokens(ids), layout)[0], 0
     for b, sample in enumerate(samples):
         ends = [*sample.starts[1:], len(sample.ids) - 1]
         for start, end in zip(sample.starts, ends):
             alone = torch.tensor([sample.ids[:5] + sample.ids[start:end]])
             want = decoder(decoder.embed_tokens(alone))[0, 5:]
             what = f"sample {b}, record at {start}: the hidden states are not those of it alone"
-            near(hidden[b, start:end], want, what)
+            near(hidden[first + start : first + end], want, what)
+        first += len(sample.ids) - 1
 
 
 # ------------------------------------------------------------------------------------ exercises
@@ -503,7 +514,7 @@ EXERCISES = [
         checks=[
             Check(
                 1,
-                "each record gets a row of its own: prefix and own tokens",
+                "each record has a row of its own tokens, and the prefix among its keys",
                 "record_spans(sample) says where the records are.",
                 gathers_rows,
             ),
@@ -516,13 +527,13 @@ EXERCISES = [
             Check(
                 2,
                 "three samples in a batch",
-                "gather holds flat indices: token t of sample b is b·T + t.",
-                scatters_back,
+                "All indices are places in the one row: token t of sample b is at firsts[b] + t.",
+                merges_outputs,
             ),
             Check(
                 3,
                 "a tiny model gives each record what it gives it alone",
-                "Draw the rows of two samples on paper, with flat indices below.",
+                "Draw the rows of two samples on paper, with their places below.",
                 keeps_records_apart,
             ),
         ],

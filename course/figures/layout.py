@@ -1,5 +1,6 @@
 """Which token attends to which: two records of one image, side by side, and packed end to end."""
 
+import numpy as np
 import torch
 
 from course.figures._shapes import BLUE, GREEN, GREY, PALE, rect, svg, text
@@ -30,11 +31,16 @@ def attends(sample):
     from data import side_by_side
 
     T = len(sample.ids) - 1
-    gather, scatter = side_by_side([sample], T).split_index
+    prefixes, groups, merge = side_by_side([sample], np.array([0]), np.array([T]), T).split_index
+    visible = []  # the keys of each query, in the order of the outputs
+    for own, keys in ((prefixes, prefixes), *groups):
+        earlier = keys.shape[1] - own.shape[1]
+        for row in keys:
+            visible += [row[: earlier + u + 1] for u in range(own.shape[1])]
+
     seen = torch.zeros(T, T, dtype=torch.bool)
-    for t, place in enumerate(scatter.flatten().tolist()):
-        row, column = divmod(place, gather.shape[1])
-        seen[t, gather[row, : column + 1]] = True
+    for t, place in enumerate(merge.tolist()):
+        seen[t, visible[place]] = True
     return seen
 
 

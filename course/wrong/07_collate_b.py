@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 
 from data import round_up_length, select_loss_positions, side_by_side
@@ -6,17 +7,21 @@ from model import IGNORE_INDEX, Layout
 
 def collate(samples, pad_id, T=None):
     # The padding is a target: short samples learn to say <pad>.
-    T = T or round_up_length(max(len(sample.ids) for sample in samples) - 1)
-    ids = torch.full((len(samples), T), pad_id)
-    targets = torch.full((len(samples), T), pad_id)
-    for row, sample in enumerate(samples):
-        n = len(sample.ids) - 1
-        sample_ids, mask = torch.tensor(sample.ids), torch.tensor(sample.loss_mask)
-        ids[row, :n] = sample_ids[:-1]
-        targets[row, :n] = sample_ids[1:].masked_fill(mask[1:] == 0, IGNORE_INDEX)
-    layout = Layout()
-    if any(len(sample.starts) > 1 for sample in samples):
-        layout = side_by_side(samples, T)
+    lengths = np.array([len(sample.ids) - 1 for sample in samples])  # the last id is only a target
+    is_shared = any(len(sample.starts) > 1 for sample in samples)
+    T = -(-int(lengths.sum()) // 64) * 64 if is_shared else T or round_up_length(lengths.max())
+    # The place of each sample's first token among all tokens.
+    firsts = lengths.cumsum() - lengths if is_shared else np.arange(len(samples)) * T
+
+    size = T if is_shared else T * len(samples)
+    ids, targets = np.full(size, pad_id), np.full(size, pad_id)
+    for sample, first, n in zip(samples, firsts, lengths):
+        ids[first : first + n] = sample.ids[:-1]
+        is_target = np.array(sample.loss_mask[1:], bool)
+        targets[first : first + n] = np.where(is_target, sample.ids[1:], IGNORE_INDEX)
+    ids, targets = (torch.from_numpy(flat).view(-1, T) for flat in (ids, targets))
+
+    layout = side_by_side(samples, firsts, lengths, T) if is_shared else Layout()
     layout = layout._replace(loss_positions=select_loss_positions(targets))
     batch = {"ids": ids, "targets": targets, "layout": layout}
     pixels = [image for sample in samples for image in sample.pixels]

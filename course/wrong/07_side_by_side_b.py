@@ -1,19 +1,40 @@
+import numpy as np
 import torch
 
 from data import record_spans
 from model import Layout
 
 
-def side_by_side(samples, T):
-    # The flat index lacks b·T: every sample reads the first one.
-    positions, rows = torch.zeros(len(samples), T, dtype=torch.long), []
-    for b, sample in enumerate(samples):
-        for start, stop in record_spans(sample):
-            tokens = torch.cat([torch.arange(sample.starts[0]), torch.arange(start, stop)])
-            positions[b, tokens] = torch.arange(len(tokens))
-            rows.append(tokens)
-    gather = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    scatter = torch.zeros(len(samples) * T, dtype=torch.long)
-    for r, row in enumerate(rows):
-        scatter[row] = r * gather.shape[1] + torch.arange(len(row))
-    return Layout(positions=positions, split_index=(gather, scatter.view(-1, T)))
+def side_by_side(samples, firsts, lengths, T):
+    # firsts[b] is missing: every sample has the first one's records.
+    merge, positions, size = np.zeros(T, np.int64), np.zeros(T, np.int64), 0
+
+    def rows(starts, stops, width, position):
+        """(R, width): the places from each start to its stop, then 0, whose output isn't used."""
+        nonlocal size
+        index = starts[:, None] + np.arange(width)
+        is_token = index < stops[:, None]
+        merge[index[is_token]] = size + np.flatnonzero(is_token)
+        positions[index[is_token]] = position + is_token.nonzero()[1]
+        size += index.size
+        return index * is_token
+
+    # All samples have the same prefix. In one of a single record any P tokens will do.
+    P = max(sample.starts[0] for sample in samples)
+    prefixes = rows(firsts, firsts + lengths, P, 0)
+    spans = [(b, *span) for b, sample in enumerate(samples) for span in record_spans(sample)]
+    sample_of, starts, stops = np.array([span for span in spans if span[2] > P]).T
+    starts = starts.clip(P)
+
+    # Rows grow by 32, 64, 128 … keys: little padding in few shapes. A CPU's softmax takes two to
+    # four times as long where the number of keys is not a multiple of 32.
+    more = -(-(P + stops - starts) // 32) - P // 32
+    widths, groups = 32 * (P // 32 + 2 ** np.ceil(np.log2(more)).astype(int)), []
+    for width in np.unique(widths).tolist():
+        of_width = widths == width
+        own = rows(starts[of_width], stops[of_width], width - P, P)
+        keys = np.concatenate([prefixes[sample_of[of_width]], own], axis=1)
+        groups.append((torch.from_numpy(own), torch.from_numpy(keys)))
+
+    split_index = torch.from_numpy(prefixes), tuple(groups), torch.from_numpy(merge)
+    return Layout(positions=torch.from_numpy(positions)[None], split_index=split_index)

@@ -10,6 +10,7 @@ model.js computes what the Python files compute; local_engine.js runs it in a wo
 import base64
 import io
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from chat.answers import Answerer
 from checkpoint import load_config, load_model, load_tokenizer
 from model import parameter_counts
 from tokenizer import Tokenizer
-from training.resume import no_warnings
 from vocabulary.chat_markers import chat_markers
 from vocabulary.files import claim_output, read_json, write_atomically
 
@@ -104,7 +104,8 @@ def load_stage(name, stages):
     trained = [key for key in saved if key.startswith("weight.")]
     if not set(trained) <= set(weights):
         raise ValueError(f"--stages {name}: LoRA's weights are not read")
-    with no_warnings():
+    with warnings.catch_warnings():  # it warns about a single process
+        warnings.simplefilter("ignore")
         dcp.load({key: weights[key] for key in trained}, checkpoint_id=folder / step, no_dist=True)
     return model, load_tokenizer(stages[stage])
 

@@ -111,7 +111,9 @@ def cost(model, samples):
     from training.objectives import NextTokenObjective
 
     with torch.no_grad():
-        loss, count = NextTokenObjective(model)(collate(samples, pad_id=61))
+        batch = collate(samples, pad_id=61)
+        count = int((batch["targets"] != -100).sum())
+        loss = NextTokenObjective(model)(batch | {"num_targets": count})
     return float(loss), int(count)
 
 
@@ -322,8 +324,8 @@ REPAIRS = [
         symptom="Answers begin with a wrong word and go on well. At its end an answer does not "
         "stop: USER: follows.",
         file="data.py",
-        sound="masked_fill(mask[1:] == 0, IGNORE_INDEX)",
-        faulty="masked_fill(mask[:-1] == 0, IGNORE_INDEX)",
+        sound="np.array(sample.loss_mask[1:], bool)",
+        faulty="np.array(sample.loss_mask[:-1], bool)",
         hint="Which tokens of a conversation are targets? List them.",
         test=targets_are_the_answers,
     ),
@@ -333,9 +335,10 @@ REPAIRS = [
         symptom="Same data, seed and batch size: --micro-batch-size 1 trains another model than "
         "--micro-batch-size 8. With 1, long answers are learnt worse.",
         file="training/objectives.py",
-        sound='        return loss, (batch["targets"] != IGNORE_INDEX).sum()\n',
-        faulty='        count = (batch["targets"] != IGNORE_INDEX).sum()\n'
-        "        return loss / count.clamp(min=1), count.clamp(max=1)\n",
+        sound='batch.get("pixels"), batch["layout"])\n',
+        faulty='batch.get("pixels"), batch["layout"]) / (\n'
+        '            max(batch["num_targets"], 1)\n'
+        "        )\n",
         hint="What does a target of a long answer weigh, and one of a short answer?",
         test=micro_batches_change_nothing,
     ),

@@ -445,7 +445,7 @@ EXERCISES = [
             Check(
                 1,
                 "one micro-batch",
-                "wrapped(batch) gives the sum of a micro-batch's losses, the batch its num_targets.",
+                'wrapped(batch) is the sum of the losses, batch["num_targets"] their number.',
                 steps_on_one_micro_batch,
             ),
             Check(

@@ -348,8 +348,8 @@ REPAIRS = [
         symptom="One process: all is well. On two, some samples come twice in an epoch and others "
         "not at all.",
         file="training/sampler.py",
-        sound="sort_keys, self.batch_size, self.seed, sizes, self.weights",
-        faulty="sort_keys, self.batch_size, self.seed + self.rank, sizes, self.weights",
+        sound="order = sort_keys, self.batch_size, self.seed\n",
+        faulty="order = sort_keys, self.batch_size, self.seed + self.rank\n",
         hint="What must all processes agree on before each takes its share?",
         test=every_sample_once,
     ),

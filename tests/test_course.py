@@ -161,6 +161,7 @@ def test_a_copy_has_the_project_and_empty_functions_and_says_which(small, tmp_pa
     mine = tmp_path / "김 민수" / "mine"
     copies.start(1, mine)
     assert sorted(path.name for path in mine.iterdir()) == [
+        ".gitignore",
         "README.md",
         "course.json",
         "part",

@@ -402,11 +402,8 @@ REPAIRS = [
         symptom="The loss falls, but not as far as it used to. Answers leave out every second "
         "token.",
         file="training/objectives.py",
-        sound='        loss = self.model.loss(batch["ids"], batch["targets"], batch.get("pixels"), '
-        'batch["layout"])\n',
-        faulty='        targets = batch["targets"].roll(-1, dims=1)\n'
-        '        loss = self.model.loss(batch["ids"], targets, batch.get("pixels"), '
-        'batch["layout"])\n',
+        sound='self.model.loss(batch["ids"], batch["targets"], ',
+        faulty='self.model.loss(batch["ids"], batch["targets"].roll(-1, dims=1), ',
         hint="Follow the ids of one sample from the file to the loss. Who moves them by one?",
         test=loss_is_of_the_next_token,
     ),
@@ -427,8 +424,8 @@ REPAIRS = [
         symptom="After the tokenizer was trained anew, the text stage begins with a loss far above "
         "that of a random guess. In an empty -o folder all is well.",
         file="training/texts.py",
-        sound="hashlib.sha256(tokenizer.to_bytes() + text_key)",
-        faulty="hashlib.sha256(text_key)",
+        sound="hashlib.sha256(tokenizer.to_bytes() + repr(text_key).encode())",
+        faulty="hashlib.sha256(repr(text_key).encode())",
         hint="What does a run keep on the disk, and what does it depend on?",
         test=tokens_are_the_tokenizers,
     ),

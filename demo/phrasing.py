@@ -10,7 +10,6 @@ braces are left for `words.fill`.
 import re
 
 REFERENCE, BRACKETS = re.compile(r"@([a-z_]+)"), re.compile(r"\[([^\[\]]*)\]")
-WHOLE = re.compile(r"(\S*/\S*|\{\w+\})")  # what a template's reader fills
 
 
 def all_templates(pattern, grammar):
@@ -29,26 +28,6 @@ def all_templates(pattern, grammar):
         else:
             found.add(" ".join(template.split()))
     return sorted(found)
-
-
-def mistype(template, rng):
-    """A template with one letter left out, typed twice, or behind the next one. Placeholders, and
-    what agrees with them, stay whole."""
-    parts = WHOLE.split(template)
-    places = [
-        (number, i)
-        for number in range(0, len(parts), 2)
-        for i in range(len(parts[number]) - 1)
-        if parts[number][i : i + 2].isalpha()
-    ]
-    if not places:
-        return template
-    number, i = rng.choice(places)
-    part = parts[number]
-    first, second = part[i : i + 2]
-    typed = rng.choice((second, first + first + second, second + first))
-    parts[number] = part[:i] + typed + part[i + 2 :]
-    return "".join(parts)
 
 
 def capital(text, capitals):

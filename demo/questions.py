@@ -6,7 +6,7 @@ A turn is a pair (question, answer). Each question has one right answer, in one 
 from dataclasses import replace
 from operator import attrgetter
 
-from demo.phrasing import as_typed, mistype
+from demo.phrasing import as_typed
 from demo.words import BASE, LANGUAGES, WORDS, fill, templates, thing_words, word_forms
 from demo.world import (
     BACKGROUNDS,
@@ -24,7 +24,7 @@ from demo.world import (
 # How questions are worded: by the plain templates; varied, as people ask, which is what training
 # has; or by templates of which each has a word or an ending that is in no other table.
 PLAIN, VARIED, UNSEEN = "plain", "varied", "unseen"
-PLAIN_SHARE, MISTYPED_SHARE = 0.4, 0.2  # of the varied questions
+PLAIN_SHARE = 0.4  # of the varied questions
 
 # How a question names its thing: three times of four by its kind.
 NAMED_BY = ("kind", "kind", "kind", "colour")
@@ -93,9 +93,6 @@ class Interviewer:
         template = self.draw_template(patterns)
         if self.wording != VARIED:
             return self.fill(template, thing, **values)
-        # A question without a plain wording may hang on one letter: 晚, 傍晚.
-        if plain and self.rng.random() < MISTYPED_SHARE:
-            template = mistype(template, self.rng)
         question = self.fill(template, thing, **values)
         return as_typed(question, self.rng, self.words.get("capitals", {}))
 

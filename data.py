@@ -8,8 +8,8 @@ A file of conversations is LLaVA's JSON, a list of records, or JSON Lines, one r
 
 vocabulary/conversations.py reads it, and the other ways in which public sets write the same.
 
-The chat template is LLaVA-1.5's, or ChatML. Only `encode_chat` fills it in: training samples and
-prompts for inference both come from there. Here the targets are "a cat</s>" and "left</s>":
+The chat template is LLaVA-1.5's, ChatML or Llama 3's. Only `encode_chat` fills it in: training
+samples and prompts for inference come from there. Here the targets are "a cat</s>", "left</s>":
 
     <s>USER: <image>\\nWhat is it? ASSISTANT: a cat</s>USER: Where? ASSISTANT: left</s>
 

@@ -173,7 +173,7 @@ def test_long_lists_are_cut_to_eight_and_counted_by_reason(merge):
     words = [f"해{chr(ord('가') + i)}{chr(ord('나') + i)}" for i in range(658)]
     lines = [*words, "해", "cat", *(f"dog{i}" for i in range(1200))]
     Path("words.txt").write_text("\n".join(lines), encoding="utf-8")
-    told = merge("base.model", "words.txt", "-o", "both.model").splitlines()
+    told = merge("base.model", "words.txt", "-o", "both.model", "--foreign-only").splitlines()
     assert told[0] == "words.txt: 0 new pieces" and told[1] == "  1 there already: 해"
     assert told[2].startswith("  1,201 left out that plain English could contain")
     assert told[2].endswith("cat, dog0, dog1, dog2, dog3, dog4, dog5, dog6 and 1,193 more")

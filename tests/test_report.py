@@ -119,7 +119,7 @@ def test_a_text_runs_from_the_right_where_its_letters_do():
     page = card(make_question("قطة", language="ar", **fields), "")
     assert '<div class="question" dir="auto">ما الشيء الأحمر؟</div>' in page
     assert "✗ <bdi>بيت</bdi>" in page and "reference: <bdi>قطة</bdi>" in page
-    assert "without the image: <bdi>قط</bdi>" in page
+    assert "blind: <bdi>قط</bdi>" in page
 
 
 def test_stages_are_in_the_order_of_training(tmp_path):

@@ -1,6 +1,5 @@
 """Lesson 10: key ranges, online softmax tile by tile and its gradient, two Triton kernels."""
 
-import os
 from collections import Counter
 from contextlib import contextmanager
 
@@ -324,7 +323,6 @@ TILED_BACKWARD = Exercise(
 @contextmanager
 def interpreter():
     """Triton's interpreter, and an error that is not wrapped in its own."""
-    os.environ.setdefault("TRITON_INTERPRET", "1")
     import kernels
 
     assert kernels.HAVE_TRITON, "Triton isn't on this computer: do `tiled` instead"

@@ -16,7 +16,7 @@ endif
 .PHONY: help demo ablation test lint bench gpu clean
 
 help:
-	@echo 'make demo      train and measure the demo, 9 to 16 minutes on two cores'
+	@echo 'make demo      train and measure the demo, 11 to 19 minutes on two cores'
 	@echo 'make ablation  the demo with one thing changed, 21 runs'
 	@echo 'make test      all tests'
 	@echo 'make lint      formatter and linter'

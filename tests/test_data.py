@@ -1,6 +1,7 @@
 """The chat template and its mask, records, samples, collation, and reports of bad samples."""
 
 import json
+import random
 import subprocess
 import sys
 import tracemalloc
@@ -425,3 +426,25 @@ def test_show_as_a_command(run, world, monkeypatch, capsys, tmp_path):
     data.show(world / "chats.json", *parts, 2048)
     assert "\033[32mred" in capsys.readouterr().out.replace("▁", "")
     assert lines[2].endswith("record 1 (id 't0'): image none; language ko")
+
+
+def test_samples_with_prefixes_of_different_lengths_share_a_batch(config):
+    """A system text makes a prefix longer. No record may attend to one beside it."""
+    torch.manual_seed(0)
+    model, rng, samples = XLlava(config), random.Random(0), []
+    for prefix, lengths in ((9, (3, 2, 4)), (5, (6, 1)), (9, (2, 3))):
+        starts = tuple(prefix + sum(lengths[:i]) for i in range(len(lengths)))
+        ids = [rng.randrange(5, 50) for _ in range(prefix + sum(lengths) + 1)]
+        samples.append(data.Sample(ids, [1] * len(ids), [], starts))
+    batch = data.collate(samples, pad_id=0)
+    hidden = model.decoder(model.decoder.embed_tokens(batch["ids"]), batch["layout"])
+
+    place = {p: n for n, p in enumerate(batch["layout"].loss_positions.tolist())}
+    first = 0
+    for sample in samples:
+        for start, stop in data.record_spans(sample):
+            ids = torch.tensor([sample.ids[: sample.starts[0]] + sample.ids[start:stop]])
+            alone = model.decoder(model.decoder.embed_tokens(ids))[0, sample.starts[0] :]
+            got = hidden[[place[first + t] for t in range(start, stop)]]
+            torch.testing.assert_close(got, alone, rtol=1e-4, atol=1e-4)
+        first += len(sample.ids) - 1

@@ -36,7 +36,7 @@ def parse_args(words=None):
     add, some = parser.add_argument, {"nargs": "+", "metavar": "NAME"}
     folder = {"type": flags.text, "metavar": "FOLDER"}
     add("--out", **folder, help="of the run (default: out/demo, or out/quick)")
-    add("--quick", action="store_true", help="fewer images and steps: a sixth of the time")
+    add("--quick", action="store_true", help="fewer images and steps: a fifth of the time")
     about = "of the world, used as it is if there (default: OUT/data)"
     add("--data", **folder, help=about)
     add("--seed", type=flags.seed, default=0, help="of the world and of training")

@@ -191,10 +191,11 @@ def train(
     """Lines of text -> a BPE with vocab_size pieces: <unk> <s> </s>, 256 bytes, merges, characters.
 
     character_coverage: the share of the text whose characters become pieces; the rarest are left
-    to the bytes. ValueError if the text is empty, or has too few pairs or too many characters.
-    """
+    to the bytes. ValueError if the text is empty, has too few pairs or too many characters."""
     if not 0 < character_coverage <= 1:
         raise ValueError(f"character coverage {character_coverage} must be in (0, 1]")
+    if max_piece_length < 1:
+        raise ValueError(f"maximum piece length {max_piece_length} must be at least 1")
     words = count_words(lines)
     if not any(words):
         raise ValueError("no text to train on")

@@ -157,7 +157,7 @@ def attention_pairs(sample):
 def shared_image_key(record, messages):
     """(image, "", number of messages): records of one key may share a sample; None:
     the record stays alone. The "" only keeps the order that the key seeds in `scan`. The number of
-    messages is there because rows are padded to the longest record of a sample."""
+    messages keeps conversations and single questions apart."""
     found = [record[key] for key in IMAGE_KEYS if record.get(key)]
     image = found[0] if len(found) == 1 else None
     if isinstance(image, list) and len(image) == 1:

@@ -90,10 +90,9 @@ class Interviewer:
             patterns = patterns[key]
         if self.wording == VARIED and plain and self.rng.random() < PLAIN_SHARE:
             patterns = plain
-        template = self.draw_template(patterns)
+        question = self.fill(self.draw_template(patterns), thing, **values)
         if self.wording != VARIED:
-            return self.fill(template, thing, **values)
-        question = self.fill(template, thing, **values)
+            return question
         return as_typed(question, self.rng, self.words.get("capitals", {}))
 
     def name(self, thing, named_by):

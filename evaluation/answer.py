@@ -81,12 +81,13 @@ def swap_images(questions):
         pool = pools[q.split, len(q.image_paths)]
         pool.setdefault(tuple(q.image_paths), len(pool))
 
+    in_order = {key: list(pool) for key, pool in pools.items()}
     for q in with_image:
-        pool = pools[q.split, len(q.image_paths)]
+        pool, paths = (table[q.split, len(q.image_paths)] for table in (pools, in_order))
         if len(pool) == 1:
             raise ValueError(f"{q.where}: no other image in {q.split}; leave out --blind")
         place = pool[tuple(q.image_paths)] + len(pool) // 2
-        q.blind_prompt, q.blind_paths = q.prompt, list(list(pool)[place % len(pool)])
+        q.blind_prompt, q.blind_paths = q.prompt, list(paths[place % len(pool)])
 
 
 class AnswerFile:

@@ -81,7 +81,8 @@ class Recipe:
     lr: float = flag(at_least(1e-12, float), "peak learning rate of AdamW")
     batch_size: int = flag(flags.count, "samples per step, over all processes and micro-batches")
     epochs: float = flag(at_least(1e-6, float), "passes over the data", 1)
-    warmup_ratio: float = flag(flags.share, "of the steps: lr rises; then a cosine to 0", 0.03)
+    warmup_ratio: float = flag(flags.share, "of the steps, at the start: lr rises", 0.03)
+    decay_ratio: float = flag(flags.share, "of the steps, at the end: lr falls, a cosine to 0", 1.0)
     weight_decay: float = flag(at_least(0, float, 10), "of AdamW and Muon", 0.0)
     beta2: float = flag(at_least(0, float, 0.999999), "of AdamW", 0.999)
     grad_clip: float = flag(at_least(1e-6, float), "largest norm of the gradient", 1.0)
@@ -130,8 +131,8 @@ def train_loop(args, process, wrapped, optimizers, log, observer):
         micro_batches = next(loader)
         log.batch_ready(micro_batches)
 
-        # The learning rate of this step: a warm-up, then a cosine.
-        multiplier = lr_multiplier(step, batches.steps, args.warmup_ratio)
+        # The learning rate of this step: it rises, stays, falls.
+        multiplier = lr_multiplier(step, batches.steps, args.warmup_ratio, args.decay_ratio)
         lr = set_learning_rate(optimizers, multiplier)
 
         # Forward and backward on all micro-batches.

@@ -33,8 +33,8 @@ FREE_HERE |= {
 EMPTY = {"--suffix", "--profile", "question", "text"}  # what may be empty
 # Where 0 means something: none, no limit, the smallest index.
 ZERO = set(
-    "--seed --seeds --temperature --top-p --warmup-ratio --weight-decay --beta2 --muon-lr "
-    "--lora-rank --micro-batch-size --pack --save-every --workers --each "
+    "--seed --seeds --temperature --top-p --warmup-ratio --decay-ratio --weight-decay --beta2 "
+    "--muon-lr --lora-rank --micro-batch-size --pack --save-every --workers --each "
     "--attention --layer --max-requests --max-cost --price-in --price-out --backoff "
     "--character-coverage".split()
 )

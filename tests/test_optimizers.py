@@ -25,6 +25,12 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0, abs=1e-12)
 
+    # With a decay of 0.4 the rate is full from step 9 to 60, and half of it at step 80.
+    rates = [lr_multiplier(step, 100, 0.1, 0.4) for step in range(101)]
+    assert rates[:9] == pytest.approx([n / 10 for n in range(1, 10)]) and rates[9:61] == [1] * 52
+    assert rates[80] == pytest.approx(0.5) and rates[100] == pytest.approx(0, abs=1e-12)
+    assert lr_multiplier(5, 10, 0.9, 0.5) == pytest.approx(6 / 9)  # no decay while it rises
+
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
 def test_muon_is_pytorchs_and_moves_a_matrix_by_all_its_directions_alike(shape):

@@ -8,13 +8,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from training.distributed import full_tensor
 
 
-def lr_multiplier(step, total_steps, warmup_ratio):
+def lr_multiplier(step, total_steps, warmup_ratio, decay_ratio=1.0):
     """Share of the full rate at `step`, counted from 0: a linear rise over warmup_ratio of the
-    steps, then a cosine down to 0."""
+    steps, the full rate, then a cosine down to 0 over decay_ratio of the steps, or what is left."""
     warmup_steps = max(1, round(warmup_ratio * total_steps))
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    angle = math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    decay_start = max(warmup_steps, round((1 - decay_ratio) * total_steps))
+    angle = math.pi * max(0, step - decay_start) / max(1, total_steps - decay_start)
     return 0.5 * (1 + math.cos(angle))
 
 

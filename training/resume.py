@@ -24,7 +24,8 @@ FINISHED = "step-*[0-9]"  # step-00000200, but not step-00000200.tmp
 # What the result of a run depends on.
 SETTINGS = (
     "stage preset weights seed steps steps_given trainable lr batch_size epochs warmup_ratio "
-    "weight_decay beta2 grad_clip max_length records_per_sample muon_lr lora_rank images files"
+    "decay_ratio weight_decay beta2 grad_clip max_length records_per_sample muon_lr lora_rank "
+    "images files"
 ).split()
 
 # torch.distributed.checkpoint warns about a single process.

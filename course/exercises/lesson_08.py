@@ -14,10 +14,10 @@ TITLE = "The training loop"
 
 
 # ------------------------------------------------------------------------------------ schedule
-def schedule(total, ratio):
+def schedule(total, warmup, *decay):
     from training.optimizers import lr_multiplier
 
-    return [lr_multiplier(step, total, ratio) for step in range(total)]
+    return [lr_multiplier(step, total, warmup, *decay) for step in range(total)]
 
 
 def reaches_peak():
@@ -37,6 +37,12 @@ def falls_as_cosine():
     # 45 of the 90 steps after the warm-up are half a turn of the cosine: 1/2. 30 are 60°: 3/4.
     for step, want in ((55, 0.5), (40, 0.75), (70, 0.25)):
         assert abs(values[step] - want) < 1e-9, f"step {step}: {values[step]}, must be {want}"
+
+
+def stays_at_peak():
+    values = schedule(100, 0.1, 0.4)
+    assert values[9:61] == [1] * 52, "a decay of 0.4: steps 9 to 60 of 100 have the full rate"
+    assert abs(values[80] - 0.5) < 1e-9, f"half of the decay, step 80: {values[80]}, must be 0.5"
 
 
 def bears_extremes():
@@ -385,6 +391,12 @@ EXERCISES = [
                 "a cosine over what is left",
                 "At which step does the cosine begin, and with which angle?",
                 falls_as_cosine,
+            ),
+            Check(
+                1,
+                "the full rate, then a shorter decay",
+                "The decay begins at the end of the warm-up, or later.",
+                stays_at_peak,
             ),
             Check(
                 1,

@@ -10,6 +10,8 @@ braces are left for `words.fill`.
 import re
 
 REFERENCE, BRACKETS = re.compile(r"@([a-z_]+)"), re.compile(r"\[([^\[\]]*)\]")
+# A word of a template: letters that are neither in a placeholder nor in a form such as a/an.
+WORD = re.compile(r"(?<![^\W\d_])(?<!/)[^\W\d_]+(?![^\W\d_/]*/|[^{}]*\})")
 
 
 def all_templates(pattern, grammar):
@@ -28,6 +30,32 @@ def all_templates(pattern, grammar):
         else:
             found.add(" ".join(template.split()))
     return sorted(found)
+
+
+def make_word(nouns, known, script, rng):
+    """A word that means nothing: halves of two nouns, or any two letters of the language's script
+    (a range of characters, "가-힣") if it has one of its own. No known word is a part of it."""
+    while True:
+        if script and rng.random() < 0.25:
+            word = "".join(chr(rng.randint(ord(script[0]), ord(script[-1]))) for _ in range(2))
+        else:
+            first, second = rng.sample(nouns, 2)
+            word = first[: (len(first) + 1) // 2] + second[len(second) // 2 :]
+        if not any(other in word for other in known):
+            return word
+
+
+def with_unknown_word(template, nouns, known, script, rng):
+    """A template in which a word, or a part of one, is replaced by a word that means nothing."""
+    found = list(WORD.finditer(template))
+    if not found:
+        return template
+    word = rng.choice(found)
+    start = rng.randrange(word.start(), word.end())
+    end = min(word.end(), start + len(rng.choice(nouns)))
+    changed = template[:start] + make_word(nouns, known, script, rng) + template[end:]
+    is_known = any(other in changed and other not in template for other in known)
+    return template if is_known else changed
 
 
 def capital(text, capitals):

@@ -6,8 +6,8 @@ A turn is a pair (question, answer). Each question has one right answer, in one 
 from dataclasses import replace
 from operator import attrgetter
 
-from demo.phrasing import as_typed
-from demo.words import BASE, LANGUAGES, WORDS, fill, templates, thing_words, word_forms
+from demo.phrasing import as_typed, with_unknown_word
+from demo.words import BASE, LANGUAGES, WORDS, fill, templates, thing_words, word_forms, word_lists
 from demo.world import (
     BACKGROUNDS,
     BASE_ONLY,
@@ -21,10 +21,12 @@ from demo.world import (
     YES_NO_TYPES,
 )
 
-# How questions are worded: by the plain templates; varied, as people ask, which is what training
-# has; or by templates of which each has a word or an ending that is in no other table.
-PLAIN, VARIED, UNSEEN = "plain", "varied", "unseen"
+# How questions are worded: by the plain templates; varied, as people ask; noisy, which is what
+# training has: varied, with words that mean nothing; or by templates of which each has a word or an
+# ending that is in no other table.
+PLAIN, VARIED, NOISY, UNSEEN = "plain", "varied", "noisy", "unseen"
 PLAIN_SHARE = 0.4  # of the varied questions
+UNKNOWN_SHARE = 0.35  # of the noisy questions, and of these again and again: an unknown word
 
 # How a question names its thing: three times of four by its kind.
 NAMED_BY = ("kind", "kind", "kind", "colour")
@@ -70,10 +72,12 @@ class Interviewer:
     """Asks about one scene in one language. `text_only`: every kind may be named."""
 
     def __init__(self, scene, language, rng, text_only=False, wording=PLAIN):
-        self.scene, self.language, self.rng, self.wording = scene, language, rng, wording
+        self.scene, self.language, self.rng = scene, language, rng
+        self.is_noisy, self.wording = wording == NOISY, VARIED if wording == NOISY else wording
         self.words = WORDS[language]
-        # With an image, the other languages name neither base-only kinds nor what is never shown:
-        # or a word never named with an image would mean that the thing is not there.
+        # With an image, the other languages do not name base-only kinds, and what is never shown in
+        # questions of yes and no alone: or a word never named with an image would come to mean that
+        # the thing is not there.
         self.every_kind = text_only or language == BASE
         self.kinds = [kind for kind in KINDS if self.every_kind or kind not in BASE_ONLY]
 
@@ -90,26 +94,39 @@ class Interviewer:
             patterns = patterns[key]
         if self.wording == VARIED and plain and self.rng.random() < PLAIN_SHARE:
             patterns = plain
-        question = self.fill(self.draw_template(patterns), thing, **values)
+        template = self.draw_template(patterns)
         if self.wording != VARIED:
-            return question
+            return self.fill(template, thing, **values)
+
+        # A background is named by the template itself: that word must stay.
+        is_noisy = self.is_noisy and keys[0] != "is_background"
+        while is_noisy and self.rng.random() < UNKNOWN_SHARE:
+            template = with_unknown_word(template, *word_lists(self.language), self.rng)
+        question = self.fill(template, thing, **values)
         return as_typed(question, self.rng, self.words.get("capitals", {}))
 
-    def name(self, thing, named_by):
-        """{"it" and what agrees with it: text}: how a question names its thing."""
+    def name(self, thing, named_by, noun=None):
+        """{"it" and what agrees with it: text}: how a question names its thing. noun: instead of
+        the word for its kind."""
         template = self.words["it"][named_by]
         if self.wording == VARIED:
             template = self.draw_template(self.words["varied"]["it"][named_by])
-        values = thing_words(self.language, thing, named_by)
+        values = thing_words(self.language, thing, named_by) | self.forms_of(noun)
         own = {name: word for name, word in values.items() if name.startswith("it_")}
         return own | {"it": fill(self.language, template, **values)}
+
+    def forms_of(self, noun):
+        """{placeholder: noun} for all forms of a kind's word; {} without a noun."""
+        forms = ["kind", *self.words["forms"].get("kind", ())] if noun else []
+        return {name: noun for name in forms if name.startswith("kind")}
 
     def draw_template(self, patterns):
         return self.rng.choice(templates(self.language, self.rng.choice(patterns)))
 
-    def ask(self, skill, thing=None, named_by=None):
+    def ask(self, skill, thing=None, named_by=None, noun=None):
         """A turn about a thing, or None where the scene has no such question. It names the thing
-        by its "kind", "colour" or "pronoun". What is not given is drawn."""
+        by its "kind" (whose word `noun` replaces), "colour" or "pronoun". What is not given is
+        drawn."""
         words, scene, rng = self.words, self.scene, self.rng
         thing = thing or self.rng.choice(self.scene.things)
         if skill == "yes_no":
@@ -130,7 +147,7 @@ class Interviewer:
             named_by = "kind" if skill == "colour" else rng.choice(NAMED_BY)
         values |= {name: words[name][scene.background] for name in ("background", "mood")}
         values["number"] = words["number"][len(scene.things) - 1]
-        values |= self.name(thing, named_by)
+        values |= self.name(thing, named_by, noun)
         question = self.word(thing, words["ask"][skill], "ask", skill, **values)
         return question, self.fill(answer, subject, **values)
 
@@ -145,10 +162,10 @@ class Interviewer:
             thing = self.change_one(question_type, thing)
         return self.word_yes_no(question_type, yes, thing)
 
-    def word_yes_no(self, question_type, yes, thing):
+    def word_yes_no(self, question_type, yes, thing, noun=None):
         """The turn that asks whether the scene shows `thing`."""
-        table = self.words["yes_no"][question_type]
-        question = self.word(thing, table["ask"], "yes_no", question_type)
+        table, forms = self.words["yes_no"][question_type], self.forms_of(noun)
+        question = self.word(thing, table["ask"], "yes_no", question_type, **forms)
         return question, table["yes" if yes else "no"]
 
     def ask_background(self, yes):
@@ -202,7 +219,8 @@ class Interviewer:
         shown = {other.kind for other in things}
         if question_type == "kind":
             kinds = [kind for kind in self.kinds if kind not in shown]
-            if self.wording == VARIED and self.every_kind and rng.random() < 0.5:
+            names_any = self.is_noisy or self.wording == VARIED and self.every_kind
+            if names_any and rng.random() < 0.5:
                 kinds = list(self.words["other_kind"])
             return replace(thing, kind=rng.choice(kinds))
         if question_type == "size":
@@ -251,16 +269,19 @@ class Interviewer:
         return turns[:num_turns]
 
     def lookups(self):
-        """{file: turns}: one attribute of a thing, given another; then also by place and
-        direction, with the first yes and no. A single thing needs no lookup: no turns."""
+        """{file: turns}: one attribute of a thing, given another; then also by place and direction;
+        then whether it has this colour. A single thing needs no lookup: no turns."""
         if len(self.scene.things) < 2:
             return {}
         first = [self.ask(skill) for skill in ("what", "colour") * 3]
         first += [self.ask(skill, named_by="kind") for skill in ("where", "where", "size")]
-        skills = ("what", "colour", "where", "size", "at", "relation")
-        second = [self.ask(skill) for skill in skills]
+        second = [self.ask(s) for s in ("what", "colour", "where", "size", "at", "relation")]
         second += [self.ask_yes_no("colour", yes) for yes in (True, False)]
-        return {"instruct-1": first, "instruct-2": [turn for turn in second if turn]}
+        third = [self.ask_yes_no("colour", yes) for yes in (True, False) * 3]
+        third += [self.ask(skill, named_by="kind") for skill in ("colour", "where")]
+        third += [self.ask(skill) for skill in ("at", "relation")]
+        turns = {"instruct-1": first, "instruct-2": second, "instruct-3": third}
+        return {name: list(filter(None, own)) for name, own in turns.items()}
 
     def instruct(self, index):
         """{kind: turns} about the image of this number: X-LLaVA's four kinds, and yes/no."""

@@ -4,11 +4,19 @@ from collections import Counter
 from dataclasses import replace
 from math import gcd
 
-from demo.questions import PLAIN, UNSEEN, VARIED, Interviewer, phrases
+from demo.questions import NOISY, PLAIN, UNSEEN, VARIED, Interviewer, phrases
 from demo.words import BASE, LANGUAGES, WORDS, training_languages, word_forms
-from demo.world import BASE_ONLY, COLOURS, HELD_OUT, SKILLS, YES_NO_TYPES, random_for
+from demo.world import (
+    BASE_ONLY,
+    COLOURS,
+    HELD_OUT,
+    KINDS,
+    SKILLS,
+    YES_NO_TYPES,
+    random_for,
+)
 
-TRAINING_FILES = ("captions", "phrases", "instruct-1", "instruct-2", "instruct")
+TRAINING_FILES = ("captions", "phrases", "instruct-1", "instruct-2", "instruct-3", "instruct")
 # Every third training image is there in black and white, too: so a ViT recognises a kind in every
 # colour (docs/experiments.md).
 GREY_EVERY = 3
@@ -32,8 +40,11 @@ NOUN_SKILLS = {
     **dict.fromkeys(("known_yes_no", "unknown_yes_no"), "yes_no"),
 }
 MORE_KINDS = NOUN_SKILLS | dict.fromkeys(("is_background", "is_other_background"), "yes_no")
+# What the image does not answer, and what else is asked about it in training.
+UNANSWERED = ("absent", "empty", "unanswerable", "greeting", "no_image")
 # Of what only some training images are asked: every how manieth.
-EVERY = {"absent": 2, "unanswerable": 4, "greeting": 10, "no_image": 10}
+FURTHER_SKILLS = ("caption", "is_background", "is_other_background", *UNANSWERED)
+EVERY = {"caption": 2, "empty": 2, "absent": 2, "unanswerable": 4, "greeting": 10, "no_image": 10}
 BASE_ONLY_EVERY = 6  # every sixth image of a test split shows a base-only kind
 # Splits about the first thing of each scene, and their types of yes/no question.
 YES_NO_OF_SPLIT = {
@@ -64,17 +75,39 @@ def train_records(scene, seed, index):
     for language in training_languages(scene):
         for file, kind, name, turns in _samples(scene, seed, index, language):
             image = image_path("grey" if name == "grey" else "train", index)
-            image = None if kind == "no_image" else image
+            is_greeting = kind == "greeting" and index % (2 * EVERY[kind]) == 0
+            image = None if kind == "no_image" or is_greeting else image
             name = f"train-{index:05}-{language}-{name}"
             made[file].append(make_record(name, language, kind, turns, image))
+
+    # In the other languages a base-only kind has its name in the base language.
+    for language in LANGUAGES[1:] if scene.base_only else ():
+        rng = random_for(seed, "borrowed", index, language)
+        for n, (kind, turn) in enumerate(borrowed_turns(scene, language, rng)):
+            name, image = f"train-{index:05}-{language}-borrowed-{n}", image_path("train", index)
+            made["instruct"].append(make_record(name, language, kind, [turn], image))
     return made
+
+
+def borrowed_turns(scene, language, rng):
+    """Yields (kind, turn): questions in which kinds have their names in the base language, as
+    people do who lack a word. No answer names a kind."""
+    interviewer, nouns = Interviewer(scene, language, rng, wording=NOISY), WORDS[BASE]["kind"]
+    thing = next(thing for thing in scene.things if thing.kind in BASE_ONLY)
+    for skill in ("colour", "size", "where"):
+        yield SKILLS[skill], interviewer.ask(skill, thing, "kind", nouns[thing.kind])
+
+    yield "yes_no", interviewer.word_yes_no("kind", True, thing, nouns[thing.kind])
+    absent = [kind for kind in KINDS if kind not in {other.kind for other in scene.things}]
+    other = replace(thing, kind=rng.choice(absent))
+    yield "yes_no", interviewer.word_yes_no("kind", False, other, nouns[other.kind])
 
 
 def _samples(scene, seed, index, language):
     """Yields (file, kind, end of the id, turns) of one training image in one language."""
     words, rng = WORDS[language], random_for(seed, "said", index, language)
     join, requests = words["comma"].join, words["list"]
-    interviewer = Interviewer(scene, language, rng, wording=VARIED)
+    interviewer = Interviewer(scene, language, rng, wording=NOISY)
     caption = [interviewer.describe()]
     yield "captions", "caption", "caption", caption
     yield "instruct-2", "caption", "instruct-2-caption", caption
@@ -101,23 +134,26 @@ def _samples(scene, seed, index, language):
             yield "instruct", kind, f"{kind}-{n}", sample
 
     # a second caption in other words, and what the image does not answer
-    for skill, turn in further_turns(interviewer).items():
+    for skill in FURTHER_SKILLS:
         if index % EVERY.get(skill, 1) == 0:
+            turn = further_turn(interviewer, skill)
             yield "instruct", MORE_KINDS.get(skill, skill), f"more-{skill}", [turn]
 
 
-def further_turns(interviewer):
-    """{skill: turn}: a caption, the background, what the image does not answer."""
-    return {
-        "caption": interviewer.describe(),
-        "is_background": interviewer.ask_background(yes=True),
-        "is_other_background": interviewer.ask_background(yes=False),
-        "absent": interviewer.ask_absent(),
-        "empty": interviewer.ask_empty(),
-        "unanswerable": interviewer.ask_unanswerable(),
-        "greeting": interviewer.ask_unanswerable("greeting"),
-        "no_image": interviewer.ask_without_image(),
-    }
+def further_turn(interviewer, skill):
+    """A turn of one of FURTHER_SKILLS."""
+    match skill:
+        case "caption":
+            return interviewer.describe()
+        case "is_background" | "is_other_background":
+            return interviewer.ask_background(yes=skill == "is_background")
+        case "absent":
+            return interviewer.ask_absent()
+        case "empty":
+            return interviewer.ask_empty()
+        case "no_image":
+            return interviewer.ask_without_image()
+    return interviewer.ask_unanswerable(skill)
 
 
 def language_rotation():

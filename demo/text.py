@@ -4,7 +4,7 @@ Here every kind is named in every language, the base-only ones too.
 """
 
 from demo.questions import VARIED, Interviewer, beside_pairs, fill_pair, full_caption
-from demo.records import further_turns, make_record
+from demo.records import FURTHER_SKILLS, further_turn, make_record
 from demo.words import BASE, LANGUAGES, WORDS, fill, thing_words
 from demo.world import SKILLS, random_for, random_scene
 
@@ -44,8 +44,8 @@ def description(scene, language, rng, plain=False):
     for thing in things:
         names = thing_words(language, thing)
         notes = rng.sample((names["kind"], names["colour"], names["size"]), 3)
-        names["notes"] = words["comma"].join(notes)
-        parts.append(fill(language, words["note"], **names))
+        notes = words["comma"].join(notes)
+        parts.append(fill(language, words["note"], **names, notes=notes))
     return words["gap"].join([*parts, background + words["stop"]])
 
 
@@ -55,7 +55,9 @@ def questions_on(text, scene, language, rng, num_turns):
     turns = [interviewer.ask(skill) for skill in rng.sample(list(SKILLS), num_turns + 1)]
     turns = [turn for turn in turns if turn][:num_turns]
     if rng.random() < FURTHER_SHARE:
-        turns[-1] = rng.choice(list(further_turns(interviewer).values()))
+        turns[-1] = further_turn(
+            interviewer, rng.choice((*FURTHER_SKILLS, "absent", "absent", "absent"))
+        )
     (question, answer), *rest = turns
     return [(text + question, answer), *rest]
 

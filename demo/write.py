@@ -150,7 +150,7 @@ def training_lines(folder, splits, documents, seed, workers):
     return lines
 
 
-def write_world(out, images=6000, documents=20000, seed=0, workers=2, shares=None):
+def write_world(out, images=6000, documents=8000, seed=0, workers=2, shares=None):
     """Writes all files under `out`: beside it first, renamed when complete. The number of
     `workers` changes nothing in them, `shares` only the training files."""
     arguments = {"images": images, "documents": documents, "seed": seed}
@@ -225,7 +225,7 @@ def main():
     add("-o", "--out", type=flags.text, metavar="FOLDER", help=out_help)
     number = {"type": flags.at_least(1, most=10**7), "metavar": "N"}
     add("--images", **number, default=6000, help="training images")
-    add("--documents", **number, default=20000, help="of each kind")
+    add("--documents", **number, default=8000, help="of each kind")
     add("--seed", type=flags.seed, default=0, help="another seed makes another world")
     languages = {"nargs": "+", "choices": AVAILABLE, "metavar": "LANGUAGE"}
     add("--languages", **languages, default=DEFAULT, help="of the world: files of demo/words")

@@ -21,7 +21,7 @@ from demo.recipe import FURTHER_SPLITS, TEST_SPLITS, make_steps  # noqa: E402
 from demo.recipe import STAGES as RECIPE  # noqa: E402
 from demo.words import choose_languages  # noqa: E402
 
-STAGES = ("vision", "text", "align", "instruct-1", "instruct-2", "instruct")
+STAGES = ("vision", "text", "align", "instruct-1", "instruct-2", "instruct-3", "instruct")
 NAMES = [
     "world",
     *("tokenizer en", "tokenizer ko", "tokenizer zh", "tokenizer merged"),
@@ -82,7 +82,7 @@ class FakeRunner:
     def write_world(self, out, content, command):
         """The files of a world."""
         (out / "text").mkdir(parents=True)
-        files = ["captions", "phrases", "instruct-1", "instruct-2", "instruct"]
+        files = ["captions", "phrases", "instruct-1", "instruct-2", "instruct-3", "instruct"]
         for name in (*files, *TEST_SPLITS[1:], *FURTHER_SPLITS):
             (out / f"{name}.json").write_text(f"[{content}{name}]", encoding="utf-8")
         for name in ("en", "ko", "zh", "parallel", "dictionary"):
@@ -160,14 +160,17 @@ def test_the_steps_and_their_values():
         "train.py align --model out/demo/text --data out/demo/data/captions.json "
         "--lr 2e-3 --batch-size 32 --steps 60 --seed 0 --resume -o out/demo/align"
     )
+    usual, larger = "--lr 1e-3 --muon-lr 0.005", "--batch-size 16 --records-per-sample 8"
+    lower = "--lr 6e-4 --muon-lr 0.003 --decay-ratio 0.6"
     for name, before, values in (
-        ("instruct-1", "align", "--batch-size 32 --records-per-sample 4 --steps 900"),
-        ("instruct-2", "instruct-1", "--batch-size 16 --records-per-sample 8 --steps 600"),
-        ("instruct", "instruct-2", "--batch-size 16 --records-per-sample 8 --steps 2600"),
+        ("instruct-1", "align", f"{usual} --batch-size 32 --records-per-sample 4 --steps 800"),
+        ("instruct-2", "instruct-1", f"{usual} {larger} --steps 450"),
+        ("instruct-3", "instruct-2", f"{usual} {larger} --steps 300"),
+        ("instruct", "instruct-3", f"{lower} {larger} --steps 2200"),
     ):
         assert found[name] == (
             f"train.py instruct --model out/demo/{before} --data out/demo/data/{name}.json "
-            f"--trainable projector decoder.layers --lr 1e-3 --muon-lr 0.005 {values} "
+            f"--trainable projector decoder.layers {values} "
             f"--seed 0 --resume -o out/demo/{name}"
         )
     assert found["evaluate"] == (

@@ -2,6 +2,7 @@
 is a row or a file, which reaches every file of the world."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from demo import atlas, check, phrasing, world  # noqa: E402
+from demo.phrasing import make_word, with_unknown_word  # noqa: E402
 from demo.questions import Interviewer, fill_pair  # noqa: E402
 from demo.records import language_rotation, split_records, train_records  # noqa: E402
 from demo.words import (  # noqa: E402
@@ -28,6 +30,7 @@ from demo.words import (  # noqa: E402
     read_languages,
     templates,
     thing_words,
+    word_lists,
 )
 from demo.words.__main__ import check as check_file  # noqa: E402
 from demo.words.__main__ import samples  # noqa: E402
@@ -420,7 +423,7 @@ def test_a_thirteenth_kind_is_an_entry_and_its_words_and_reaches_every_split(tmp
                 assert (thing["colour"] == "red") == is_held_out
     splits = ("validation", "unseen_images", "unseen_combinations", "cross_lingual")
     assert all(shown[split] for split in ("train", *splits)), shown
-    for name in ("captions", "phrases", "instruct-1", "instruct-2", "instruct"):
+    for name in ("captions", "phrases", "instruct-1", "instruct-2", "instruct-3", "instruct"):
         words = {"en": "bicycle", "ko": "자전거", "zh": "自行车"}
         for record in load(folder, name):
             word = words.get(record["language"])
@@ -539,3 +542,33 @@ def test_a_missing_word_stops_every_command_in_one_line(tmp_path):
         answer = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
         assert answer.returncode == 1
         assert answer.stderr == "demo/words/ko.json: kind.key is missing\n"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_unknown_word_leaves_placeholders_and_forms_alone(language):
+    rng, (nouns, known, script) = random.Random(0), word_lists(language)
+    changed = 0
+    for pattern in WORDS[language]["varied"]["ask"]["colour"]:
+        for template in templates(language, pattern)[::50]:
+            got = with_unknown_word(template, nouns, known, script, rng)
+            kept = re.findall(r"\{\w+\}|\S/\S", template)
+            assert re.findall(r"\{\w+\}|\S/\S", got) == kept, (template, got)
+            assert not [word for word in known if word in got and word not in template]
+            changed += got != template
+    assert changed > 5
+
+
+def test_a_made_up_word_is_halves_of_two_nouns_and_holds_no_known_word():
+    rng = random.Random(0)
+    words = {make_word(["horse", "bear"], ["bear", "ar"], "", rng) for _ in range(50)}
+    # hor|se + be|ar: "horse" + "bear" would be "horar", which has "ar" in it
+    assert words == {"berse"}
+
+
+def test_a_borrowed_noun_takes_the_place_of_each_form_of_a_kind():
+    scene = world.Scene((world.Thing("rocket", "red", "big", 4),), "night")
+    interviewer = Interviewer(scene, "ko", random.Random(0))
+    turn = interviewer.ask("colour", scene.things[0], "kind", "rocket")
+    assert "rocket" in turn[0] and "로켓" not in turn[0] and turn[1] == "빨간색이에요"
+    question, answer = interviewer.word_yes_no("kind", True, scene.things[0], "rocket")
+    assert "rocket" in question and "로켓" not in question and answer == "네"

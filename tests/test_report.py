@@ -123,10 +123,19 @@ def test_a_text_runs_from_the_right_where_its_letters_do():
 
 
 def test_stages_are_in_the_order_of_training(tmp_path):
-    for name in ("text", "instruct", "instruct-2", "vision", "align", "instruct-1", "zzz"):
+    for name in (
+        "text",
+        "instruct",
+        "instruct-2",
+        "instruct-3",
+        "vision",
+        "align",
+        "instruct-1",
+        "zzz",
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.jsonl").touch()
-    order = ["vision", "text", "align", "instruct-1", "instruct-2", "instruct", "zzz"]
+    order = ["vision", "text", "align", "instruct-1", "instruct-2", "instruct-3", "instruct", "zzz"]
     assert [folder.name for folder in stage_folders([tmp_path])] == order
     assert stage_folders([tmp_path / "text"]) == [tmp_path / "text"]
 

@@ -5,7 +5,7 @@ import json
 from course.figures._shapes import BLUE, GREY, PALE, line, rect, svg, text
 
 ENDING = ".svg"
-STAGES = ("vision", "text", "align", "instruct-1", "instruct-2", "instruct")
+STAGES = ("vision", "text", "align", "instruct-1", "instruct-2", "instruct-3", "instruct")
 WIDTH, HEIGHT, MARGIN = 250, 150, 45
 
 

@@ -74,11 +74,22 @@ def training_languages(scene):
 def word_forms(language, table, key):
     """{placeholder: word} of one entry of a table: the word itself, and its further forms."""
     words = WORDS[language]
-    names = words[table]
-    if table == "kind":
-        names = names | words["other_kind"] | words["unseen_kind"]
+    tables = ("kind", "other_kind", "unseen_kind") if table == "kind" else (table,)
+    word = next(words[name][key] for name in tables if key in words[name])
     forms = words["forms"].get(table, {})
-    return {table: names[key]} | {name: form[key] for name, form in forms.items()}
+    return {table: word} | {name: form[key] for name, form in forms.items()}
+
+
+@cache
+def word_lists(language):
+    """(nouns, known words, script): what made-up words are made of, and what they must not have in
+    them."""
+    words, known = WORDS[language], set()
+    for table in ("kind", "other_kind", "unseen_kind", "colour", "size", "place", "background"):
+        for names in (words[table], *words["forms"].get(table, {}).values()):
+            known.update(names.values() if isinstance(names, dict) else names)
+    nouns = [noun for noun in words["other_kind"].values() if len(noun) > 1]
+    return nouns, sorted(known - {""}), words["script"]
 
 
 def agreeing_words(language, keys, noun, prefix=""):
@@ -92,8 +103,10 @@ def agreeing_words(language, keys, noun, prefix=""):
     return found
 
 
+@cache
 def thing_words(language, thing, named_by="kind"):
     """{placeholder: word} for templates about one thing, which may be of no kind of the world.
+    Kept for the next call: not to be changed.
 
     named_by: how a question names the thing, with which {it_…} agrees.
     """

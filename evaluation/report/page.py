@@ -27,7 +27,7 @@ from model import parameter_counts
 from vocabulary.files import read_json
 
 NUM_WEAKEST = 6  # skills of which a wrong answer is shown
-STAGES = ("vision", "text", "align", "instruct-1", "instruct-2", "instruct")
+STAGES = ("vision", "text", "align", "instruct-1", "instruct-2", "instruct-3", "instruct")
 
 
 def run_files(folder, name):

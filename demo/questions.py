@@ -287,7 +287,7 @@ class Interviewer:
         """{kind: turns} about the image of this number: X-LLaVA's four kinds, and yes/no."""
         rng, ask = self.rng, self.ask
         # Things take turns as subjects, in random order.
-        things = rng.sample(self.scene.things, len(self.scene.things)) * len(YES_NO_TYPES)
+        things = rng.sample(self.scene.things, len(self.scene.things)) * 7
         first, second = things[:2]
         asked = {
             "object": zip(("what", "colour", "count", "size"), things),
@@ -308,6 +308,8 @@ class Interviewer:
         # The bits of a counter give each type of yes/no as many yes as no.
         bits = index + 11 * LANGUAGES.index(self.language)
         pairs = [(name, bits >> n & 1) for n, name in enumerate(YES_NO_TYPES)]
+        # What is hardest to learn is asked for both answers.
+        pairs += [(name, not yes) for name, yes in pairs if name in ("colour", "pair")]
         rng.shuffle(pairs)
         turns["yes_no"] = [self.ask_yes_no(*pair, thing) for pair, thing in zip(pairs, things)]
         return turns

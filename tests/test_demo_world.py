@@ -480,7 +480,7 @@ def test_languages_and_skills_are_balanced_in_the_test_splits(said):
 def test_training_conversations_have_the_asked_shape(said):
     files, _ = said
     questions = {"object": {3, 4}, "location": {2, 3, 4}, "atmosphere": {1}, "conversation": {1}}
-    questions |= {"yes_no": {7}, "caption": {1, 2}, "absent": {1}, "empty": {1}}
+    questions |= {"yes_no": {9}, "caption": {1, 2}, "absent": {1}, "empty": {1}}
     questions |= {"unanswerable": {1}, "greeting": {1}}
     asked, borrowed = Counter(), Counter()
     for record in files["instruct"]:

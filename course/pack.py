@@ -6,7 +6,8 @@
       wheels/         what pip installs, for each system
 
 pip takes conditions such as `sys_platform == "linux"` for the system that it runs on, not for the
-one that it loads for. So what only some systems need is named here.
+one that it loads for: on Linux it would add 3 GB of CUDA to the wheels for Windows. So pip may not
+follow dependencies here, and all that they need is named below.
 """
 
 import shutil
@@ -24,8 +25,12 @@ SYSTEMS = {
     "linux": (["manylinux_2_28_x86_64", "manylinux2014_x86_64", "linux_x86_64"], []),
     "mac": ([f"macosx_{version}_0_arm64" for version in (14, 13, 12, 11)], []),
 }
+OF_TORCH = ["filelock", "typing-extensions", "setuptools", "sympy", "mpmath<1.4", "networkx"]
+OF_TORCH += ["jinja2", "markupsafe", "fsspec"]
+OF_PYTEST = ["iniconfig", "packaging", "pluggy<2", "pygments"]
 OF_OLD_PYTHON = ["exceptiongroup", "tomli"]  # pytest needs them on Python 3.10
-# PyTorch without CUDA, which would be 3 GB. It also needs no triton: lesson 10 goes without.
+# Only for Linux: torch without CUDA, and so without triton; lesson 10 goes without. The usual
+# index has it for Windows and macOS.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 NOTES = "course-pack.json"
 
@@ -55,17 +60,29 @@ def needed() -> list[str]:
     return [line for line in lines if line and not line.startswith(("#", "triton"))]
 
 
-def download(folder: Path, system: str, version: str, index: str) -> None:
-    """Put the wheels for one system and one Python into a folder."""
-    platforms, further = SYSTEMS[system]
-    command = [sys.executable, "-m", "pip", "download", "--dest", str(folder)]
-    command += ["--only-binary", ":all:", "--extra-index-url", index, "--python-version", version]
-    for platform in platforms:
+def packages(system: str, version: str) -> list[str]:
+    """All that one system and Python need, beside torch."""
+    others = [line for line in needed() if not line.startswith("torch")]
+    old = OF_OLD_PYTHON if version == "3.10" else []
+    return others + OF_TORCH + OF_PYTEST + SYSTEMS[system][1] + old
+
+
+def download(folder: Path, system: str, version: str, index: str) -> bool:
+    """Put the wheels for one system and one Python into a folder. False if one isn't to be had."""
+    command = [sys.executable, "-m", "pip", "download", "--dest", str(folder), "--no-deps"]
+    command += ["--only-binary", ":all:", "--retries", "1", "--python-version", version]
+    for platform in SYSTEMS[system][0]:
         command += ["--platform", platform]
-    command += needed() + further + (OF_OLD_PYTHON if version == "3.10" else [])
+    torch = next(line for line in needed() if line.startswith("torch"))
+    if system == "linux":
+        first = [f"{torch}+cpu", "--index-url", index]
+    else:
+        first = [torch]
     print(f"wheels for {system}, Python {version}", flush=True)
-    if subprocess.run(command, check=False).returncode:
-        raise ValueError(f"no wheels for {system}, Python {version}: the lines above say why")
+    return all(
+        subprocess.run(command + words, check=False).returncode == 0
+        for words in (first, packages(system, version))
+    )
 
 
 def copy_run(run: Path, out: Path) -> None:
@@ -80,9 +97,12 @@ def pack(out: Path, run: Path, systems: list[str], versions: list[str], index: s
         raise ValueError(f"{out}: is there, and was not written by `pack`; give another -o")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / NOTES, {"systems": systems, "python": versions})
-    for system in systems:
-        for version in versions:
-            download(out / "wheels", system, version, index)
+    lost = [
+        f"{system}, Python {version}"
+        for system in systems
+        for version in versions
+        if not download(out / "wheels", system, version, index)
+    ]
 
     # The project is copied anew: it may have changed.
     shutil.rmtree(out / "project", ignore_errors=True)
@@ -94,3 +114,6 @@ def pack(out: Path, run: Path, systems: list[str], versions: list[str], index: s
     (out / "READ-ME.txt").write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 2**20:,.0f} MiB; READ-ME.txt says what to type")
+    if lost:
+        where = f"--index {index} is asked for Linux" if "linux" in " ".join(lost) else "network?"
+        raise ValueError(f"{out}: no wheels for {'; '.join(lost)}: pip says why above; {where}")

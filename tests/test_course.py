@@ -3,6 +3,7 @@
 That each check finds what is wrong is proven outside these tests: `python -m course prove`."""
 
 import ast
+import importlib.metadata
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ import sys
 import textwrap
 
 import pytest
+from packaging.requirements import Requirement
 from test_flags import leaves
 from test_readme import COMMANDS, MODULES, ROOT, options, parser_of
 
@@ -417,18 +419,38 @@ def test_a_stick_has_wheels_for_each_system_the_project_and_its_models(tmp_path,
     assert not list(out.rglob("big.pt")) and not list(out.rglob(".venv"))
     for name in ("train.py", "course/copies.py", "course/lessons/README.md", "demo/world.py"):
         assert (out / "project" / name).is_file(), name
-    windows, linux = calls
+    torch_of_windows, windows, torch_of_linux, linux = calls
     assert "win_amd64" in windows and "colorama" in windows and "colorama" not in linux
     assert "tomli" in linux and "3.10" in linux and "manylinux_2_28_x86_64" in linux
-    assert not any("triton" in word for word in windows + linux)
+    assert not any("triton" in word for call in calls for word in call)
+    assert "https://index" in torch_of_linux and torch_of_linux[-3].endswith("+cpu")
+    assert "https://index" not in torch_of_windows and torch_of_windows[-1].startswith("torch==")
     lines = (out / "needed.txt").read_text(encoding="utf-8").split()
-    assert set(lines) < set(windows) and any(line.startswith("torch") for line in lines)
+    assert set(lines) < {*windows, *torch_of_windows}
 
     pack.pack(out, run, [], [], "https://index")  # what is ours may be written again
-    with pytest.raises(ValueError, match="no wheels for mac, Python 3.13"):
-        pack.pack(out, run, ["mac"], ["3.13"], "https://index")
+    with pytest.raises(ValueError, match="no wheels for mac, Python 3.13; windows, .*: pip says"):
+        pack.pack(out, run, ["mac", "windows"], ["3.13"], "https://index")
+    assert "win_amd64" in calls[-1], "one system without wheels stops no other"
     with pytest.raises(ValueError, match="was not written by `pack`"):
         pack.pack(tmp_path, run, [], [], "https://index")
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.12"])
+@pytest.mark.parametrize("system, name", [("windows", "Windows"), ("linux", "Linux")])
+def test_a_stick_leaves_out_nothing_that_a_package_needs(system, name, version):
+    """pip follows no dependencies when it loads for another system."""
+    platform = {"Windows": "win32", "Linux": "linux"}[name]
+    place = {"platform_system": name, "sys_platform": platform, "extra": ""}
+    place |= {"python_version": version, "python_full_version": f"{version}.1"}
+    there = {Requirement(line).name for line in pack.packages(system, version)} | {"torch"}
+    for package in sorted(there - {"colorama", "exceptiongroup", "tomli"}):
+        for line in importlib.metadata.requires(package) or []:
+            need = Requirement(line)
+            if need.name.startswith(("cuda", "nvidia", "triton")):
+                continue  # only of the build with CUDA
+            if need.marker is None or need.marker.evaluate(place):
+                assert need.name.lower() in there, f"{package} needs {need.name}"
 
 
 # ------------------------------------------------------------------------- the real exercises

@@ -251,6 +251,10 @@ def other_statistics_and_empty_images():
     expect(
         "without the image that has no question", bootstrap(columns[:3], quotient)[1:], (low, high)
     )
+    # Of three images both bounds are the outermost resamples; of many an empty image would widen.
+    many = independent(60, 2)
+    found = bootstrap(np.concatenate([many, np.zeros((60, 2))]))
+    close("60 images beside 60 without a question", found, bootstrap(many), 1e-9)
 
 
 def nothing_varies():
@@ -364,6 +368,12 @@ def never_zero():
     close("60 of 60 in favour, 999 random patterns", p, 1 / 1000)
     p = permutation_p([0.1] * 6 + [-0.1] * 2)
     close("six of 0.1 and two of −0.1", p, 74 / 256)
+    # In tenths the same differences have the same p, whatever rounding does to their sums.
+    for seed in range(20):
+        whole = np.random.default_rng(seed).integers(-4, 5, 8)
+        close(f"{whole.tolist()}, in tenths", permutation_p(whole * 0.1), permutation_p(whole))
+    values = np.random.default_rng(0).normal(0.3, 1, 20)
+    expect("p of 20 differences, a second time", permutation_p(values), permutation_p(values))
 
 
 PERMUTATION = Exercise(

@@ -475,7 +475,7 @@ EXERCISES = [
             Check(
                 1,
                 "the inputs, padded on the right",
-                "A sample of n ids has n − 1 inputs and n − 1 targets.",
+                "A dict: ids, targets, layout. A sample of n ids has n − 1 inputs and targets.",
                 collates_inputs,
             ),
             Check(
@@ -499,7 +499,8 @@ EXERCISES = [
             Check(
                 1,
                 "samples of several records",
-                "sample.starts has more than one entry then. Layout is a NamedTuple: _replace.",
+                "Does any sample have more than one entry in starts? Then the row is as long as "
+                "the next multiple of 64. firsts: the place of each sample's first token.",
                 collates_several_records,
             ),
         ],

@@ -160,9 +160,9 @@ def read_grades(path: Path) -> dict:
     """A course-NN.json. ValueError if it is none."""
     value = read_json(path)
     try:
-        _ = [value["lesson"] + value["points"] + value["of"]]
+        _ = value["lesson"] + value["points"] + value["of"] + 0
         for each in value["exercises"]:
-            _ = each["name"] + "", each["points"] + each["of"]
+            _ = each["name"] + "", each["points"] + each["of"] + 0
             _ = [check["what"] + "" for check in each["checks"] if check["points"] + 0 < 0]
     except (LookupError, TypeError):
         raise ValueError(f"{path}: is not what `check` wrote; check again") from None

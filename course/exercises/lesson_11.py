@@ -262,6 +262,8 @@ def nothing_varies():
 
     _, low, high = bootstrap([[0, 2]] * 40)
     assert low == 0 and 0.05 < high < 0.12, f"40 images, none right: {low:.3f} – {high:.3f}"
+    _, low, high = bootstrap([[2, 2]] * 40)
+    assert high > 0.999 and 0.88 < low < 0.95, f"40 images, all right: {low:.3f} – {high:.3f}"
     _, low, high = bootstrap([[1, 1]])
     assert low < 0.5, f"one image, right: {low:.2f} – {high:.2f}"
     _, low, high = bootstrap([[3.0, 1]], lambda sums: sums[..., 0])
@@ -408,7 +410,7 @@ PERMUTATION = Exercise(
             never_zero,
         ),
     ],
-    {"11_permutation_a.py": 2, "11_permutation_b.py": 3},
+    {"11_permutation_a.py": 2, "11_permutation_b.py": 3, "11_permutation_c.py": 3},
 )
 
 

@@ -24,6 +24,8 @@ def plain_verdicts():
 
     for text, verdict in (("VERDICT: 1", 1), ("Both are right.\nVERDICT: TIE", 0)):
         expect(repr(text), read_verdict("pairwise", text), verdict)
+    expect("'Verdict: tie'", read_verdict("pairwise", "Verdict: tie"), 0)
+    expect("'SCORES: 10 1'", read_verdict("grade", "SCORES: 10 1"), (10, 1))
     expect("'SCORES: 7 9'", read_verdict("grade", "Good.\nSCORES: 7 9"), (7, 9))
 
 
@@ -52,7 +54,11 @@ def unreadable_replies_are_errors():
 
     for mode, text in (
         ("pairwise", "Answer 1 is better."),
+        ("pairwise", "You can see that both are good."),
         ("grade", "SCORES: 0 12"),
+        ("grade", "SCORES: 0 5"),
+        ("grade", "SCORES: 5 11"),
+        ("grade", "SCORES: 7 8. No: SCORES: 7 80"),
         ("grade", "SCORES: 8"),
         ("pairwise", ""),
     ):
@@ -182,12 +188,14 @@ def words_around_it():
     expect("JSON in a fence", parse_object(fenced), {"en": {"a": 1}})
     thought = '<think>First {"en": 0}? No.</think>\n{"en": 1}'
     expect("JSON after reasoning", parse_object(thought), {"en": 1})
+    expect("JSON after reasoning twice", parse_object("a</think>b" + thought), {"en": 1})
+    expect("JSON of several lines", parse_object('{\n"en": 1\n}'), {"en": 1})
 
 
 def not_two_and_not_a_list():
     from annotation.filters import parse_object
 
-    for text in ('{"a": 1} {"b": 2}', '[{"a": 1}]', '{"a": 1', ""):
+    for text in ('{"a": 1} {"b": 2}', '[1] {"a": 1}', '{"a": 1} [1]', '[{"a": 1}]', '{"a": 1', ""):
         assert refused(parse_object, text), f"{text!r}: not one object, must be a ValueError"
 
 
@@ -356,6 +364,10 @@ def short_answers_of_other_images():
     pair = {"en": ("What is it?", "A cat.")}
     for image in ("a.png", "b.png", "c.png"):
         assert found.find(image, image, pair) is None, "a cat may be on many images"
+    other = {"en": ("What sleeps?", "A cat.")}
+    assert found.find("a.png", "reply 2", other) is None, "another question with the same answer"
+    other = {"ko": ("What is it?", "A cat.")}
+    assert found.find("a.png", "reply 3", other) is None, "the same in another language"
 
 
 def long_answers_that_return():

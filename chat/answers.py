@@ -20,7 +20,6 @@ import vision
 from checkpoint import load_config, load_tokenizer
 from evaluation.heatmap import heat, word_scores
 from generate import load_for_inference, stream_tokens
-from kernels import rope as apply_rope
 from vocabulary.conversations import read_conversations
 
 MAX_MODELS = 2  # in memory
@@ -138,8 +137,7 @@ class Recorder:
     def note_attention(self, layer, attn, inputs, _):
         """The weights of the last query: x (1, T, C) -> (H, N)."""
         x, (cos, sin, positions), _, (k_cache, _, lengths) = inputs
-        q = attn.q_norm(attn.q_proj(x[:, -1:]).view(1, 1, -1, attn.head_dim))
-        q, _ = apply_rope(q, q, cos, sin, positions[:, -1:])
+        q, _, _ = attn.project(x[:, -1:], (cos, sin, positions[:, -1:]))
 
         # Each group of query heads shares a key head: (T, K, D) -> (T, H, D).
         keys = k_cache[0, : int(lengths[0]) + x.shape[1]].float()

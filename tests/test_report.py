@@ -1,6 +1,7 @@
 """The report of a run: curves, tables, images, attention and commands, in one file offline."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from evaluation.report.limits import caption_table, few_answers, weakest_groups
 from evaluation.report.page import stage_folders
 from evaluation.tables import number
 from generate import load_for_inference
+from model import XLlava
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +272,15 @@ def test_attention_over_patches_is_the_decoders_own(folder, world, config, token
     lengths = [len(prompt) + n for n in range(len(tokenizer.encode(answer)) + 1)]
     want = np.full(num_patches, np.mean([1 / length for length in lengths]))
     assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_attention_maps_are_those_of_normed_queries(world, config, tokenizer):
+    """Qwen3 norms the queries of each head: their scale changes nothing."""
+    text = replace(config.text, model_type="qwen3")
+    model = XLlava(replace(config, text=text)).init_weights().eval()
+    prompt, _ = data.encode_chat([(["", "\nWhat?"], None)], tokenizer, config.vision.num_patches)
+    given = model, tokenizer, prompt, "red cat", world / "0.png"
+    before = attention_over_patches(*given)
+    for block in model.decoder.layers:
+        block.attn.q_proj.weight.data *= 64
+    assert attention_over_patches(*given) == pytest.approx(before, rel=1e-3)

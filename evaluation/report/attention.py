@@ -10,7 +10,6 @@ from evaluation.answer import image_path
 from evaluation.heatmap import paint
 from evaluation.report.gallery import card, div, image_tag, preprocessed, verdict
 from generate import load_for_inference
-from kernels import rope as apply_rope
 
 GLOBAL_SKILLS = ("mood", "background")  # about the whole image: no place to attend to
 
@@ -38,8 +37,7 @@ def attention_over_patches(model, tokenizer, prompt, answer, path):
 
 def attention_weights(module, x, rope):
     """Causal attention weights, which kernels never store: x (1, T, C) -> (H, T, T)."""
-    shape = 1, x.shape[1], -1, module.head_dim
-    q, k = apply_rope(module.q_proj(x).view(shape), module.k_proj(x).view(shape), *rope)
+    q, k, _ = module.project(x, rope)
     k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
     scores = torch.einsum("thd,shd->hts", q[0].float(), k[0].float()) / module.head_dim**0.5
     future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)

@@ -34,7 +34,7 @@ STAGES = {
         "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 450, 100, 52
     ),
     "instruct-3": Stage(
-        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 300, 50, 33
+        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 300, 20, 33
     ),
     # a lower rate, kept for longer
     "instruct": Stage(

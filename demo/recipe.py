@@ -39,9 +39,9 @@ STAGES = {
     # a lower rate, kept for longer
     "instruct": Stage(
         "--lr 6e-4 --muon-lr 0.003 --decay-ratio 0.6 --batch-size 16 --records-per-sample 8",
-        2200,
+        2300,
         200,
-        260,
+        275,
     ),
 }
 # Training images, and documents of each kind of text

@@ -44,7 +44,7 @@ MORE_KINDS = NOUN_SKILLS | dict.fromkeys(("is_background", "is_other_background"
 UNANSWERED = ("absent", "empty", "unanswerable", "greeting", "no_image")
 # Of what only some training images are asked: every how manieth.
 FURTHER_SKILLS = ("caption", "is_background", "is_other_background", *UNANSWERED)
-EVERY = {"caption": 2, "empty": 2, "absent": 2, "unanswerable": 4, "greeting": 10, "no_image": 10}
+EVERY = {"empty": 2, "absent": 2, "unanswerable": 4, "greeting": 10, "no_image": 10}
 BASE_ONLY_EVERY = 6  # every sixth image of a test split shows a base-only kind
 # Splits about the first thing of each scene, and their types of yes/no question.
 YES_NO_OF_SPLIT = {

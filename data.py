@@ -50,7 +50,7 @@ from vocabulary.records import read_record, scan_records
 from vocabulary.scripts import guess_language
 
 
-# ------------------------------------------------------------------------------------ chat template
+# ---------------- chat template
 def encode_chat(turns, tokenizer, num_patches):
     """(ids, loss_mask) of a conversation, two lists. The mask is 1 for each answer and its </s>.
 
@@ -84,7 +84,7 @@ def encode_chat(turns, tokenizer, num_patches):
     return ids, loss_mask
 
 
-# ------------------------------------------------------------------------------------ samples
+# ---------------- samples
 class BadSample(ValueError):
     """A sample that can't be used. The message names file, record, id and reason."""
 
@@ -129,9 +129,9 @@ def encode_records(records, tokenizer, config, max_length):
 
 def check_length(ids, config, max_length=math.inf):
     """ValueError if a sample has too many tokens."""
-    reads = config.text.max_position_embeddings
-    if len(ids) > reads:
-        raise ValueError(f"{len(ids)} tokens, longer than the model reads: the limit is {reads}")
+    limit = config.text.max_position_embeddings
+    if len(ids) > limit:
+        raise ValueError(f"{len(ids)} tokens, longer than the model reads: the limit is {limit}")
     if len(ids) > max_length:
         raise ValueError(f"{len(ids)} tokens, the limit is {max_length}")
 
@@ -153,11 +153,11 @@ def attention_pairs(sample):
     return sum(length**2 for length in record_lengths(sample)) - repeated
 
 
-# ------------------------------------------------------------------------------------ data sets
+# ---------------- data sets
 def shared_image_key(record, messages):
-    """(image, "", number of messages): records of one key may share a sample; None:
-    the record stays alone. The "" only keeps the order that the key seeds in `scan`. The number of
-    messages keeps conversations and single questions apart."""
+    """(image, "", number of messages): records of one key may share a sample; None: the record stays
+    alone. Conversations and single questions don't mix. `scan` seeds its shuffle with the key: the
+    "" keeps the order that models were trained with."""
     found = [record[key] for key in IMAGE_KEYS if record.get(key)]
     image = found[0] if len(found) == 1 else None
     if isinstance(image, list) and len(image) == 1:
@@ -169,14 +169,13 @@ def shared_image_key(record, messages):
 
 
 def record_language(record, messages):
-    """The language that a record names, or that of its first turn's script. Its letters are those
-    of `scan_records`."""
+    """The language that a record names, or that of its first turn's script."""
     language = record.get("language")
     if language or not messages:
         return str(language or "?")
     contents = [str(content) for role, content in messages if role != "system"]
     text = "".join(contents[:2])
-    try:
+    try:  # `scan_records` reads bytes as latin-1, which is quick
         return guess_language(text.encode("latin-1").decode())
     except ValueError:  # the file has escapes such as \\uac00: these are right already
         return guess_language(text)
@@ -229,16 +228,16 @@ class ConversationDataset:
         self.spans.append(np.array(spans).reshape(-1, 2))
         self.languages.append(languages)
 
-        alone = ((i, [i]) for i in range(len(has_image)))
-        pairs = groups.items() or alone
-        for key, group in pairs:
+        # With one record a sample there are no groups, which would take memory.
+        single_records = ((i, [i]) for i in range(len(has_image)))
+        for key, group in groups.items() or single_records:
             if len(group) > 1:
                 random.Random(f"{f} {key}").shuffle(group)
             # Sort key: the number of messages first, then the characters, a cheap stand-in for the
             # number of tokens. An image counts as 1,000 characters.
             num_messages = key[2] if isinstance(key, tuple) else 0
-            for at in range(0, len(group), self.records_per_sample):
-                numbers = group[at : at + self.records_per_sample]
+            for start in range(0, len(group), self.records_per_sample):
+                numbers = group[start : start + self.records_per_sample]
                 length = sum(text_lengths[i] for i in numbers) + 1000 * has_image[numbers[0]]
                 yield numbers, num_messages * 2**32 + length
 
@@ -279,7 +278,7 @@ class ConversationDataset:
         return Sample(ids, loss_mask, pixels, starts)
 
 
-# ------------------------------------------------------------------------------------ batches
+# ---------------- batches
 def collate(samples, pad_id, T=None):
     """Samples -> a batch: ids and targets (B, T), padded on the right; layout; pixels
     (I, 3, S, S) if there are images. A target is the id that follows, or IGNORE_INDEX where the
@@ -372,7 +371,7 @@ def select_loss_positions(targets):
     return torch.cat([trained, ignored.repeat(-len(trained) % 64 if len(trained) else 64)])
 
 
-# ------------------------------------------------------------------------------------ command line
+# ---------------- command line
 def check(path, tokenizer, config, max_length, images=None, limit=20):
     """Prints the first bad samples of a file, and what it holds. Returns whether all is well."""
     dataset = ConversationDataset([path], tokenizer, config, max_length, images=images)
@@ -404,7 +403,7 @@ def check(path, tokenizer, config, max_length, images=None, limit=20):
         line += f"; {count['dropped']:,} first turns of the model are left out, as in LLaVA"
     print(line)
 
-    # A file may be good for something else.
+    # Questions without answers can still be asked (generate.py --batch).
     if count["bad"] == len(dataset):
         what = "questions without answers: " if count["unanswered"] else ""
         print(f"{path}: {what}nothing to train on")

@@ -34,7 +34,7 @@ from vocabulary.identity import claim_run, describe_files, describe_images, desc
 from vocabulary.records import read_complete_lines
 
 
-# ------------------------------------------------------------------------------------ generation
+# ---------------- generation
 class Sampling(NamedTuple):
     """How the next token is chosen (nucleus sampling, arXiv 1904.09751)."""
 
@@ -154,7 +154,7 @@ def sample_tokens(logits, sampling):
     return order.gather(1, torch.multinomial(p, 1, generator=sampling.generator))[:, 0]
 
 
-# ------------------------------------------------------------------------------------ answers
+# ---------------- answers
 def answer_batch(model, tokenizer, prompts, pixels=None, **options):
     """The answers to B prompts, as texts. Options: those of `generate`."""
     answers = [[] for _ in prompts]
@@ -203,7 +203,7 @@ def load_for_inference(folder, device="auto"):
     return load_model(folder, dtype).to(device).eval(), load_tokenizer(folder)
 
 
-# ------------------------------------------------------------------------------------ command line
+# ---------------- command line
 def answer_file(model, tokenizer, args, options):
     """Answers the first question of each record of a LLaVA file. A second run continues where the
     first one stopped."""

@@ -40,7 +40,7 @@ from vocabulary.command import Parser, run_main
 IGNORE_INDEX = -100  # a target with this value adds nothing to the loss
 
 
-# ------------------------------------------------------------------------------------ configuration
+# ---------------- configuration
 @dataclass(frozen=True)
 class DecoderConfig:
     """Shape of the decoder. The fields have the names of transformers' LlamaConfig."""
@@ -101,7 +101,7 @@ class Layout(NamedTuple):
 PLAIN = Layout()  # causal attention, positions 0 … T−1, every output
 
 
-# ------------------------------------------------------------------------------------ the decoder
+# ---------------- the decoder
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight, over the last dimension (arXiv 1910.07467)."""
 
@@ -271,10 +271,10 @@ class Decoder(nn.Module):
         rope = (*self.rope_cos_sin(length, x.device), positions)
 
         # Only the last block may skip positions: before it, all keys and values are needed.
-        every_position = layout._replace(loss_positions=None)
+        full_layout = layout._replace(loss_positions=None)
         last = len(self.layers) - 1
         for i, block in enumerate(self.layers):
-            block_layout = layout if i == last else every_position
+            block_layout = layout if i == last else full_layout
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, block_layout, use_reentrant=False)
             else:
@@ -307,7 +307,7 @@ def select_positions(x, positions):
     return x.flatten(0, 1).index_select(0, positions)
 
 
-# ------------------------------------------------------------------------------------ whole model
+# ---------------- whole model
 class Projector(nn.Sequential):
     """From the ViT's width to the decoder's: Linear, GELU, Linear (LLaVA-1.5's "MLP")."""
 
@@ -391,7 +391,7 @@ class XLlava(nn.Module):
         return linear_cross_entropy(hidden, self.decoder.lm_head.weight, targets, IGNORE_INDEX)
 
 
-# ------------------------------------------------------------------------------------ presets
+# ---------------- presets
 # "tiny" is the demo's, for two CPU cores. "x-llava-*": Llama 2 with the paper's vocabulary of
 # 32,000 + 7,478 pieces, and CLIP ViT-L/14-336.
 PRESETS = {

@@ -57,7 +57,7 @@ from vocabulary.stream_decoder import StreamDecoder
 BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-# ------------------------------------------------------------------------------ the textbook's BPE
+# ---------------- the textbook's BPE
 def learn_merges_textbook(words: dict[str, int], n_pieces: int, max_piece_length: int) -> list[str]:
     """The definition of training: {word: count} -> pieces, in the order of their merges.
 
@@ -105,7 +105,7 @@ def bpe_textbook(symbols: Iterable[str], scores: dict[str, float], separator="")
         symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
 
 
-# ---------------------------------------------------------------------------- encoding and decoding
+# ---------------- encoding and decoding
 class Tokenizer(SentencePieceModel):
     """Text -> ids -> text, with the pieces and settings of a SentencePiece file.
 
@@ -176,7 +176,7 @@ class Tokenizer(SentencePieceModel):
         return "".join(map(stream.push, ids)) + stream.flush()
 
 
-# ----------------------------------------------------------------------------------------- training
+# ---------------- training
 def train(
     lines: Iterable[str],
     vocab_size: int,
@@ -214,13 +214,15 @@ def train(
             f"a vocabulary of {vocab_size} is too small for {len(special)} special pieces and the "
             f"{len(alphabet)} characters of the text: ask for more, or lower the character coverage"
         )
-    if max_piece_length == 1:  # nothing to merge: the vocabulary is the alphabet
+    if max_piece_length == 1:  # nothing to merge: the vocabulary is smaller than asked for
         vocab_size, n_merges = vocab_size - n_merges, 0
     merges = learn_merges(alphabet, symbols, weights, n_merges, max_piece_length, progress)
     if len(merges) < n_merges:
-        most = vocab_size - n_merges + len(merges)
-        advice = "ask for fewer, or give more text"
-        raise ValueError(f"the text has pairs for {most} pieces, not for {vocab_size}: {advice}")
+        possible = vocab_size - n_merges + len(merges)
+        raise ValueError(
+            f"the text has pairs for {possible} pieces, not for {vocab_size}: ask for fewer, or "
+            "give more text"
+        )
 
     # The earlier a merge, the higher its score: encoding repeats the merges in this order.
     ranked = [Piece(text, -float(rank)) for rank, text in enumerate([*merges, *alphabet])]
@@ -230,7 +232,7 @@ def train(
     return Tokenizer(special + ranked, fields)
 
 
-# ----------------------------------------------------------------------------- merging vocabularies
+# ---------------- merging vocabularies
 def find_unreachable(tokenizer: Tokenizer) -> list[str]:
     """The pieces that no text can produce: those that their own characters alone don't encode to.
 
@@ -276,7 +278,9 @@ def select_pieces(
             base.require_same_normalizer(new)
         left_out["special"] = [p.text for p in new.pieces if p.type not in (NORMAL, USER_DEFINED)]
         new = [p.text for p in new.pieces if p.type in (NORMAL, USER_DEFINED)]
-    waiting = []
+
+    # Each candidate once, in order; the empty string is none.
+    candidates = []
     for text in filter(None, dict.fromkeys(new)):
         if text in base.ids:
             left_out["known"].append(text)
@@ -285,25 +289,25 @@ def select_pieces(
         elif unreachable != "keep" and is_blocked(text, base):
             left_out["blocked"].append(text)
         else:
-            waiting.append(text)
+            candidates.append(text)
     if unreachable == "keep":
-        return waiting, left_out
+        return candidates, left_out
 
     # Passes repeat while they add something, as a piece may need one that comes later in `new`.
     scores, next_scores, added = dict(base.scores), scores_below(base), []
     n_before = -1
     while n_before != len(added):
         n_before = len(added)
-        for text in waiting:
+        for text in candidates:
             if len(bpe(text, scores)) <= 2:
                 added.append(text)
                 scores[text] = next(next_scores)  # below all others
-        waiting = [text for text in waiting if text not in scores]
-    left_out["unreachable"] = waiting
+        candidates = [text for text in candidates if text not in scores]
+    left_out["unreachable"] = candidates
 
     # Repair: join the first two symbols of a piece until one is left, which is the piece.
     if unreachable == "repair":
-        for text in waiting:
+        for text in candidates:
             while text not in scores:
                 first, second, *_ = bpe(text, scores)
                 added.append(first + second)
@@ -330,7 +334,7 @@ def merge_vocabularies(
     return add_control_pieces(Tokenizer(base.pieces + pieces, base.fields), control)
 
 
-# ------------------------------------------------------------------------------------- command line
+# ---------------- command line
 def load(path: str | Path) -> Tokenizer | ByteLevelTokenizer:
     """From a .model file, a tokenizer.json, or the folder of one of them."""
     path = Path(path)
@@ -360,6 +364,7 @@ def run_merge(args: argparse.Namespace) -> None:
         foreign_only = not is_latin(new) if args.foreign_only is None else args.foreign_only
         options = {"foreign_only": foreign_only, "same_normalizer": args.same_normalizer}
         added, left_out = select_pieces(merged, new, unreachable=args.unreachable, **options)
+        # They are chosen: append all of them.
         merged = merge_vocabularies(merged, added, (), unreachable="keep", foreign_only=False)
         report.print_selection(path, added, left_out, args.unreachable)
 
@@ -370,8 +375,8 @@ def run_merge(args: argparse.Namespace) -> None:
     n_control = merged.vocab_size - base.vocab_size - n_new
     counts = f"{base.vocab_size:,} + {n_new:,} new + {n_control} control"
     lost = find_unreachable(merged) if merged.is_bpe else []
-    lost = f"{len(lost):,} unreachable {first_few(lost)}".strip()
-    print(f"{args.out}: {merged.vocab_size:,} pieces = {counts}; {lost}")
+    summary = f"{merged.vocab_size:,} pieces = {counts}; {len(lost):,} unreachable"
+    print(f"{args.out}: {summary} {first_few(lost)}".rstrip())
     report.print_changes(base, merged, args.compare)
 
 

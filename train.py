@@ -67,7 +67,7 @@ from vocabulary.control_pieces import require_control_pieces
 from vocabulary.flags import at_least
 
 
-# ------------------------------------------------------------------------------------ recipes
+# ---------------- recipes
 def flag(kind, text, default=MISSING):
     """A field of Recipe with the argparse type and the help of its flag."""
     return field(default=default, metadata={"kind": kind, "text": text})
@@ -108,7 +108,7 @@ RECIPES = {
 }
 
 
-# ------------------------------------------------------------------------------------ the loop
+# ---------------- the loop
 class StepStats(NamedTuple):
     """Sums over all micro-batches and ranks of one step."""
 
@@ -121,7 +121,8 @@ class StepStats(NamedTuple):
 
 
 def train_loop(args, process, wrapped, optimizers, log, observer):
-    """wrapped: the model with its loss. False if a signal ended the run before the last step."""
+    """Returns False if a signal ended the run early. wrapped: the model with its loss, on all ranks;
+    process: this rank; observer: validates and keeps snapshots."""
     batches = log.batches
     stop_signals = StopSignals()
     loader = make_loader(batches, args.workers, pin_memory=process.device.type == "cuda")
@@ -201,7 +202,7 @@ def gradients(wrapped):
     return [weight.grad for weight in wrapped.parameters() if weight.grad is not None]
 
 
-# ------------------------------------------------------------------------------------ the run
+# ---------------- the run
 def train(args):
     """Trains one stage: from a model folder, or random weights, to the model folder args.out."""
     process = init_distributed(args.device, args.precision)
@@ -224,7 +225,7 @@ def train(args):
         token_budget=args.pack,
         weights=args.weights,
     )
-    # Also for runs.jsonl, by which --resume knows a run.
+    # --resume compares args with those in runs.jsonl.
     args.steps = args.steps or math.ceil(args.epochs * batches.sampler.per_epoch)
     batches.steps = args.steps
 
@@ -301,11 +302,11 @@ def build_model(args):
 
 def build_dataset(args, tokenizer, config):
     """The samples of the stage. ValueError if a file has none."""
-    data, given, reads = args.data, args.max_length, config.text.max_position_embeddings
-    max_length = min(given, reads)
-    # The recipe's value is made for large models: no word about it.
-    if given > reads and given != RECIPES[args.stage].max_length:
-        print_rank0(f"--max-length {given}: the model reads {reads}, so {reads}")
+    data, limit = args.data, config.text.max_position_embeddings
+    max_length = min(args.max_length, limit)
+    # The recipe's own value is for large models: cut it without a word.
+    if max_length < args.max_length != RECIPES[args.stage].max_length:
+        print_rank0(f"--max-length {args.max_length}: the model reads {limit}, so {limit}")
 
     if args.stage == "vision":
         dataset = PhraseDataset(data, tokenizer, config, args.dictionary, args.images)
@@ -315,15 +316,15 @@ def build_dataset(args, tokenizer, config):
         token_cache = args.token_cache or Path(args.out) / "tokens"
         dataset = TextDataset(data, tokenizer, max_length, token_cache)
     else:
-        more = max_length, args.records_per_sample, args.images
-        dataset = ConversationDataset(data, tokenizer, config, *more)
+        options = max_length, args.records_per_sample, args.images
+        dataset = ConversationDataset(data, tokenizer, config, *options)
     if 0 in dataset.sizes:
         reason = "; ".join(["nothing to train on", *getattr(dataset, "bad", [])[:1]])
         raise ValueError(f"{data[dataset.sizes.index(0)]}: {reason}")
     return dataset
 
 
-# ------------------------------------------------------------------------------------ command line
+# ---------------- command line
 # fmt: off
 FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("model", flags.folder, None, "the model folder to start from"),
@@ -346,7 +347,7 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("keep_checkpoints", flags.count, 2, "the newest N stay"),
     ("resume", bool, False, "go on with the run in -o, if there is one"),
     ("fresh", bool, False, "set aside what is in -o, and begin anew"),
-    ("workers", at_least(0, most=256), 4 * torch.cuda.is_available(), "they prepare batches"),
+    ("workers", at_least(0, most=256), 4 if torch.cuda.is_available() else 0, "processes that prepare batches"),
     ("dictionary", flags.file, None, "vision: words that mean the same, cat = 고양이 = 猫"),
     ("token_cache", flags.text, None, "text: folder of tokenized files (default: OUT/tokens)"),
     ("estimate", flags.count, None, "do not train: print memory, steps and hours on N processes"),
@@ -382,8 +383,8 @@ def parse_args():
         add("--data", nargs="+", **required, metavar="FILE", help=about)
         add("-o", "--out", **required, help="folder of the run and its model")
         group = stage_parser.add_argument_group("the recipe")
-        for each in fields(Recipe):
-            add_flag(group, each.name, default=getattr(recipe, each.name), **each.metadata)
+        for entry in fields(Recipe):
+            add_flag(group, entry.name, default=getattr(recipe, entry.name), **entry.metadata)
         for row in FLAGS:
             add_flag(stage_parser, *row)
         add_arguments(stage_parser)

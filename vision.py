@@ -37,8 +37,8 @@ from vocabulary.png import claim_png, save_png
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MEAN_COLOUR = (122, 116, 104)  # CLIP_MEAN in 8 bits: almost zero after normalisation
-HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
-MODES = ("pad", "square", "resize", "resize-bilinear")  # of `preprocess`
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+ASPECT_RATIOS = ("pad", "square", "resize", "resize-bilinear")  # see `preprocess`
 
 # A larger image is refused: a small file may unpack to gigabytes (a decompression bomb).
 MAX_PIXELS = 50_000_000
@@ -51,7 +51,7 @@ SAFE_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000",
 FORMATS = [name for name in SAFE_FORMATS if name in Image.OPEN]
 
 
-# ------------------------------------------------------------------------------------ images
+# ---------------- images
 def load_image(path):
     """Opens an image file, upright and in RGB. ValueError in one line if it can't be used."""
     name = shorten(path)
@@ -117,8 +117,8 @@ def to_rgb(image):
 
 
 def to_8_bits(grey):
-    """Grey values in any type -> uint8. Files keep 8, 10, 12 or 16 bits in 16, or floats 0 … 1: the
-    largest value tells which."""
+    """Grey values of any type -> uint8. The largest value tells how many bits (8, 10, 12, 16) the
+    file used, or that it has floats 0 … 1."""
     grey = np.nan_to_num(grey)
     largest = grey.max()
     if grey.dtype.kind == "f" and largest <= 1:
@@ -144,9 +144,8 @@ def preprocess(image, size, image_aspect_ratio="pad"):
     elif image_aspect_ratio == "resize-bilinear":
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     else:
-        raise ValueError(
-            f"image_aspect_ratio {image_aspect_ratio!r}: must be one of {', '.join(MODES)}"
-        )
+        choices = ", ".join(ASPECT_RATIOS)
+        raise ValueError(f"image_aspect_ratio {image_aspect_ratio!r}: must be one of {choices}")
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())  # (S, S, 3) -> (3, S, S)
 
 
@@ -202,7 +201,7 @@ def normalise(pixels, mean=CLIP_MEAN, std=CLIP_STD):
     return (pixels.float() / 255 - mean) / std
 
 
-# ------------------------------------------------------------------------------------ the ViT
+# ---------------- the ViT
 def quick_gelu(x):
     """CLIP's approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)
@@ -253,7 +252,7 @@ class VisionConfig:
     @property
     def mean_and_std(self):
         """Of each colour channel, in the pixels that the ViT was trained on."""
-        return (CLIP_MEAN, CLIP_STD) if self.is_clip else (HALF, HALF)
+        return (CLIP_MEAN, CLIP_STD) if self.is_clip else (SIGLIP_MEAN, SIGLIP_STD)
 
     @property
     def num_patches(self):
@@ -365,14 +364,14 @@ class ViT(nn.Module):
         return F.linear(x, self.patch_embed.weight.flatten(1), self.patch_embed.bias)
 
 
-# ------------------------------------------------------------------------------------ command line
+# ---------------- command line
 def main():
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("images", nargs="+", type=flags.file, metavar="IMAGE", help="any that Pillow reads")
     add("--size", type=flags.at_least(1, most=4096), default=336, help="pixels per side")
-    how = "pad to a square (LLaVA-1.5), crop the centre (CLIP), or resize (SigLIP)"
-    add("--image-aspect-ratio", choices=MODES, default="pad", help=how)
+    about = "pad to a square (LLaVA-1.5), crop the centre (CLIP), or resize (SigLIP)"
+    add("--image-aspect-ratio", choices=ASPECT_RATIOS, default="pad", help=about)
     add("-o", "--out", type=flags.text, default="preprocessed.png", help="the PNG to write")
     args = parser.parse_args()
     claim_png(args.out, "vision.py", args.images)

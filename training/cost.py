@@ -42,7 +42,7 @@ def peak_flops(device):
     return None
 
 
-# ------------------------------------------------------------------------------------ FLOPs
+# ---------------- FLOPs
 class FlopsPerUnit(NamedTuple):
     """FLOPs of one of each, forward and backward."""
 
@@ -96,7 +96,7 @@ def trains(module):
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-# ------------------------------------------------------------------------------------ an estimate
+# ---------------- an estimate
 class SampleStats(NamedTuple):
     """Means over samples."""
 
@@ -224,15 +224,16 @@ def memory_verdict(model, args, stats, total, available):
         return f"fits on {gpu}"
 
     # What may help, and is not there yet.
-    given, one = vars(args), "--micro-batch-size 1"
-    one += " instead of --pack" if args.pack else ""
-    is_one = not args.pack and (args.micro_batch_size or args.batch_size // args.estimate) == 1
+    given = vars(args)
+    smallest = "--micro-batch-size 1" + (" instead of --pack" if args.pack else "")
+    samples = args.micro_batch_size or args.batch_size // args.estimate
+    is_smallest = not args.pack and samples == 1
     options = {
         "--activation-checkpointing": {"activation_checkpointing": True},
-        one: {} if is_one else {"micro_batch_size": 1, "pack": 0},
+        smallest: {} if is_smallest else {"micro_batch_size": 1, "pack": 0},
         "--fsdp": {"fsdp": True} if args.estimate > 1 else {},
     }
-    options = {flag: more for flag, more in options.items() if given | more != given}
+    options = {flag: changes for flag, changes in options.items() if given | changes != given}
     tries = [list(c) for n in range(len(options) + 1) for c in combinations(options, n)]
 
     # One of them, two, all; then the same with LoRA.

@@ -20,7 +20,7 @@ from vocabulary.files import require_writable, set_aside
 from vocabulary.identity import describe_files, describe_model, require_same
 from vocabulary.records import read_complete_lines
 
-FINISHED = "step-*[0-9]"  # step-00000200, but not step-00000200.tmp
+CHECKPOINTS = "step-*[0-9]"  # step-00000200, but not step-00000200.tmp
 # What the result of a run depends on.
 SETTINGS = (
     "stage preset weights seed steps steps_given trainable lr batch_size epochs warmup_ratio "
@@ -42,8 +42,8 @@ def run_settings(args):
 
 
 def claim_folder(args):
-    """Whether args.out holds this run, finished. ValueError if it holds another run, or something
-    else. --fresh moves a run aside. args.files, args.steps_given: what the run is made from."""
+    """Whether args.out holds this run, finished. ValueError if it holds anything else. --fresh moves
+    a run aside. Sets args.files and args.steps_given, for the run's identity."""
     args.files = {
         "model": describe_model(args.model) if args.model else [],
         "tokenizer": describe_model(args.tokenizer) if args.tokenizer else [],
@@ -70,7 +70,7 @@ def claim_folder(args):
 def check_earlier_run(args, out):
     """Whether the run in `out` is complete. ValueError names what this run differs in from it."""
     is_finished, settings = (out / "config.json").exists(), run_settings(args)
-    if not is_finished and not any((out / "checkpoints").glob(FINISHED)):
+    if not is_finished and not any((out / "checkpoints").glob(CHECKPOINTS)):
         return False
 
     # What --epochs are in steps is known once the data is read.
@@ -123,7 +123,7 @@ def save_checkpoint(args, step, wrapped, optimizers):
             cause = next(iter(failures.values()))[0]
             reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
             free = shutil.disk_usage(folder).free / 2**30
-            last_good = max(folder.glob(FINISHED), default="none yet")
+            last_good = max(folder.glob(CHECKPOINTS), default="none yet")
             print_rank0(
                 f"step {step}: the checkpoint could not be saved ({reason}; {free:.2f} GiB free). "
                 f"Last good checkpoint: {last_good}"
@@ -131,7 +131,7 @@ def save_checkpoint(args, step, wrapped, optimizers):
         return False
 
     if is_rank0():
-        for old in sorted(folder.glob(FINISHED))[: -args.keep_checkpoints]:
+        for old in sorted(folder.glob(CHECKPOINTS))[: -args.keep_checkpoints]:
             # Half a deleted checkpoint must not look like a checkpoint.
             shutil.rmtree(old.rename(f"{old}.tmp"))
     return True
@@ -146,7 +146,7 @@ def load_checkpoint(args, wrapped, optimizers):
     if is_rank0():
         for leftover in folder.glob("step-*.tmp"):  # of a killed run
             shutil.rmtree(leftover)
-    found = sorted(folder.glob(FINISHED), reverse=True)
+    found = sorted(folder.glob(CHECKPOINTS), reverse=True)
     if not found:
         return 0
 

@@ -45,7 +45,9 @@ class RunLog:
             self.file = open_files(args, process, batches.start)
         print_rank0(describe_run(args, process, objective, dataset, batches))
         is_shown = is_rank0() and sys.stderr.isatty()
-        self.bar = make_bar(args.stage, batches.start, batches.steps, is_shown)
+        text = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+        bar = {"bar_format": text, "disable": not is_shown, "mininterval": 1}
+        self.bar = tqdm(total=batches.steps, initial=batches.start, desc=args.stage, **bar)
         self.start_time = self.step_time = self.print_time = time.time()
 
     def batch_ready(self, micro_batches):
@@ -114,7 +116,7 @@ class RunLog:
         n, full, blind = (accuracy[key] for key in ("n", "full", "blind"))
         skills = ", ".join(f"{skill} {full[skill]:.0%}" for skill in n if skill != "all")
         right = f"{full['all']:.1%} of {n['all']} right, blind {blind['all']:.1%}"
-        self.say(f"step {step:,}: validation: {right} ({skills})")
+        self.print_line(f"step {step:,}: validation: {right} ({skills})")
 
     def restart_clock(self):
         """What was done between two steps does not count in the time of the next one."""
@@ -157,7 +159,7 @@ class RunLog:
         if not is_saved:
             raise ValueError(f"asked to stop after step {step}, but its checkpoint is not saved")
         done = f"saved after step {step:,} of {self.batches.steps:,}"
-        self.say(f"asked to stop; {done}. The same command with --resume goes on from here")
+        self.print_line(f"asked to stop; {done}. The same command with --resume goes on from here")
 
     def require_updates(self):
         """ValueError if no step of this run had a target, or all steps were skipped."""
@@ -179,17 +181,10 @@ class RunLog:
         }
         for what, count in counts.items():
             line += f", {count:,.0f} {what}" if count else ""
-        self.say(f"{line} → {self.args.out}")
+        self.print_line(f"{line} → {self.args.out}")
 
-    def say(self, text):
+    def print_line(self, text):
         print_rank0(f"{self.args.stage}: {text}")
-
-
-def make_bar(stage, start, steps, is_shown):
-    """The progress of a run: numbers, without a picture."""
-    text = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
-    options = {"bar_format": text, "disable": not is_shown, "mininterval": 1}
-    return tqdm(total=steps, initial=start, desc=stage, **options)
 
 
 def describe_run(args, process, objective, dataset, batches):

@@ -59,8 +59,9 @@ def cut_documents(ids, bos_id, eos_id, max_length):
     step = max_length - 1
     counts = -(-(ends - starts - 1) // step)
     nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = np.repeat(starts, counts) + nth * step
-    return np.stack([starts, np.minimum(starts + max_length, np.repeat(ends, counts))], axis=1)
+    sample_starts = np.repeat(starts, counts) + nth * step
+    sample_ends = np.minimum(sample_starts + max_length, np.repeat(ends, counts))
+    return np.stack([sample_starts, sample_ends], axis=1)
 
 
 def read_tokens(path, tokenizer, cache):

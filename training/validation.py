@@ -67,8 +67,6 @@ class Observer:
 
     def observe(self, step, log):
         """What is due after a step. All ranks must call it; the files are rank 0's."""
-        every, is_last = self.args.validate_every, step == self.args.steps
-        # A folder with config.json is complete.
         if step in self.args.snapshots:
             folder = Path(self.args.out) / "snapshots" / str(step)
             try:
@@ -76,7 +74,9 @@ class Observer:
             except OSError as error:  # a full disk: training goes on without
                 print_rank0(f"{folder}: the snapshot could not be saved ({error})")
             log.restart_clock()
-        if self.questions and (is_last or step % every == 0):
+
+        is_due = step % self.args.validate_every == 0 or step == self.args.steps
+        if self.questions and is_due:
             start, accuracy = time.time(), self.validate()
             if is_rank0():
                 log.write_validation(step, accuracy, time.time() - start)

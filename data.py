@@ -155,7 +155,7 @@ def attention_pairs(sample):
 
 # ---------------- data sets
 def shared_image_key(record, messages):
-    """(image, "", number of messages): records of one key may share a sample; None: the record stays
+    """(image, "", number of messages): records of one key may share a sample; None: the record is
     alone. Conversations and single questions don't mix. `scan` seeds its shuffle with the key: the
     "" keeps the order that models were trained with."""
     found = [record[key] for key in IMAGE_KEYS if record.get(key)]

@@ -219,10 +219,8 @@ def train(
     merges = learn_merges(alphabet, symbols, weights, n_merges, max_piece_length, progress)
     if len(merges) < n_merges:
         possible = vocab_size - n_merges + len(merges)
-        raise ValueError(
-            f"the text has pairs for {possible} pieces, not for {vocab_size}: ask for fewer, or "
-            "give more text"
-        )
+        advice = "ask for fewer, or give more text"
+        raise ValueError(f"the text has pairs for {possible} pieces, not {vocab_size}: {advice}")
 
     # The earlier a merge, the higher its score: encoding repeats the merges in this order.
     ranked = [Piece(text, -float(rank)) for rank, text in enumerate([*merges, *alphabet])]
@@ -278,8 +276,6 @@ def select_pieces(
             base.require_same_normalizer(new)
         left_out["special"] = [p.text for p in new.pieces if p.type not in (NORMAL, USER_DEFINED)]
         new = [p.text for p in new.pieces if p.type in (NORMAL, USER_DEFINED)]
-
-    # Each candidate once, in order; the empty string is none.
     candidates = []
     for text in filter(None, dict.fromkeys(new)):
         if text in base.ids:
@@ -364,7 +360,6 @@ def run_merge(args: argparse.Namespace) -> None:
         foreign_only = not is_latin(new) if args.foreign_only is None else args.foreign_only
         options = {"foreign_only": foreign_only, "same_normalizer": args.same_normalizer}
         added, left_out = select_pieces(merged, new, unreachable=args.unreachable, **options)
-        # They are chosen: append all of them.
         merged = merge_vocabularies(merged, added, (), unreachable="keep", foreign_only=False)
         report.print_selection(path, added, left_out, args.unreachable)
 

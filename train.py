@@ -39,9 +39,9 @@ from torch import nn
 import kernels
 from checkpoint import init_model, load_config, load_model, load_tokenizer
 from data import ConversationDataset
-from kernels.device import DEVICES, PRECISIONS
+from kernels.device import DEVICES, GPUS, PRECISIONS
 from model import PRESETS, XLlava
-from training.cost import GPUS, print_estimate
+from training.cost import print_estimate
 from training.distributed import (
     all_reduce,
     close_distributed,
@@ -121,8 +121,8 @@ class StepStats(NamedTuple):
 
 
 def train_loop(args, process, wrapped, optimizers, log, observer):
-    """Returns False if a signal ended the run early. wrapped: the model with its loss, on all ranks;
-    process: this rank; observer: validates and keeps snapshots."""
+    """False if a signal ended the run early. wrapped: the model with its loss, on all ranks.
+    process: this rank. observer: validates and keeps snapshots."""
     batches = log.batches
     stop_signals = StopSignals()
     loader = make_loader(batches, args.workers, pin_memory=process.device.type == "cuda")
@@ -347,7 +347,7 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("keep_checkpoints", flags.count, 2, "the newest N stay"),
     ("resume", bool, False, "go on with the run in -o, if there is one"),
     ("fresh", bool, False, "set aside what is in -o, and begin anew"),
-    ("workers", at_least(0, most=256), 4 if torch.cuda.is_available() else 0, "processes that prepare batches"),
+    ("workers", at_least(0, most=256), 4 * torch.cuda.is_available(), "processes for batches"),
     ("dictionary", flags.file, None, "vision: words that mean the same, cat = 고양이 = 猫"),
     ("token_cache", flags.text, None, "text: folder of tokenized files (default: OUT/tokens)"),
     ("estimate", flags.count, None, "do not train: print memory, steps and hours on N processes"),

@@ -5,6 +5,7 @@ import argparse
 import torch
 from training_helpers import write_captions
 
+from kernels.device import peak_flops
 from model import XLlava
 from train import RECIPES, StepStats
 from training.cost import (
@@ -13,7 +14,6 @@ from training.cost import (
     flops_per_unit,
     memory_per_rank,
     memory_verdict,
-    peak_flops,
     step_flops,
 )
 from training.lora import set_trainable

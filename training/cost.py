@@ -12,34 +12,11 @@ from typing import NamedTuple
 import torch
 
 from data import BadSample, attention_pairs, record_lengths
+from kernels.device import GPUS
 from training.lora import frozen_linear_weights, set_trainable, used_layers
 from training.optimizers import takes_muon
 
-# Part of the device's name: (dense bf16 TFLOP/s with fp32 sums, GiB), by NVIDIA's data sheets. The
-# first that fits counts: longer names come first. The T4's is fp16: it has no bf16.
-# fmt: off
-GPUS = {
-    "B200": (2250, 180), "H200": (989, 141), "H100 PCIe": (756, 80), "H100 NVL": (835, 94),
-    "H100": (989, 80), "A100": (312, 80), "L40S": (362, 48), "A6000": (155, 48), "L4": (121, 24),
-    "A10": (125, 24), "T4": (65, 16), "RTX 5090": (209, 32), "RTX 5080": (113, 16),
-    "RTX 5070 Ti": (88, 16), "RTX 5070": (62, 12), "RTX 4090": (165, 24),
-    "RTX 4080 SUPER": (104, 16), "RTX 4080": (97, 16), "RTX 4070 Ti SUPER": (88, 16),
-    "RTX 4070 Ti": (80, 12), "RTX 4070 SUPER": (71, 12), "RTX 4070": (58, 12),
-    "RTX 4060 Ti": (44, 16), "RTX 4060": (30, 8), "RTX 3090 Ti": (80, 24), "RTX 3090": (71, 24),
-    "RTX 3080 Ti": (68, 12), "RTX 3080": (59, 10), "RTX 3070": (41, 8), "RTX 3060 Ti": (32, 8),
-    "RTX 3060": (25, 12),
-}
-# fmt: on
 GIB = 2**30  # also the bytes of logits that linear_cross_entropy computes at a time
-
-
-def peak_flops(device):
-    """The bf16 FLOP/s that a GPU can reach; None for a device that is not in the table."""
-    if device.type == "cuda":
-        for name, (teraflops, _) in GPUS.items():
-            if name in torch.cuda.get_device_name(device):
-                return teraflops * 1e12
-    return None
 
 
 # ---------------- FLOPs

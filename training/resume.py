@@ -42,8 +42,8 @@ def run_settings(args):
 
 
 def claim_folder(args):
-    """Whether args.out holds this run, finished. ValueError if it holds anything else. --fresh moves
-    a run aside. Sets args.files and args.steps_given, for the run's identity."""
+    """Whether args.out holds this run, finished. ValueError if it holds anything else. --fresh
+    moves a run aside. Sets args.files and args.steps_given, for the run's identity."""
     args.files = {
         "model": describe_model(args.model) if args.model else [],
         "tokenizer": describe_model(args.tokenizer) if args.tokenizer else [],

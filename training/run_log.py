@@ -17,7 +17,8 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import write_atomically
-from training.cost import flops_per_unit, peak_flops, size, step_flops
+from kernels.device import peak_flops
+from training.cost import flops_per_unit, size, step_flops
 from training.distributed import all_reduce, is_rank0, print_rank0
 from training.resume import run_settings
 from vocabulary.command import first_few
@@ -45,9 +46,7 @@ class RunLog:
             self.file = open_files(args, process, batches.start)
         print_rank0(describe_run(args, process, objective, dataset, batches))
         is_shown = is_rank0() and sys.stderr.isatty()
-        text = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
-        bar = {"bar_format": text, "disable": not is_shown, "mininterval": 1}
-        self.bar = tqdm(total=batches.steps, initial=batches.start, desc=args.stage, **bar)
+        self.bar = make_bar(args.stage, batches.start, batches.steps, is_shown)
         self.start_time = self.step_time = self.print_time = time.time()
 
     def batch_ready(self, micro_batches):
@@ -185,6 +184,13 @@ class RunLog:
 
     def print_line(self, text):
         print_rank0(f"{self.args.stage}: {text}")
+
+
+def make_bar(stage, start, steps, is_shown):
+    """The progress in numbers. Without a drawn bar the line fits on 80 columns."""
+    text = "{desc} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+    options = {"bar_format": text, "disable": not is_shown, "mininterval": 1}
+    return tqdm(total=steps, initial=start, desc=stage, **options)
 
 
 def describe_run(args, process, objective, dataset, batches):

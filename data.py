@@ -236,8 +236,8 @@ class ConversationDataset:
             # Sort key: the number of messages first, then the characters, a cheap stand-in for the
             # number of tokens. An image counts as 1,000 characters.
             num_messages = key[2] if isinstance(key, tuple) else 0
-            for start in range(0, len(group), self.records_per_sample):
-                numbers = group[start : start + self.records_per_sample]
+            for first in range(0, len(group), self.records_per_sample):
+                numbers = group[first : first + self.records_per_sample]
                 length = sum(text_lengths[i] for i in numbers) + 1000 * has_image[numbers[0]]
                 yield numbers, num_messages * 2**32 + length
 

@@ -218,9 +218,9 @@ def train(
         vocab_size, n_merges = vocab_size - n_merges, 0
     merges = learn_merges(alphabet, symbols, weights, n_merges, max_piece_length, progress)
     if len(merges) < n_merges:
-        possible = vocab_size - n_merges + len(merges)
+        limit = vocab_size - n_merges + len(merges)
         advice = "ask for fewer, or give more text"
-        raise ValueError(f"the text has pairs for {possible} pieces, not {vocab_size}: {advice}")
+        raise ValueError(f"the text has pairs for {limit} pieces, not for {vocab_size}: {advice}")
 
     # The earlier a merge, the higher its score: encoding repeats the merges in this order.
     ranked = [Piece(text, -float(rank)) for rank, text in enumerate([*merges, *alphabet])]
@@ -236,8 +236,7 @@ def find_unreachable(tokenizer: Tokenizer) -> list[str]:
 
     A BPE only produces a piece that a chain of merges leads to, and other merges may break the
     chain. Encoding the piece alone is an exact test. If the piece is a token of some longer text,
-    no merge crossed its borders there, so the merges inside ran as they do alone. Conversely, what
-    its characters become alone they also become behind a character that is in no piece.
+    no merge crossed its borders there, so the merges inside ran as they do alone.
     """
     if isinstance(tokenizer, ByteLevelTokenizer):
         return tokenizer.find_unreachable()

@@ -14,7 +14,6 @@ Each stage reads a model folder and writes another:
     python train.py text     --model out/vision --data en.txt ko.txt   -o out/text
     python train.py align    --model out/text   --data captions.json   -o out/align
     python train.py instruct --model out/align  --data instruct.json   -o out/instruct
-    python train.py instruct --help                     # all flags, with the values of the stage
     python train.py instruct … --estimate 8 --gpu H100  # memory and hours; nothing is trained
     python train.py instruct … --validate questions.json    # right answers while it trains
     torchrun --nproc-per-node 2 train.py instruct …     # the same losses; --fsdp shards the model

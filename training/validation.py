@@ -5,10 +5,7 @@ what trains.
     python train.py instruct … --snapshots 100 300 1000    # → OUT/snapshots/100 …, model folders
 
 A validation asks the last question of a few records, with the image and without it ("blind").
-Its row in log.jsonl has the shares of exact answers, by skill:
-
-    {"step": 100, "validation": {"n": {"all": 200, "colour": 31, …},
-                                 "full": {"all": 0.62, …}, "blind": {"all": 0.21, …}}}
+Its row in log.jsonl has the shares of exact answers, by skill (`measure`).
 """
 
 import random

@@ -99,7 +99,7 @@ FERTILITY = Exercise(
         Check(
             1,
             "the end of a line is no text",
-            "A line of a file ends in a newline, on Windows in two characters.",
+            "A line ends in a newline, on Windows in two characters. Other spaces are text.",
             test_leaves_out_line_ends,
         ),
         Check(
@@ -214,7 +214,7 @@ UNREACHABLE = Exercise(
         Check(
             1,
             "a byte-level vocabulary",
-            "It has a method of its own.",
+            "isinstance(tokenizer, ByteLevelTokenizer): that class has find_unreachable itself.",
             test_byte_level_does_it_itself,
         ),
         Check(
@@ -330,7 +330,7 @@ SELECT = Exercise(
         Check(
             1,
             "known and English pieces are left out, each piece comes once",
-            "`is_foreign` says what plain English can't contain.",
+            "`is_foreign` knows English. REASONS in vocabulary/report.py has the keys of the result.",
             test_leaves_out_what_is_known_or_english,
         ),
         Check(
@@ -394,10 +394,11 @@ def test_old_rows_stay():
 
 def test_a_new_row_is_the_mean_of_what_spelled_it():
     old = sentencepiece_model(OLD)
-    new = sentencepiece_model([*OLD, ("abc", -99.0), ("▁cab", -100.0)])
+    new = sentencepiece_model([*OLD, ("abc", -99.0), ("▁cab", -100.0), ("abcab", -101.0)])
     rows = torch.randn(old.vocab_size, 4)
     out = grow(old, new, rows)
-    for piece, parts in (("abc", ["ab", "c"]), ("▁cab", [SPACE, "c", "ab"])):
+    spelled = {"abc": ["ab", "c"], "▁cab": [SPACE, "c", "ab"], "abcab": ["ab", "c", "ab"]}
+    for piece, parts in spelled.items():
         expected = torch.stack([rows[old.id(part)] for part in parts]).double().mean(dim=0)
         gap = (out[new.id(piece)].double() - expected).abs().max().item()
         assert gap < 1e-6, f"{piece} should be the mean of {parts}; it differs by {gap:.2g}"
@@ -421,7 +422,9 @@ def test_a_control_piece_has_the_mean_of_all():
     new = sentencepiece_model([*OLD, ("<image>", 0.0, CONTROL)])
     padded = torch.randn(old.vocab_size + 3, 4)
     padded[old.vocab_size :] = 1000.0  # rows behind the pieces: no piece has them
+    given = padded.clone()
     out = grow(old, new, padded)
+    assert torch.equal(padded, given), "the old table itself was changed"
     expected = padded[: old.vocab_size].double().mean(dim=0)
     gap = (out[old.vocab_size].double() - expected).abs().max().item()
     assert gap < 1e-5, f"<image> should be the mean of the {old.vocab_size} pieces' rows: {gap:.3g}"
@@ -432,14 +435,14 @@ def test_random_rows_are_as_wide_as_the_old():
     old = sentencepiece_model(OLD)
     new = sentencepiece_model([*OLD, *((f"가{i}", -99.0 - i) for i in range(400))])
     torch.manual_seed(0)
-    rows = 0.02 * torch.randn(old.vocab_size, 16) + 0.5
+    rows = 0.05 * torch.randn(old.vocab_size, 16) + 0.5
     results = []
     for seed in (1, 1, 2):
         generator = torch.Generator().manual_seed(seed)
         results.append(grow(old, new, rows, init="random", generator=generator)[old.vocab_size :])
     width, center = results[0].std().item(), results[0].mean().item()
-    assert 0.017 < width < 0.023, f"the standard deviation is {width:.4f}, of the old rows 0.02"
-    assert abs(center) < 0.002, f"the mean is {center:.4f}, should be 0"
+    assert 0.04 < width < 0.06, f"the standard deviation is {width:.4f}, of the old rows 0.05"
+    assert abs(center) < 0.005, f"the mean is {center:.4f}, should be 0"
     assert torch.equal(results[0], results[1]), "the same generator gives other rows"
     assert not torch.equal(results[0], results[2]), "another seed gives the same rows"
 
@@ -453,6 +456,9 @@ def test_another_type_and_a_stranger():
         torch.float32,
     )
     expect("no dtype for bf16 rows", grow(old, new, rows).dtype, torch.bfloat16)
+    expected = (rows[old.id("ab")].float() + rows[old.id("c")].float()) / 2
+    exact = torch.equal(grow(old, new, rows, dtype=torch.float32)[-1], expected)
+    assert exact, "a float32 row from bf16 rows was rounded to bf16 on the way"
     for wrong, why in ((sentencepiece_model(OLD[::-1]), "pieces in another order"), (old, None)):
         try:
             grow(old, wrong, rows if why else rows[:-1])

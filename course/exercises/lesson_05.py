@@ -87,18 +87,29 @@ def rope_pairs_halves():
         near(got, torch.cat([turned.real, turned.imag], dim=-1), "the pairs (i, i + D/2)")
 
 
+def rope_keeps_dtype():
+    from kernels.rope import rope_reference
+
+    q, k, table = randn(1, 3, 2, 4).bfloat16(), randn(1, 3, 1, 4).bfloat16(), angles(3, 2)
+    for name, x in zip("qk", rope_reference(q, k, *table)):
+        assert x.dtype == torch.bfloat16, f"{name} is bf16 and becomes {x.dtype}"
+
+
 def rope_takes_positions():
+    rope_keeps_dtype()
+
     from kernels.rope import rope_reference
 
     q, k, (cos, sin) = randn(2, 3, 4, 8), randn(2, 3, 2, 8, seed=1), angles(9, 4)
     positions = torch.tensor([[4, 5, 6], [8, 0, 1]])
-    got, _ = rope_reference(q, k, cos, sin, positions)
+    got = rope_reference(q, k, cos, sin, positions)
     for b in range(2):
         for t in range(3):
             p = positions[b, t]
             one = q[b : b + 1, t : t + 1], k[b : b + 1, t : t + 1]
-            alone, _ = rope_reference(*one, cos[p : p + 1], sin[p : p + 1])
-            near(got[b, t], alone[0, 0], f"sample {b}, token {t}, position {p}")
+            alone = rope_reference(*one, cos[p : p + 1], sin[p : p + 1])
+            for name, x, want in zip("qk", got, alone):
+                near(x[b, t], want[0, 0], f"{name}, sample {b}, token {t}, position {p}")
 
 
 # ------------------------------------------------------------------------------------ SwiGLU
@@ -167,12 +178,30 @@ def attends_in_key_ranges():
 
     # Two packed documents of 3 and 2 tokens; in the second sample one query sees nothing.
     q, k, v = random_qkv(5, 5, 2, 1)
-    start = torch.tensor([[0, 0, 0, 3, 3], [0, 0, 2, 2, 2]], dtype=torch.int32)
+    start = torch.tensor([[0, 0, 0, 3, 3], [1, 1, 2, 2, 2]], dtype=torch.int32)
     end = torch.tensor([[1, 2, 3, 4, 5], [0, 3, 3, 4, 5]], dtype=torch.int32)
     want = attend_by_loops(q, k, v, lambda b, i, j: start[b, i] <= j < end[b, i])
-    got = attention_reference(q, k, v, key_ranges=(start, end))
-    assert got.isfinite().all(), "a query without a visible key must give 0, not NaN"
-    near(got, want, "key ranges")
+    for causal in (True, False):  # ranges replace the causal mask
+        got = attention_reference(q, k, v, causal=causal, key_ranges=(start, end))
+        assert got.isfinite().all(), "a query without a visible key must give 0, not NaN"
+        near(got, want, f"key ranges, causal={causal}")
+
+
+def attends_at_the_edges():
+    from kernels.attention import attention_reference
+
+    # Heads of 4 channels, scores of some ten thousands, 5 queries on the last 3 places.
+    q, k, v = 20_000 * randn(2, 5, 4, 4), randn(2, 3, 2, 4, seed=1), randn(2, 3, 2, 4, seed=2)
+    q, k, v = q.double(), k.double(), v.double()
+    inputs = [x.clone() for x in (q, k, v)]
+    want = attend_by_loops(q, k, v, lambda b, i, j: j <= i - 2)
+    got = attention_reference(q, k, v)
+    near(got, want, "5 queries, 3 keys, large scores", 1e-9)
+    assert got.dtype == torch.float64, f"float64 becomes {got.dtype}"
+    for name, before, after in zip("qkv", inputs, (q, k, v)):
+        assert torch.equal(before, after), f"{name} itself was changed"
+    got = attention_reference(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert got.dtype == torch.bfloat16, f"bf16 becomes {got.dtype}"
 
 
 # ------------------------------------------------------------------------------------ the module
@@ -445,6 +474,12 @@ EXERCISES = [
                 "key ranges, and a query that sees nothing",
                 "What is a softmax over −inf alone? Use a large negative number, and zeros after.",
                 attends_in_key_ranges,
+            ),
+            Check(
+                2,
+                "large scores, more queries than keys, and types that stay",
+                "Which number hides a key whatever the scores? Which dtype has the result?",
+                attends_at_the_edges,
             ),
         ],
         wrong={

@@ -79,6 +79,8 @@ def samples_greedily():
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 1.0, 2.0], [0.0, 0.0, 0.1]])
     got = sample(logits, temperature=0.0)
     assert got.tolist() == [1, 0, 2], f"{got.tolist()} from temperature 0, must be [1, 0, 2]"
+    got = sample(logits, temperature=1e-42)
+    assert got.tolist() == [1, 0, 2], f"{got.tolist()} from a temperature of almost 0"
 
 
 def samples_smallest_nucleus():
@@ -100,6 +102,23 @@ def samples_from_nucleus():
     got = sample(probabilities.log().repeat(4_000, 1), temperature=1.0, top_p=0.75)
     shares = torch.bincount(got, minlength=4) / 4_000
     near(shares, torch.tensor([0.0, 0.625, 0.0, 0.375]), "50% and 30% are the nucleus", 0.03)
+
+    # At temperature ½ they are squared and divided by their sum: 0.68, 0.25, 0.06, 0.01.
+    got = sample(probabilities.log().repeat(400, 1), temperature=0.5, top_p=0.75)
+    assert set(got.tolist()) == {1, 3}, f"the nucleus at temperature ½: {set(got.tolist())}"
+    got = sample(probabilities.log().repeat(400, 1), temperature=0.5, top_p=0.6)
+    assert set(got.tolist()) == {1}, (
+        "the nucleus is chosen behind the temperature: one token has 68%"
+    )
+
+    # Each row has a nucleus of its own: one token in row 0, another in row 1, all three in row 2.
+    rows = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 9.0], [0.0, 0.0, 0.0]]).repeat(100, 1)
+    got = sample(rows, temperature=1.0, top_p=0.9).view(100, 3).T
+    found = [set(row.tolist()) for row in got]
+    assert found == [{0}, {2}, {0, 1, 2}], f"three rows with their own nuclei: {found}"
+
+    again = [sample(rows, temperature=1.0, top_p=0.9).tolist() for _ in range(2)]
+    assert again[0] == again[1], "the same generator draws other tokens"
 
 
 # ------------------------------------------------------------------------------------ streaming
@@ -145,6 +164,15 @@ def streams_past_impossible_bytes():
 
 
 def streams_the_end():
+    from vocabulary.stream_decoder import StreamDecoder
+
+    decoder, started = StreamDecoder(None), []
+    for chunk in (b"\xea", b"\xb0\x80", b"\xea"):
+        decoder.pending += chunk
+        decoder.take_characters()
+        started.append(decoder.started)
+    assert started == [False, True, True], f"`started` is {started} after no, one, no character"
+
     raw = "가".encode()
     must_show([b"a" + raw[:2]], ["a", "\ufffd\ufffd"], final=True)
     for cut in itertools.product((0, 1, 2), repeat=2):
@@ -341,7 +369,7 @@ EXERCISES = [
             Check(
                 1,
                 "at the end nothing is held back",
-                "With final=True, a character that is not complete never will be.",
+                "With final=True, a character that is not complete never will be. And who sets `started`?",
                 streams_the_end,
             ),
         ],

@@ -330,7 +330,7 @@ SELECT = Exercise(
         Check(
             1,
             "known and English pieces are left out, each piece comes once",
-            "`is_foreign` knows English. REASONS in vocabulary/report.py has the keys of the result.",
+            "`is_foreign` knows English. The keys are those of REASONS in vocabulary/report.py.",
             test_leaves_out_what_is_known_or_english,
         ),
         Check(

@@ -369,7 +369,7 @@ EXERCISES = [
             Check(
                 1,
                 "at the end nothing is held back",
-                "With final=True, a character that is not complete never will be. And who sets `started`?",
+                "With final=True, half a character stays half. And who sets `started`?",
                 streams_the_end,
             ),
         ],

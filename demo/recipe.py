@@ -23,25 +23,25 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "vision": Stage("--lr 1e-3 --muon-lr 0.01 --batch-size 32", 3300, 700, 97),
+    "vision": Stage("--lr 1e-3 --muon-lr 0.01 --batch-size 32", 3300, 700, 120),
     "text": Stage("--lr 1e-3 --muon-lr 0.005 --batch-size 32", 300, 80, 30),
-    "align": Stage("--lr 2e-3 --batch-size 32", 60, 20, 10),
+    "align": Stage("--lr 2e-3 --batch-size 32", 60, 20, 8),
     # first to look up, then to compare: each is learnt sooner when little else is asked
     "instruct-1": Stage(
-        "--lr 1e-3 --muon-lr 0.005 --batch-size 32 --records-per-sample 4", 800, 250, 76
+        "--lr 1e-3 --muon-lr 0.005 --batch-size 32 --records-per-sample 4", 800, 250, 78
     ),
     "instruct-2": Stage(
-        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 450, 100, 52
+        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 450, 100, 54
     ),
     "instruct-3": Stage(
-        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 300, 20, 33
+        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 300, 20, 29
     ),
     # a lower rate, kept for longer
     "instruct": Stage(
         "--lr 6e-4 --muon-lr 0.003 --decay-ratio 0.6 --batch-size 16 --records-per-sample 8",
         2300,
         200,
-        275,
+        300,
     ),
 }
 # Training images, and documents of each kind of text
@@ -90,7 +90,7 @@ def make_steps(args):
     splits, result = [args.data / f"{name}.json" for name in names], args.out / "eval.json"
     command = ["-m", "evaluation", "answer", *start, "--data", *map(str, splits), "--fresh"]
     command += ["--blind", "other-image", "-o", str(result)]
-    steps.append(Step("evaluate", command, model_files + splits, result, 16, again=True))
+    steps.append(Step("evaluate", command, model_files + splits, result, 28, again=True))
     if "report" not in args.without:
         steps.append(report_step(args.out, [result]))
     return steps
@@ -109,7 +109,7 @@ def world_step(name, folder, seed=0, share=(), sizes=SIZES):
     command = ["-m", "demo.write", "-o", str(folder), *sizes, "--seed", str(seed)]
     command += ["--languages", *LANGUAGES] if tuple(LANGUAGES) != DEFAULT else []
     command += ["--share", *share] if share else []
-    return Step(name, command, [], folder / "world.json", int(sizes[1]) // 300)
+    return Step(name, command, [], folder / "world.json", int(sizes[1]) // 200)
 
 
 def report_step(out, results):

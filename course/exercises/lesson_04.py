@@ -212,9 +212,9 @@ def test_sums_what_is_known():
 
 
 def test_large_logits_are_finite():
-    logits = torch.tensor([[300.0, -300.0]], requires_grad=True)
+    logits = torch.tensor([[3000.0, -3000.0]], requires_grad=True)
     found = loss_of(logits, [[False, True]], [[True, True]])
-    near("two pairs that are wrong by 300", found, torch.tensor(600.0), 1e-3)
+    near("two pairs that are wrong by 3000", found, torch.tensor(6000.0), 1e-3)
     found.backward()
     near("their gradients", logits.grad, torch.tensor([[1.0, -1.0]]))
 

@@ -197,6 +197,8 @@ def attends_at_the_edges():
     want = attend_by_loops(q, k, v, lambda b, i, j: j <= i - 2)
     got = attention_reference(q, k, v)
     near(got, want, "5 queries, 3 keys, large scores", 1e-9)
+    want = attend_by_loops(q / 20_000, k, v, lambda b, i, j: j <= i - 2)
+    near(attention_reference(q / 20_000, k, v), want, "5 queries, 3 keys, heads of 4", 1e-9)
     assert got.dtype == torch.float64, f"float64 becomes {got.dtype}"
     for name, before, after in zip("qkv", inputs, (q, k, v)):
         assert torch.equal(before, after), f"{name} itself was changed"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from operator import attrgetter
 
 from demo.phrasing import as_typed, with_unknown_word
-from demo.words import BASE, LANGUAGES, WORDS, fill, templates, thing_words, word_forms, word_lists
+from demo.words import LANGUAGES, WORDS, fill, templates, thing_words, word_forms, word_lists
 from demo.world import (
     BACKGROUNDS,
     BASE_ONLY,
@@ -78,7 +78,7 @@ class Interviewer:
         # With an image, the other languages do not name base-only kinds, and what is never shown in
         # questions of yes and no alone: or a word never named with an image would come to mean that
         # the thing is not there.
-        self.every_kind = text_only or language == BASE
+        self.every_kind = text_only or language == LANGUAGES[0]
         self.kinds = [kind for kind in KINDS if self.every_kind or kind not in BASE_ONLY]
 
     def fill(self, template, thing, **values):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from demo.records import MORE_SPLITS
 from demo.steps import Step
-from demo.words import BASE, DEFAULT, LANGUAGES, WORDS, parse_shares
+from demo.words import DEFAULT, LANGUAGES, WORDS, parse_shares
 from vocabulary.files import read_json
 
 
@@ -130,16 +130,16 @@ def tokenizer_steps(args):
     models, merged = [step.writes for step in steps], args.out / "tokenizer.model"
     command = ["tokenizer.py", "merge", *map(str, models), "-o", str(merged)]
     reads = list(models)
-    if any(shares_letters(language) for language in args.vocabulary if language != BASE):
+    if any(shares_letters(language) for language in args.vocabulary if language != LANGUAGES[0]):
         # Pieces in the letters of the base language may change what becomes of its own text.
-        reads.append(args.data / f"text/{BASE}.txt")
+        reads.append(args.data / f"text/{LANGUAGES[0]}.txt")
         command += ["--compare", str(reads[-1])]
     return [*steps, Step("tokenizer merged", command, reads, merged, 1)]
 
 
 def shares_letters(language):
     """Whether a language is written in letters of the base language."""
-    own, base = (set("".join(WORDS[name]["kind"].values())) for name in (language, BASE))
+    own, base = (set("".join(WORDS[name]["kind"].values())) for name in (language, LANGUAGES[0]))
     return bool(own & base - {" "})
 
 
@@ -171,7 +171,7 @@ def stage_step(name, args, start, model_files):
 def example(args):
     """(command, right answer): a question on an unseen image, not in the base language."""
     records = read_json(args.data / "unseen_images.json")
-    record = next(record for record in records if record["language"] != BASE)
+    record = next(record for record in records if record["language"] != LANGUAGES[0])
     question, answer = (turn["value"] for turn in record["conversations"][:2])
     model, image = args.out / "instruct", args.data / record["image"]
     command = ["generate.py", "--model", str(model), "--image", str(image)]

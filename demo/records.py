@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import gcd
 
 from demo.questions import NOISY, PLAIN, UNSEEN, VARIED, Interviewer, phrases
-from demo.words import BASE, LANGUAGES, WORDS, training_languages, word_forms
+from demo.words import LANGUAGES, WORDS, training_languages, word_forms
 from demo.world import (
     BASE_ONLY,
     COLOURS,
@@ -92,7 +92,8 @@ def train_records(scene, seed, index):
 def borrowed_turns(scene, language, rng):
     """Yields (kind, turn): questions in which kinds have their names in the base language, as
     people do who lack a word. No answer names a kind."""
-    interviewer, nouns = Interviewer(scene, language, rng, wording=NOISY), WORDS[BASE]["kind"]
+    interviewer = Interviewer(scene, language, rng, wording=NOISY)
+    nouns = WORDS[LANGUAGES[0]]["kind"]
     thing = next(thing for thing in scene.things if thing.kind in BASE_ONLY)
     for skill in ("colour", "size", "where"):
         yield SKILLS[skill], interviewer.ask(skill, thing, "kind", nouns[thing.kind])
@@ -167,7 +168,7 @@ def language_rotation():
     for n in range(BASE_ONLY_EVERY // divisor):
         rotation += LANGUAGES[1:]
         if n < base_turns // divisor:
-            rotation.append(BASE)
+            rotation.append(LANGUAGES[0])
     return rotation
 
 
@@ -180,7 +181,7 @@ def split_records(split, scenes, seed):
         rng = random_for(seed, "asked", SPLITS[split], index)
         for number, skill in enumerate(skills):
             position = index - index // BASE_ONLY_EVERY + number
-            languages = [BASE] if scene.base_only else [rotation[position % len(rotation)]]
+            languages = [LANGUAGES[0] if scene.base_only else rotation[position % len(rotation)]]
             if split == "cross_lingual":
                 no_name = skill in ("count", "background", "mood")
                 languages = [] if no_name else LANGUAGES[1:]
@@ -203,7 +204,7 @@ def more_records(split, scenes, seed):
         rng = random_for(seed, "asked", split, index)
         for number, skill in enumerate(_more_skills(split)):
             position = index - index // BASE_ONLY_EVERY + number
-            language = BASE if scene.base_only else rotation[position % len(rotation)]
+            language = LANGUAGES[0] if scene.base_only else rotation[position % len(rotation)]
             interviewer = Interviewer(scene, language, rng, wording=wording)
             turns = _more_turns(split, interviewer, skill, index, yes_counts)
             if turns:

@@ -5,7 +5,7 @@ Here every kind is named in every language, the base-only ones too.
 
 from demo.questions import VARIED, Interviewer, beside_pairs, fill_pair, full_caption
 from demo.records import FURTHER_SKILLS, further_turn, make_record
-from demo.words import BASE, LANGUAGES, WORDS, fill, thing_words
+from demo.words import LANGUAGES, WORDS, fill, thing_words
 from demo.world import SKILLS, random_for, random_scene
 
 # The tables of the dictionary, and what a translation asks for, some of it more often.
@@ -66,14 +66,14 @@ def glossary(rng):
     """{language: the same word or phrase}."""
     table = rng.choice(GLOSSARY)
     if table in TABLES:
-        key = rng.choice(list(WORDS[BASE][table]))
+        key = rng.choice(list(WORDS[LANGUAGES[0]][table]))
         return {language: words[table][key] for language, words in WORDS.items()}
 
     # a phrase about a thing, or a place alone
     things = random_scene(rng).things
     thing, n = things[0], None
     if table != "place":
-        thing, n = rng.choice(things), rng.randrange(len(WORDS[BASE]["phrases"]) + 1)
+        thing, n = rng.choice(things), rng.randrange(len(WORDS[LANGUAGES[0]]["phrases"]) + 1)
     found = {}
     for code, words in WORDS.items():
         text = words["location"] if n is None else [*words["phrases"], words["full"]][n]
@@ -85,7 +85,7 @@ def dictionary(shares):
     """Lines of words that mean the same, "cat = 고양이 = 猫", of a language only its share."""
     lines = []
     for table in TABLES:
-        for key in WORDS[BASE][table]:
+        for key in WORDS[LANGUAGES[0]][table]:
             names = [
                 words[table][key]
                 for language, words in WORDS.items()
@@ -136,7 +136,7 @@ def _parallel_document(scene, rng):
     languages = rng.sample(LANGUAGES, rng.choice((2, min(3, len(LANGUAGES)))))
     if style < 0.35:
         things = rng.sample(scene.things, len(scene.things))
-        numbers = [rng.randrange(len(WORDS[BASE]["sentences"])) for _ in things]
+        numbers = [rng.randrange(len(WORDS[LANGUAGES[0]]["sentences"])) for _ in things]
         lines = []
         for code in languages:
             parts = [sentence(code, n, thing) for n, thing in zip(numbers, things)]

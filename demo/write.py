@@ -28,7 +28,6 @@ from demo.records import image_path
 from demo.text import dictionary, document, text_record
 from demo.words import (
     AVAILABLE,
-    BASE,
     DEFAULT,
     LANGUAGES,
     WORDS,
@@ -212,7 +211,7 @@ def contact_sheet(path, seed=0, columns=6, rows=4):
         sheet.paste(draw_scene(scene, random_for(seed, "sheet drawn", i)), (x, y))
 
         # One line per clause, as wide as the image.
-        text = "\n".join(full_caption(scene, BASE))
+        text = "\n".join(full_caption(scene, LANGUAGES[0]))
         text = text.replace(" at the ", ", ").replace(" in the ", ", ")
         draw.multiline_text((x, y + SIDE + 4), text, "black", font, spacing=3)
     save_png(sheet, path, "demo.write")

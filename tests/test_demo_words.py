@@ -21,7 +21,6 @@ from demo.questions import Interviewer, fill_pair  # noqa: E402
 from demo.records import language_rotation, split_records, train_records  # noqa: E402
 from demo.words import (  # noqa: E402
     AVAILABLE,
-    BASE,
     DEFAULT,
     LANGUAGES,
     WORDS,
@@ -130,7 +129,7 @@ def test_no_answer_is_empty_in_any_language_and_each_is_asked_relations(all_lang
     for record in rows + asked:
         assert all(message["value"].strip() for message in record["conversations"]), record
     relations = Counter(record["language"] for record in asked if record["skill"] == "relation")
-    assert relations.keys() == set(AVAILABLE) - {BASE}
+    assert relations.keys() == set(AVAILABLE) - {LANGUAGES[0]}
     assert min(relations.values()) >= 0.9 * max(relations.values()), relations
 
 
@@ -173,7 +172,7 @@ def test_a_table_of_agreement_needs_pairs(tmp_path):
 
 def test_what_is_left_in_english_is_noted(tmp_path, capsys):
     words = json.loads((WORDS_FOLDER / "tr.json").read_text(encoding="utf-8"))
-    words["describe"][0] = WORDS[BASE]["describe"][0]
+    words["describe"][0] = WORDS[LANGUAGES[0]]["describe"][0]
     words["unseen"]["ask"]["what"][0] = words["ask"]["what"][0]
     path = tmp_path / "tr.json"
     path.write_text(json.dumps(words), encoding="utf-8")
@@ -331,7 +330,7 @@ def test_training_asks_in_several_times_as_many_ways(all_languages, language):
 
 def test_no_code_names_a_language():
     sources = [*(ROOT / "demo").glob("*.py"), *WORDS_FOLDER.glob("*.py")]
-    names = "|".join((*AVAILABLE, *WORDS[BASE]["names"].values(), "Turkish", "Swahili", "Arabic"))
+    names = "|".join((*AVAILABLE, *WORDS[LANGUAGES[0]]["names"].values(), "Turkish", "Swahili", "Arabic"))
     for path in sources:
         source = path.read_text(encoding="utf-8")
         code = re.sub(r'"""[^"]*(?:"[^"]+)*?"""|#.*', "", source)  # docstrings give examples
@@ -343,7 +342,6 @@ def test_every_language_gets_its_share_of_questions(monkeypatch, number):
     """Of six images one is asked about in the base language alone; the rotation makes up for it."""
     languages = tuple(f"l{n}" for n in range(number))
     monkeypatch.setattr("demo.records.LANGUAGES", languages)
-    monkeypatch.setattr("demo.records.BASE", languages[0])
     rotation = language_rotation()
     share = {name: 5 / 6 * rotation.count(name) / len(rotation) for name in languages}
     share[languages[0]] += 1 / 6
@@ -459,7 +457,7 @@ def test_the_atlas_has_a_tile_for_every_kind(monkeypatch, tmp_path, number, rows
 
 def fourth_language(script):
     """A language that is English with a letter of its own before every text."""
-    words = dict(WORDS[BASE], agreement={}, script=script, vocab_size=300)
+    words = dict(WORDS[LANGUAGES[0]], agreement={}, script=script, vocab_size=300)
     del words["base"], words["default"]
 
     def translate(table):

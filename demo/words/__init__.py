@@ -39,18 +39,26 @@ def arrange(found):
 
 def read_languages(folder, chosen=()):
     """{language: its words} of the chosen files in a folder, or of all marked "default"."""
-    paths = sorted(folder.glob("*.json"))
-    found = {path.stem: read_file(path) for path in paths if not chosen or path.stem in chosen}
-    if not chosen:
-        found = {language: words for language, words in found.items() if words.get("default")}
-    languages = arrange(found)
+    found = {path.stem: read_file(path) for path in sorted(folder.glob("*.json"))}
+    if chosen:
+        # The file marked "base" is the model of all others, chosen or not.
+        is_used = {name: name in chosen or "base" in words for name, words in found.items()}
+    else:
+        is_used = {name: words.get("default") for name, words in found.items()}
+    languages = arrange({name: words for name, words in found.items() if is_used[name]})
     check_tables(languages)
-    return languages
+    if not chosen:
+        return languages
+
+    # The first is the base language; the order of the others is fixed.
+    order = [chosen[0], *sorted(set(chosen[1:]) - {chosen[0]})]
+    return {name: languages[name] for name in order}
 
 
 def choose_languages(names=()):
-    """Makes these the languages of the world, or those marked "default". Their order is fixed."""
-    if names and set(names) == set(LANGUAGES):
+    """Makes these the languages of the world, the base language first, or those marked
+    "default"."""
+    if names and names[0] == LANGUAGES[0] and set(names) == set(LANGUAGES):
         return
     languages = read_languages(FOLDER, names)
     WORDS.clear()
@@ -63,12 +71,11 @@ try:
 except ValueError as problem:
     raise SystemExit(f"demo/{problem}") from None
 DEFAULT = tuple(LANGUAGES)
-BASE = DEFAULT[0]
 
 
 def training_languages(scene):
     """The languages in which training data describes the image of a scene."""
-    return (BASE,) if scene.base_only else LANGUAGES
+    return LANGUAGES[:1] if scene.base_only else LANGUAGES
 
 
 def word_forms(language, table, key):

@@ -11,7 +11,7 @@ from pathlib import Path
 from demo.check import find_problems, flatten, shared_texts, wording_overlaps
 from demo.questions import PLAIN, UNSEEN, VARIED, Interviewer
 from demo.text import description
-from demo.words import AVAILABLE, BASE, FOLDER, LANGUAGES, WORDS, arrange, read_file
+from demo.words import AVAILABLE, FOLDER, LANGUAGES, WORDS, arrange, read_file
 from demo.world import SKILLS, random_for, random_scene
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
@@ -26,7 +26,7 @@ def find_notes(words, base):
     same = [path for path in own if own[path] == model.get(path)]
     same = [path for path in same if re.search(r"\w{3}", re.sub(r"{\w+}", "", own[path]))]
     if same and words != base:
-        yield f"{len(same)} texts as in {BASE}: {', '.join(same[:12])}"
+        yield f"{len(same)} texts as in {LANGUAGES[0]}: {', '.join(same[:12])}"
 
     names = flatten({table: words[table] for table in ("kind", "colour", "place")})
     for path, name in names.items():
@@ -74,7 +74,7 @@ def check(path, each):
     if problems:
         return len(problems)
 
-    for note in (*find_notes(words, found[BASE]), *wording_overlaps(words)):
+    for note in (*find_notes(words, found[LANGUAGES[0]]), *wording_overlaps(words)):
         print(f"note: {note}")
     WORDS.update(found)
     LANGUAGES[:] = found

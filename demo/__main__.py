@@ -59,8 +59,12 @@ def parse_args(words=None):
         **some,
         type=flags.text,
         default=[],
-        help="of a language in training: ko=0.1 for a tenth",
+        help="of the training images that a language describes: ko=0.1 for a tenth",
     )
+    about = "files of questions to answer (default: the test splits of the world)"
+    add("--test", nargs="+", type=flags.text, metavar="FILE", help=about)
+    about = "of training: 2 for twice the steps of each stage"
+    add("--length", type=flags.at_least(1e-6, float), default=1, metavar="FACTOR", help=about)
     add("--fresh", action="store_true", help="move OUT aside and begin anew")
     add("--dry-run", action="store_true", help="print the commands and run none")
     args = parser.parse_args(words)
@@ -70,7 +74,9 @@ def parse_args(words=None):
     except ValueError as error:
         parser.error(str(error))
     args.vocabulary = args.vocabulary or LANGUAGES
-    args.texts = args.texts or (*LANGUAGES, "parallel")
+    # One language has no translations.
+    args.dictionary = args.dictionary and len(LANGUAGES) > 1
+    args.texts = args.texts or (*LANGUAGES, *["parallel"] * (len(LANGUAGES) > 1))
     for name in ("vocabulary", "texts"):
         if other := sorted({*getattr(args, name)} - {*LANGUAGES, "parallel"}):
             parser.error(f"argument --{name}: {other[0]} is none of the languages")

@@ -1,11 +1,13 @@
-"""The ablation: what is each idea of X-LLaVA worth, and each language?
+"""The ablation: what is each idea of X-LLaVA worth, and what does a language cost?
 
-    python -m demo.ablation                                       # all variants, three seeds each
-    python -m demo.ablation --variants full no-V --seeds 0 1      # some of it
-    python -m demo.ablation --jobs 2                              # two runs at a time
+    python -m demo.ablation                                  # the paper's ideas, three seeds each
+    python -m demo.ablation --groups poor pairs number transfer --seeds 0
+    python -m demo.ablation --variants full no-V --seeds 0 1      # some of the runs
+    python -m demo.ablation --quick --groups poor --jobs 2        # the quick recipe, two at a time
 
-Each run is the demo with one thing changed, on the same images and questions, at equal steps. A
-finished run is not run again. The result is report.html.
+Each run is the demo with one thing changed, on the same images, at equal steps if nothing else is
+said. docs/languages.md says what each group asks. A finished run is not run again. The result is
+report.html, which grows with each group.
 """
 
 import os
@@ -14,72 +16,175 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
-from demo.recipe import report_step, world_step
+from demo.recipe import QUICK_SIZES, SIZES, TEST_SPLITS, report_step, world_step
 from demo.steps import Run, Step, short_path, shown
-from demo.words import BASE, LANGUAGES
+from demo.words import AVAILABLE, DEFAULT
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
 from vocabulary.files import require_writable
 
-MINUTES = (12, 27)  # that one run takes on one core
+MINUTES, QUICK_MINUTES = (12, 27), (2.5, 6)  # that one run takes on one core
+BASE = DEFAULT[0]
+EVERY = (BASE, *sorted(set(AVAILABLE) - {BASE}))
+PERCENT = (30, 10, 3, 1)  # of the images, that a poor language describes
+# Of a poor language, its ideas are left out at this share.
+ABLATED = 10
+
+
+class Variant(NamedTuple):
+    """A run of the demo: how it differs from the default."""
+
+    flags: tuple = ()  # of `python -m demo`
+    languages: tuple = DEFAULT  # of the world, the base language first
+    shares: tuple = ()  # of the world
+    length: float = 1  # of training
+    asks_every: bool = False  # asked the questions of the world of every language
+
+    @property
+    def world(self):
+        """The name of its world's folder."""
+        names = self.languages if self.languages != DEFAULT else ()
+        return ".".join(["data", *(["-".join(names)] if names else []), *self.shares])
+
 
 # V, vocabulary expansion: without it the tokenizer spells other languages in bytes. P, bilingual
 # pretraining: without it all text is in the base language.
-NO_V = ["--vocabulary", BASE]
-NO_P = ["--texts", BASE, "--no-dictionary"]
-PAPER = {"full": [], "no-V": NO_V, "no-P": NO_P, "no-V-P": NO_V + NO_P}
-PAIRS = {f"{BASE}-{language}": [BASE, language] for language in LANGUAGES[1:]}
-# {variant: flags of `python -m demo`}, and {variant: shares} of those with a world of their own:
-# of two languages, or with a tenth of another language.
-VARIANTS, SHARES, LOW = dict(PAPER), {}, f"low-{LANGUAGES[1]}"
-for name, pair in PAIRS.items():
-    VARIANTS[name] = ["--vocabulary", *pair, "--texts", *pair, "parallel"]
-    SHARES[name] = [f"{language}=0" for language in LANGUAGES if language not in pair]
-VARIANTS[LOW], SHARES[LOW] = [], [f"{LANGUAGES[1]}=0.1"]
+NO_V = ("--vocabulary", BASE)
+NO_P = ("--texts", BASE, "--no-dictionary")
+PAPER = {
+    "full": Variant(),
+    "no-V": Variant(NO_V),
+    "no-P": Variant(NO_P),
+    "no-V-P": Variant(NO_V + NO_P),
+}
 
 
-def world_of(out, variant):
-    return out / (f"data.{variant}" if variant in SHARES else "data")
+def poor_variants(language):
+    """A language that describes few images: by share, then without what may help it."""
+    names = (BASE, *sorted({*DEFAULT, language} - {BASE}))
+    found = {"full" if names == DEFAULT else f"{language}-100": Variant(languages=names)}
+    for percent in PERCENT:
+        share = (f"{language}={percent / 100:g}",)
+        found[f"{language}-{percent}"] = Variant((), names, share)
+
+    few = found[f"{language}-{ABLATED}"]
+    without = {
+        "V": ("--vocabulary", *(name for name in names if name != language)),
+        "parallel": ("--texts", *names),
+        "dictionary": ("--no-dictionary",),
+    }
+    for name, words in without.items():
+        found[f"{language}-{ABLATED}-no-{name}"] = few._replace(flags=words)
+    return found
 
 
-def make_worlds(out, variants):
+def of_languages(languages, length=1, asks_every=True):
+    """{name: variant} of a world of these languages."""
+    name = "-".join(languages) if len(languages) < len(EVERY) else f"{languages[0]}-every"
+    name += f"-x{length:.2g}" if length != 1 else ""
+    return {name: Variant((), tuple(languages), (), length, asks_every)}
+
+
+def merged(variants):
+    return {name: variant for own in variants for name, variant in own.items()}
+
+
+def make_groups(poor):
+    """{group: {comparison: {name: variant}}}; a comparison is with its first variant."""
+    scarce = poor_variants(poor)
+    at_share = {name: own for name, own in scarce.items() if name.startswith(f"{poor}-{ABLATED}")}
+    at_share.pop(f"{poor}-100", None)
+    pairs = [(BASE, other) for other in EVERY[1:]] + [DEFAULT[1:3]]
+
+    # As many examples of each language as in the default world, at equal steps; a world of every
+    # language takes longer for it.
+    numbers = [EVERY[:1], DEFAULT[:2], DEFAULT, EVERY]
+    equal_examples = [of_languages(own, len(own) / len(DEFAULT)) for own in numbers]
+    length = len(EVERY) / len(DEFAULT)
+    turns = [(first, *sorted(set(EVERY) - {first})) for first in EVERY]
+    return {
+        "paper": {"paper": PAPER},
+        "poor": {
+            "poor": {name: own for name, own in scarce.items() if not own.flags},
+            "poor-ideas": at_share,
+        },
+        "pairs": {"pairs": merged(map(of_languages, pairs))},
+        "number": {
+            "number": merged(map(of_languages, numbers)),
+            "number-examples": merged(equal_examples),
+        },
+        # Each language in turn is the one that names the base-only kinds in images.
+        "transfer": {"transfer": merged(of_languages(own, length, False) for own in turns)},
+    }
+
+
+def make_worlds(out, variants, sizes):
     """A step for each world that the variants need."""
-    # Variants without shares of their own have one world in common.
-    shares = {world_of(out, name): SHARES.get(name, ()) for name in variants}
-    return [world_step(f"world {path.name}", path, share=own) for path, own in shares.items()]
+    every = Variant(languages=EVERY)
+    needed = [*variants.values(), *(every for own in variants.values() if own.asks_every)]
+    worlds = {own.world: own for own in needed}
+    return [
+        world_step(f"world {name}", out / name, 0, own.shares, sizes, own.languages)
+        for name, own in worlds.items()
+    ]
 
 
-def make_runs(out, variants, seeds):
+def make_runs(out, variants, seeds, quick=False):
     """{folder of a run: its command}."""
     runs = {}
-    for seed, name in product(map(str, seeds), variants):
-        folder, world = out / f"{name}.{seed}", world_of(out, name)
+    for seed, (name, own) in product(map(str, seeds), variants.items()):
+        folder, world = out / f"{name}.{seed}", out / own.world
         command = ["-m", "demo", "--out", str(folder), "--data", str(world), "--seed", seed]
-        runs[folder] = [*command, *VARIANTS[name], "--without", "report"]
+        if own.languages != DEFAULT:
+            command += ["--languages", *own.languages]
+        command += [*own.flags, *(["--quick"] if quick else [])]
+        if own.length != 1:
+            command += ["--length", f"{own.length:.4g}"]
+
+        # The images of all worlds are the same, the questions are not.
+        asked = out / Variant(languages=EVERY).world if own.asks_every else world
+        if own.asks_every or quick:
+            command += ["--test", *(str(asked / f"{split}.json") for split in TEST_SPLITS)]
+        runs[folder] = [*command, "--without", "report"]
     return runs
 
 
-def make_comparisons(out, variants, seeds):
-    """Steps that compare the variants that were run, and the report."""
-    steps, groups = [], {"paper": list(PAPER)} | {name: ["full", name] for name in SHARES}
-    for name, members in groups.items():
-        members = [member for member in members if member in variants]
-        if len(members) < 2:
+def make_comparisons(out, comparisons, seeds):
+    """Steps that compare runs, each with the first of its comparison."""
+    steps = []
+    for name, variants in comparisons.items():
+        # Where the runs know other languages, each language is compared by itself.
+        known = [own.languages for own in variants.values()]
+        if len(set(map(frozenset, known))) == 1:
+            if len(set(known)) == 1:
+                steps.append(compare_step(out, name, variants, seeds))
             continue
+        for language in EVERY:
+            own = [run for run, variant in variants.items() if language in variant.languages]
+            steps.append(compare_step(out, f"{name}.{language}", own, seeds, [language]))
+    return [step for step in steps if step]
 
-        # A world of two languages is compared in these alone.
-        command, reads, result = ["-m", "evaluation", "compare"], [], out / f"{name}.json"
-        for member in members:
-            paths = [out / f"{member}.{seed}" / "eval.json" for seed in seeds]
-            command.append(f"{member}={','.join(map(str, paths))}")
-            reads += paths
-        if name in PAIRS:
-            command += ["--languages", *PAIRS[name]]
-        command += ["-o", str(result)]
-        steps.append(Step(f"compare {name}", command, reads, result, again=True))
 
-    return [*steps, report_step(out, [step.writes for step in steps])]
+def compare_step(out, name, runs, seeds, languages=()):
+    """A comparison of runs; None where there is nothing to compare."""
+    if len(runs) < 2:
+        return None
+    command, reads, result = ["-m", "evaluation", "compare"], [], out / f"{name}.json"
+    for run in runs:
+        paths = [out / f"{run}.{seed}" / "eval.json" for seed in seeds]
+        command.append(f"{run}={','.join(map(str, paths))}")
+        reads += paths
+    command += ["--languages", *languages] if languages else []
+    command += ["-o", str(result)]
+    return Step(f"compare {name}", command, reads, result, again=True)
+
+
+def findings_step(out):
+    """Transfer and fertility, over all runs that are there."""
+    command, reads = ["-m", "demo.findings", str(out)], sorted(out.glob("*/eval.json"))
+    return Step("findings", command, reads, out / "findings.json", again=True)
 
 
 def run_one(command, log, jobs):
@@ -111,39 +216,95 @@ def run_all(runs, jobs, runner=run_one):
             pool.shutdown(cancel_futures=True)
 
 
-def main(words=None):
+def chosen_groups(groups, names):
+    """The groups with the variants of these names alone; with all if there are no names."""
+    if not names:
+        return groups
+    found = {}
+    for group, comparisons in groups.items():
+        own = {
+            title: {name: variants[name] for name in variants if name in names}
+            for title, variants in comparisons.items()
+        }
+        if any(own.values()):
+            found[group] = own
+    return found
+
+
+def parse_args(words):
     parser = Parser(prog="python -m demo.ablation", description=__doc__)
     add, some = parser.add_argument, {"nargs": "+", "metavar": "NAME"}
-    add("--out", type=flags.text, default="out/ablation", metavar="FOLDER", help="of all runs")
-    add("--variants", **some, choices=VARIANTS, default=list(VARIANTS), help="of the demo")
+    about = "of all runs (default: out/ablation, or out/ablation-quick)"
+    add("--out", type=flags.text, metavar="FOLDER", help=about)
+    names = list(make_groups(DEFAULT[1]))
+    about = f"of {' '.join(names)} (default: {names[0]}; with --variants all)"
+    add("--groups", **some, choices=names, help=about)
+    add("--variants", **some, help="some runs of the groups alone; --dry-run names them")
+    about = f"the language of group poor (default: {DEFAULT[1]})"
+    add("--poor", choices=EVERY[1:], default=DEFAULT[1], metavar="LANGUAGE", help=about)
     add("--seeds", nargs="+", type=flags.seed, default=[0, 1, 2], metavar="N", help="of training")
     jobs = flags.at_least(1, most=64)
     add("--jobs", type=jobs, default=1, metavar="N", help="runs at a time")
+    add("--quick", action="store_true", help="the quick recipe for each run: a first look")
     add("--dry-run", action="store_true", help="print the commands, run none")
     args = parser.parse_args(words)
-    args.out = short_path(args.out)
 
+    args.out = short_path(args.out or ("out/ablation-quick" if args.quick else "out/ablation"))
+    groups = make_groups(args.poor)
+    known = merged(own for comparisons in groups.values() for own in comparisons.values())
+    if other := sorted(set(args.variants or ()) - known.keys()):
+        parser.error(f"argument --variants: no {other[0]}; there are {' '.join(known)}")
+    chosen = args.groups or (names if args.variants else names[:1])
+    args.groups = chosen_groups({name: groups[name] for name in chosen}, args.variants)
     # A seed that is given twice must not count twice.
-    out, seeds = Path(args.out), list(dict.fromkeys(args.seeds))
-    worlds = make_worlds(out, args.variants)
-    runs = make_runs(out, args.variants, seeds)
-    comparisons = make_comparisons(out, args.variants, seeds)
-    if args.dry_run:
-        before, after = ([step.command for step in steps] for steps in (worlds, comparisons))
-        print("\n".join(map(shown, [*before, *runs.values(), *after])))
-        return
+    args.seeds = list(dict.fromkeys(args.seeds))
+    return args
 
-    # Hours, before anything begins.
+
+def hours(runs, variants, jobs, quick):
+    """How many runs are left, and how long they take."""
     left = [folder for folder in runs if not (folder / "eval.json").exists()]
-    low, high = (len(left) * minutes / 60 / args.jobs for minutes in MINUTES)
-    print(f"{len(left)} of {len(runs)} runs to do: {low:.1f} to {high:.1f} hours with a core each")
+    length = sum(variants[folder.name.rpartition(".")[0]].length for folder in left)
+    minutes = QUICK_MINUTES if quick else MINUTES
+    low, high = (length * each / 60 / jobs for each in minutes)
+    return f"{len(left)} of {len(runs)} runs to do: {low:.1f} to {high:.1f} hours with a core each"
+
+
+def run_group(run, args, group, seeds):
+    """Runs one group with the last of these seeds, then compares what there is."""
+    out, comparisons = run.out, args.groups[group]
+    variants = merged(comparisons.values())
+    runs = make_runs(out, variants, seeds[-1:], args.quick)
+    print(
+        f"\n{group}, seed {seeds[-1]}: {hours(runs, variants, args.jobs, args.quick)}", flush=True
+    )
+    run.run(make_worlds(out, variants, QUICK_SIZES if args.quick else SIZES))
+    run_all(runs, args.jobs)
+
+    steps = [*make_comparisons(out, comparisons, seeds), findings_step(out)]
+    run.run([*steps, report_step(out, [step.writes for step in steps])])
+
+
+def main(words=None):
+    args = parse_args(words)
+    out = Path(args.out)
+    if args.dry_run:
+        for group, comparisons in args.groups.items():
+            variants = merged(comparisons.values())
+            steps = make_worlds(out, variants, QUICK_SIZES if args.quick else SIZES)
+            runs = make_runs(out, variants, args.seeds, args.quick)
+            after = make_comparisons(out, comparisons, args.seeds)
+            print(f"# {group}: {hours(runs, variants, args.jobs, args.quick)}")
+            before, after = ([step.command for step in own] for own in (steps, after))
+            print("\n".join(map(shown, [*before, *runs.values(), *after])))
+        return
 
     try:
         require_writable(out)
         run = Run(out)
-        run.run(worlds)
-        run_all(runs, args.jobs)
-        run.run(comparisons)
+        # One seed of all groups comes before a second one of any.
+        for n, group in product(range(len(args.seeds)), args.groups):
+            run_group(run, args, group, args.seeds[: n + 1])
     except BrokenPipeError:  # the reader of the output has ended
         raise
     except (ValueError, OSError) as error:

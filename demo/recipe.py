@@ -5,6 +5,7 @@ times, from few kinds of question to all (docs/experiments.md).
 """
 
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from demo.records import MORE_SPLITS
@@ -87,7 +88,9 @@ def make_steps(args):
 
     # Measuring is quick, so it is made again where something has changed.
     names = TEST_SPLITS[:1] if args.quick else TEST_SPLITS + find_further_splits(args.data)
+    names = [name for name in names if name != "cross_lingual" or len(LANGUAGES) > 1]
     splits, result = [args.data / f"{name}.json" for name in names], args.out / "eval.json"
+    splits = list(map(Path, args.test or splits))
     command = ["-m", "evaluation", "answer", *start, "--data", *map(str, splits), "--fresh"]
     command += ["--blind", "other-image", "-o", str(result)]
     steps.append(Step("evaluate", command, model_files + splits, result, 28, again=True))
@@ -105,9 +108,10 @@ def find_further_splits(folder):
     return tuple(name for name in FURTHER_SPLITS if name not in missing)
 
 
-def world_step(name, folder, seed=0, share=(), sizes=SIZES):
+def world_step(name, folder, seed=0, share=(), sizes=SIZES, languages=None):
+    languages = tuple(languages or LANGUAGES)
     command = ["-m", "demo.write", "-o", str(folder), *sizes, "--seed", str(seed)]
-    command += ["--languages", *LANGUAGES] if tuple(LANGUAGES) != DEFAULT else []
+    command += ["--languages", *languages] if languages != DEFAULT else []
     command += ["--share", *share] if share else []
     return Step(name, command, [], folder / "world.json", int(sizes[1]) // 200)
 
@@ -162,6 +166,7 @@ def stage_step(name, args, start, model_files):
     model, (flags, steps, quick_steps, seconds) = args.out / name, STAGES[name]
     if args.quick:
         steps, seconds = quick_steps, seconds * quick_steps / steps
+    steps, seconds = max(1, round(steps * args.length)), seconds * args.length
     command += [*flags.split(), "--steps", str(steps), "--seed", str(args.seed), "--resume"]
     command += ["-o", str(model)]
     reads = [*model_files, args.data / "world.json", *files, *more]
@@ -171,7 +176,8 @@ def stage_step(name, args, start, model_files):
 def example(args):
     """(command, right answer): a question on an unseen image, not in the base language."""
     records = read_json(args.data / "unseen_images.json")
-    record = next(record for record in records if record["language"] != LANGUAGES[0])
+    records.sort(key=lambda record: record["language"] == LANGUAGES[0])  # another one, if any
+    record = records[0]
     question, answer = (turn["value"] for turn in record["conversations"][:2])
     model, image = args.out / "instruct", args.data / record["image"]
     command = ["generate.py", "--model", str(model), "--image", str(image)]

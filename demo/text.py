@@ -81,16 +81,12 @@ def glossary(rng):
     return found
 
 
-def dictionary(shares):
-    """Lines of words that mean the same, "cat = 고양이 = 猫", of a language only its share."""
+def dictionary():
+    """Lines of words that mean the same, "cat = 고양이 = 猫"."""
     lines = []
     for table in TABLES:
         for key in WORDS[LANGUAGES[0]][table]:
-            names = [
-                words[table][key]
-                for language, words in WORDS.items()
-                if random_for("share", language, key).random() < shares.get(language, 1)
-            ]
+            names = [words[table][key] for words in WORDS.values()]
             lines += [" = ".join(names)] if len(names) > 1 else []
     return lines
 
@@ -157,7 +153,7 @@ def text_record(index, seed):
     a translation."""
     rng = random_for(seed, "text record", index)
     block, place = divmod(index, 4)
-    if place == 3:
+    if place == 3 and len(LANGUAGES) > 1:
         language, turn = translation(rng)
         return make_record(f"text-{index:05}", language, "text", [turn])
 

@@ -30,7 +30,6 @@ from demo.words import (
     AVAILABLE,
     DEFAULT,
     LANGUAGES,
-    WORDS,
     choose_languages,
     parse_shares,
 )
@@ -87,17 +86,17 @@ def to_lines(rows_of):
 
 
 def subsample(lines, shares):
-    """The training lines that are left where a language has a share of the data, {"ko": 0.1}.
+    """The training lines that are left where a language describes a share of the images alone,
+    {"ko": 0.1}. What is not about an image stays.
 
     Its lines about one image stay or go together; a smaller share keeps a part of a larger one's.
     """
     for language, share in shares.items():
-        script, kept = re.compile(f"[{WORDS[language]['script']}]"), []
+        # The name of the image decides, which the grey image shares.
+        pattern, kept = re.compile(rf'([^/"]+[.]png"), "language": "{language}"'), []
         for line in lines:
-            # The name of the image decides, which the grey image shares; else the line itself.
-            image = re.search(r'[^/"]+[.]png"', line)
-            rng = random_for("share", language, image[0] if image else line)
-            if not script.search(line) or rng.random() < share:
+            match = pattern.search(line)
+            if not match or random_for("share", language, match[1]).random() < share:
                 kept.append(line)
         lines = kept
     return lines
@@ -130,7 +129,7 @@ def training_lines(folder, splits, documents, seed, workers):
         for split, scenes in splits.items()
         for index, scene in enumerate(scenes)
     ]
-    kinds, lines = (*LANGUAGES, "parallel"), defaultdict(list)
+    kinds, lines = (*LANGUAGES, *["parallel"] * (len(LANGUAGES) > 1)), defaultdict(list)
     texts = [(kind, seed, i) for kind in kinds for i in range(documents)]
 
     # imap keeps the order of the jobs, so the number of processes changes nothing.
@@ -180,7 +179,7 @@ def write_world(out, images=6000, documents=8000, seed=0, workers=2, shares=None
     lines = {file: subsample(own, shares) for file, own in lines.items()}
     lines |= evaluation_lines(splits, seed)
     counts = {file: len(own) for file, own in lines.items()}
-    lines["text/dictionary.txt"] = [line + "\n" for line in dictionary(shares)]
+    lines["text/dictionary.txt"] = [line + "\n" for line in dictionary()]
 
     # bytes: the same line ends on every system
     for file, own in lines.items():
@@ -228,7 +227,7 @@ def main():
     add("--seed", type=flags.seed, default=0, help="another seed makes another world")
     languages = {"nargs": "+", "choices": AVAILABLE, "metavar": "LANGUAGE"}
     add("--languages", **languages, default=DEFAULT, help="of the world: files of demo/words")
-    share_help = "share of a language in training: ko=0.1 for a tenth, zh=0 for none"
+    share_help = "of the training images that a language describes: ko=0.1 for a tenth"
     share = {"nargs": "+", "type": flags.text, "metavar": "LANGUAGE=SHARE"}
     add("--share", **share, default=[], help=share_help)
     workers = flags.at_least(1, most=256)

@@ -330,7 +330,9 @@ def test_training_asks_in_several_times_as_many_ways(all_languages, language):
 
 def test_no_code_names_a_language():
     sources = [*(ROOT / "demo").glob("*.py"), *WORDS_FOLDER.glob("*.py")]
-    names = "|".join((*AVAILABLE, *WORDS[LANGUAGES[0]]["names"].values(), "Turkish", "Swahili", "Arabic"))
+    names = "|".join(
+        (*AVAILABLE, *WORDS[LANGUAGES[0]]["names"].values(), "Turkish", "Swahili", "Arabic")
+    )
     for path in sources:
         source = path.read_text(encoding="utf-8")
         code = re.sub(r'"""[^"]*(?:"[^"]+)*?"""|#.*', "", source)  # docstrings give examples

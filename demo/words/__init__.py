@@ -170,12 +170,9 @@ def parse_shares(given):
     shares = {}
     for word in given:
         language, _, share = word.partition("=")
-        if language not in LANGUAGES[1:] or not re.fullmatch(r"0|1|0?\.\d+", share):
-            choices = " or ".join(LANGUAGES[1:])
+        if language not in LANGUAGES or not re.fullmatch(r"0|1|0?\.\d+", share):
+            choices = " or ".join(LANGUAGES)
             raise ValueError(f"--share {word}: give LANGUAGE=SHARE, {choices}, from 0 to 1")
-        # Lines of this language could not be told from those of the base language.
-        if not WORDS[language]["script"]:
-            raise ValueError(f"--share {word}: words/{language}.json has no script to find it by")
         if language in shares:
             raise ValueError(f"--share {word}: {language} has a share already")
         shares[language] = float(share)

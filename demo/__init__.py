@@ -13,5 +13,6 @@ trains a model on it. Pipeline: world -> words -> drawing, questions, text -> re
     recipe.py       the commands of the demo (python -m demo)
     steps.py        runs commands, and skips what is done
     ablation.py     the demo with one thing changed (python -m demo.ablation)
+    findings.py     what its runs show together: transfer between languages, fertility
     expand.py       what a longer vocabulary is worth on published weights (python -m demo.expand)
 """

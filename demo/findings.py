@@ -15,9 +15,9 @@ from statistics import NormalDist, fmean
 import numpy as np
 
 from checkpoint import load_tokenizer
-from demo.ablation import DEFAULT, EVERY, make_groups
+from demo.ablation import DEFAULT, make_groups
 from demo.records import BASE_ONLY_EVERY
-from evaluation.compare import read_run, score_accuracy, welch
+from evaluation.compare import read_run, welch
 from evaluation.scores import accuracy_row
 from evaluation.tables import show_results
 from vocabulary import flags

@@ -574,56 +574,125 @@ def test_a_package_that_is_missing_is_named(out, monkeypatch):
 # ---- the ablation
 
 
-def test_the_ablation_runs_each_variant_on_its_world(out):
-    seeds, variants = [0, 1], list(ablation.VARIANTS)
-    assert variants == ["full", "no-V", "no-P", "no-V-P", "en-ko", "en-zh", "low-ko"]
-    worlds = {step.name: " ".join(step.command) for step in ablation.make_worlds(out, variants)}
-    start = "-m demo.write -o out/demo/data"
-    assert worlds == {
-        "world data": f"{start} --images 6000 --seed 0",
-        "world data.en-ko": f"{start}.en-ko --images 6000 --seed 0 --share zh=0",
-        "world data.en-zh": f"{start}.en-zh --images 6000 --seed 0 --share ko=0",
-        "world data.low-ko": f"{start}.low-ko --images 6000 --seed 0 --share ko=0.1",
+def printed_by(capsys, *words):
+    """{group: the commands} that a dry run of the ablation prints."""
+    ablation.main(["--out", "out/a", "--seeds", "1", "--dry-run", *words])
+    groups = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("# "):
+            own = groups.setdefault(line[2:].partition(":")[0], [line])
+        else:
+            own.append(line.partition(" ")[2])
+    return groups
+
+
+def runs_among(commands):
+    """{name of a run: its flags} among commands."""
+    found = {}
+    for words in map(str.split, commands):
+        if words[:2] == ["-m", "demo"]:
+            assert words[2] == "--out" and words[6:8] == ["--seed", "1"]
+            assert demo.parse_args(words[2:])
+            own = " ".join(words[8:]).removesuffix(" --without report")
+            found[words[3].removeprefix("out/a/")] = f"{words[5]} {own}"
+    return found
+
+
+@pytest.fixture
+def default_languages():
+    """Parsing a run's flags chooses its languages: afterwards there are those of before."""
+    yield
+    choose_languages()
+
+
+def test_the_ablation_runs_the_ideas_of_the_paper(out, capsys, default_languages):
+    group = printed_by(capsys)["paper"]
+    assert group[0] == "# paper: 4 of 4 runs to do: 0.8 to 1.8 hours with a core each"
+    assert group[1] == "-m demo.write -o out/a/data --images 6000 --seed 0"
+    assert {name: own.split()[1:] for name, own in runs_among(group).items()} == {
+        "full.1": ["--without", "report"],
+        "no-V.1": ["--vocabulary", "en"],
+        "no-P.1": ["--texts", "en", "--no-dictionary"],
+        "no-V-P.1": ["--vocabulary", "en", "--texts", "en", "--no-dictionary"],
     }
-    runs = ablation.make_runs(out, variants, seeds)
-    found = {folder.name: " ".join(command) for folder, command in runs.items()}
-    assert len(found) == 14
-    start = "-m demo --out out/demo/{0}.1 --data out/demo/data{1} --seed 1 {2}--without report"
-    flags = {
-        "full": ("", ""),
-        "no-V": ("", "--vocabulary en "),
-        "no-P": ("", "--texts en --no-dictionary "),
-        "no-V-P": ("", "--vocabulary en --texts en --no-dictionary "),
-        "en-ko": (".en-ko", "--vocabulary en ko --texts en ko parallel "),
-        "en-zh": (".en-zh", "--vocabulary en zh --texts en zh parallel "),
-        "low-ko": (".low-ko", ""),
-    }
-    for name, words in flags.items():
-        assert found[f"{name}.1"] == start.format(name, *words)
-        demo.parse_args(runs[out / f"{name}.1"][2:])
+    assert group[-1].startswith("-m evaluation compare full=out/a/full.1/eval.json no-V=")
 
 
-def test_the_ablation_compares_what_was_run(out):
-    def compared(*variants):
-        """{step: its command}."""
-        made = ablation.make_comparisons(out, variants, [0, 2])
-        return {step.name: " ".join(step.command) for step in made}
-
-    found = compared(*ablation.VARIANTS)
+def test_a_poor_language_describes_fewer_and_fewer_images(out, capsys, default_languages):
+    group = printed_by(capsys, "--groups", "poor")["poor"]
+    worlds = [line for line in group if line.startswith("-m demo.write")]
+    assert worlds[0].endswith("--seed 0") and len(worlds) == 5
+    shares = [line.partition("--share ")[2] for line in worlds[1:]]
+    assert shares == ["ko=0.3", "ko=0.1", "ko=0.03", "ko=0.01"]
+    found, world = runs_among(group), "out/a/data.ko=0.1"
     assert list(found) == [
-        *(f"compare {n}" for n in ("paper", "en-ko", "en-zh", "low-ko")),
-        "report",
+        *("full.1", "ko-30.1", "ko-10.1", "ko-3.1", "ko-1.1"),
+        *("ko-10-no-V.1", "ko-10-no-parallel.1", "ko-10-no-dictionary.1"),
     ]
-    full = "full=out/demo/full.0/eval.json,out/demo/full.2/eval.json"
-    korean = "en-ko=out/demo/en-ko.0/eval.json,out/demo/en-ko.2/eval.json"
-    assert found["compare en-ko"] == (
-        f"-m evaluation compare {full} {korean} --languages en ko -o out/demo/en-ko.json"
-    )
-    assert found["compare paper"].count("=") == 4 and "--languages" not in found["compare paper"]
-    assert "--languages" not in found["compare low-ko"]
-    assert list(compared("no-V", "full")) == ["compare paper", "report"]
-    assert list(compared("full", "low-ko")) == ["compare low-ko", "report"]
-    assert list(compared("full")) == ["report"]
+    assert found["ko-10-no-V.1"] == f"{world} --vocabulary en zh"
+    assert found["ko-10-no-parallel.1"] == f"{world} --texts en ko zh"
+    assert found["ko-10-no-dictionary.1"] == f"{world} --no-dictionary"
+    compared = [
+        [word.partition("=")[0] for word in line.split() if "eval.json" in word]
+        for line in group[-2:]
+    ]
+    assert compared == [
+        ["full", "ko-30", "ko-10", "ko-3", "ko-1"],
+        ["ko-10", "ko-10-no-V", "ko-10-no-parallel", "ko-10-no-dictionary"],
+    ]
+    # a language that the default world lacks
+    found = runs_among(printed_by(capsys, "--groups", "poor", "--poor", "sw")["poor"])
+    assert list(found)[:2] == ["sw-100.1", "sw-30.1"] and len(found) == 8
+    assert found["sw-3.1"] == "out/a/data.en-ko-sw-zh.sw=0.03 --languages en ko sw zh"
+
+
+def test_runs_of_other_languages_are_asked_the_same_questions(out, capsys, default_languages):
+    groups = printed_by(capsys, "--groups", "pairs", "number")
+    asked = [f"out/a/data.en-ar-ko-sw-tr-zh/{split}.json" for split in TEST_SPLITS]
+    pairs, numbers = (runs_among(groups[name]) for name in ("pairs", "number"))
+    for own in (*pairs.values(), *numbers.values()):
+        assert own.partition("--test ")[2].split() == asked
+    assert sorted(pairs) == [
+        *("en-ar.1", "en-ko.1", "en-sw.1", "en-tr.1", "en-zh.1"),
+        "ko-zh.1",
+    ]
+    assert "--languages ko zh" in pairs["ko-zh.1"], "without the base language of the others"
+    assert pairs["en-ko.1"] == numbers["en-ko.1"], "the same run counts in both"
+
+    # as many examples of a language as in the world of three
+    lengths = {name: own.partition("--length ")[2].split()[:1] for name, own in numbers.items()}
+    assert lengths == {
+        **dict.fromkeys(("en.1", "en-ko.1", "en-ko-zh.1", "en-every.1"), []),
+        **{"en-x0.33.1": ["0.3333"], "en-ko-x0.67.1": ["0.6667"], "en-every-x2.1": ["2"]},
+    }
+    korean = next(line for line in groups["number"] if line.endswith("out/a/number.ko.json"))
+    assert "--languages ko" in korean and " en=" not in korean
+    assert [word.partition("=")[0] for word in korean.split()[3:6]] == [
+        *("en-ko", "en-ko-zh", "en-every"),
+    ]
+
+
+def test_each_language_in_turn_names_the_base_only_kinds(out, capsys, default_languages):
+    found = runs_among(printed_by(capsys, "--groups", "transfer")["transfer"])
+    firsts = [own.partition("--languages ")[2].split()[0] for own in found.values()]
+    assert firsts == ["en", "ar", "ko", "sw", "tr", "zh"] and len(found) == 6
+    assert "--test" not in found["ko-every-x2.1"], "asked the questions of its own world"
+    assert "--length 2" in found["ko-every-x2.1"]
+
+
+def test_some_runs_of_the_ablation_and_the_quick_recipe(out, capsys, default_languages):
+    groups = printed_by(capsys, "--variants", "en-ko", "ko-zh", "full", "--quick")
+    assert {name: list(runs_among(own)) for name, own in groups.items()} == {
+        "paper": ["full.1"],
+        "poor": ["full.1"],
+        "pairs": ["en-ko.1", "ko-zh.1"],
+        "number": ["en-ko.1"],
+    }
+    assert all("--quick" in line for line in groups["pairs"] if line.startswith("-m demo --out"))
+    assert "--images 1500 --documents 4000" in groups["pairs"][1]
+    with pytest.raises(SystemExit):
+        ablation.main(["--variants", "fulll"])
+    assert "no fulll; there are full no-V" in capsys.readouterr().err
 
 
 def test_the_ablation_says_how_long_it_will_take_and_skips_finished_runs(out, monkeypatch, capsys):
@@ -636,20 +705,30 @@ def test_the_ablation_says_how_long_it_will_take_and_skips_finished_runs(out, mo
             (folder / "eval.json").write_text("{}", encoding="utf-8")
             done.append((folder.name, jobs))
 
+    def runner(command):
+        """As the fake runner, and the findings' file."""
+        if "demo.findings" in command:
+            Path("out/ablation/findings.json").write_text("{}", encoding="utf-8")
+            return 0
+        return fake(command)
+
     monkeypatch.setattr(ablation, "run_all", fake_run_all)
-    runner = FakeRunner()
-    original = steps.Run.run
+    fake, original = FakeRunner(), steps.Run.run
     monkeypatch.setattr(steps.Run, "run", lambda self, made: original(self, made, runner))
-    words = ["--out", "out/ablation", "--variants", "full", "no-V", "--jobs", "2"]
+    words = ["--out", "out/ablation", "--variants", "full", "no-V", "--groups", "paper"]
+    words += ["--jobs", "2"]
     ablation.main([*words, "--seeds", "0"])
     printed = capsys.readouterr().out
-    assert "2 of 2 runs to do: 0.2 to 0.5 hours with a core each" in printed
+    assert "paper, seed 0: 2 of 2 runs to do: 0.2 to 0.5 hours with a core each" in printed
     assert done == [("full.0", 2), ("no-V.0", 2)]
-    assert runner.names == ["data", "paper.json", "report.html"]
+    assert fake.names == ["data", "paper.json", "report.html"]
 
     ablation.main([*words, "--seeds", "0", "1"])
-    assert "2 of 4 runs to do" in capsys.readouterr().out
-    assert runner.names[3:] == ["paper.json", "report.html"], "other seeds: compared again"
+    printed = capsys.readouterr().out
+    assert "paper, seed 0: 0 of 2 runs to do" in printed
+    assert "paper, seed 1: 2 of 2 runs to do" in printed
+    compared = [" ".join(command) for command in fake.commands if "compare" in command]
+    assert "full.0/eval.json,out/ablation/full.1/eval.json" in compared[-1], "both seeds"
 
 
 def test_runs_go_side_by_side_and_a_failure_stops_those_that_wait(tmp_path):

@@ -457,9 +457,9 @@ def test_the_atlas_has_a_tile_for_every_kind(monkeypatch, tmp_path, number, rows
         atlas.read_atlas()
 
 
-def fourth_language(script):
+def fourth_language():
     """A language that is English with a letter of its own before every text."""
-    words = dict(WORDS[LANGUAGES[0]], agreement={}, script=script, vocab_size=300)
+    words = dict(WORDS[LANGUAGES[0]], agreement={}, vocab_size=300)
     del words["base"], words["default"]
 
     def translate(table):
@@ -480,7 +480,7 @@ def fourth_language(script):
 def test_a_fourth_language_is_a_file_and_is_asked_in_every_split(tmp_path):
     folder = copy_of_demo(tmp_path)
     path = folder / "demo" / "words" / "tr.json"
-    path.write_text(fourth_language(""), encoding="utf-8")
+    path.write_text(fourth_language(), encoding="utf-8")
     four = ("en", "ko", "zh", "tr")
     done = write(folder, "--languages", *four)
     assert done.returncode == 0, done.stderr
@@ -509,19 +509,36 @@ def test_a_fourth_language_is_a_file_and_is_asked_in_every_split(tmp_path):
     assert dictionary[1] == "cat = 고양이 = şcat = 猫"
 
 
-def test_a_share_needs_a_script_by_which_lines_can_be_found(tmp_path):
-    folder = copy_of_demo(tmp_path)
-    path = folder / "demo" / "words" / "tr.json"
-    path.write_text(fourth_language(""), encoding="utf-8")
-    four = ("--languages", "en", "ko", "zh", "tr")
-    refused = write(folder, *four, "--share", "tr=0.5")
-    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
-    assert "words/tr.json has no script" in refused.stderr
-
-    path.write_text(fourth_language("ş"), encoding="utf-8")
-    done = write(folder, *four, "--share", "tr=0", "ko=0")
+def texts_of(folder, *languages):
+    """A small world of these languages, the base language first: its folder."""
+    done = write(folder, "--languages", *languages)
     assert done.returncode == 0, done.stderr
-    assert {record["language"] for record in load(folder, "captions")} == {"en", "zh"}
+    return folder / "data" / "text"
+
+
+def test_the_first_language_is_the_base_language(tmp_path):
+    """Without the file that is marked "base": the base-only kinds are named by another."""
+    folder = copy_of_demo(tmp_path)
+    text = texts_of(folder, "zh", "ko")
+    assert load(folder, "world")["arguments"]["languages"] == ["zh", "ko"]
+    assert not (text / "en.txt").exists()
+    captions = Counter(record["language"] for record in load(folder, "captions"))
+    assert captions.keys() == {"zh", "ko"} and captions["ko"] < captions["zh"]
+    assert {record["language"] for record in load(folder, "cross_lingual")} == {"ko"}
+    said = json.dumps(load(folder, "captions"), ensure_ascii=False)
+    assert re.search("雨伞|火箭", said) and not re.search("우산|로켓", said)
+    assert "우산" in (text / "ko.txt").read_text(encoding="utf-8")
+
+
+def test_a_world_of_one_language_has_no_translations(tmp_path):
+    folder = copy_of_demo(tmp_path)
+    text = texts_of(folder, "ko")
+    assert sorted(path.name for path in text.iterdir()) == ["dictionary.txt", "ko.txt"]
+    assert (text / "dictionary.txt").read_text(encoding="utf-8") == ""
+    assert load(folder, "cross_lingual") == []
+    records = load(folder, "instruct") + load(folder, "unseen_images")
+    assert {record["language"] for record in records} == {"ko"}
+    assert not re.search("[a-z]{3}", "".join(r["conversations"][1]["value"] for r in records))
 
 
 def test_a_world_of_two_languages_is_one_file_less(tmp_path):

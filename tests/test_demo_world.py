@@ -356,19 +356,12 @@ def test_images_in_black_and_white_are_described_without_colours(world):
             assert np.abs(np.asarray(grey, float) - expected).max() < 1
 
 
-def test_the_dictionary_has_all_words_and_of_a_language_no_more_than_its_share(world):
+def test_the_dictionary_has_all_words(world):
     path = world / "text" / "dictionary.txt"
     lines = [line.split(" = ") for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 12 + 8 + 2 + 5 + 4 + 30 and all(len(line) == 3 for line in lines)
     for line in (["cat", "고양이", "猫"], ["red", "빨간색", "红色"], ["rocket", "로켓", "火箭"]):
         assert line in lines
-
-    def count(letters, shares):
-        return sum(bool(re.search(letters, line)) for line in text.dictionary(shares))
-
-    assert count("[가-힣]", {"ko": 0.2}) in range(5, 25)
-    assert count("[一-鿿]", {"ko": 0.2}) == 61 and count("[一-鿿]", {"zh": 0}) == 0
-    assert text.dictionary({"ko": 0, "zh": 0}) == []
 
 
 def test_held_out_pairs_are_in_no_training_file(world, said):
@@ -550,7 +543,7 @@ def test_the_scenes_and_the_four_splits_are_those_of_older_results(tmp_path):
     assert total.hexdigest()[:16] == "8c44fcbd722f455b", "figures no longer compare"
 
 
-def test_a_share_thins_a_language_in_the_training_files_alone(tmp_path):
+def test_a_share_thins_what_a_language_says_of_training_images_alone(tmp_path):
     shares = {"whole": None, "some": {"ko": 0.5, "zh": 0.0}, "fewer": {"ko": 0.2, "zh": 0.0}}
     files = {}
     for name, given in shares.items():
@@ -558,17 +551,17 @@ def test_a_share_thins_a_language_in_the_training_files_alone(tmp_path):
         read = read_all(tmp_path / name).items()
         files[name] = {p: v.decode() for p, v in read if p.endswith((".json", ".txt"))}
     train = {f"{name}.json" for name in TRAINING}
-    train |= {f"text/{kind}.txt" for kind in ("en", "ko", "zh", "parallel")}
-    for path in files["whole"].keys() - train - {"world.json", "text/dictionary.txt"}:
-        assert files["whole"][path] == files["some"][path], "the same test splits"
+    for path in files["whole"].keys() - train - {"world.json"}:
+        assert files["whole"][path] == files["some"][path], "the same test splits and texts"
 
     for path in train:
         whole, some, fewer = (
-            {line.rstrip(",") for line in files[name][path].splitlines()} for name in shares
+            {(r["id"], r["language"], "image" in r) for r in json.loads(files[name][path])}
+            for name in shares
         )
-        assert fewer <= some <= {line for line in whole if not re.search("[一-鿿]", line)}
-        others = {line for line in whole if not re.search("[一-鿿가-힣]", line)}
-        assert {line for line in some if not re.search("[가-힣]", line)} == others
+        assert fewer <= some == some & {r for r in whole if r[1] != "zh" or not r[2]}
+        kept = {r for r in whole if r[1] == "en" or not r[2]}
+        assert {r for r in some if r[1] != "ko" or not r[2]} == kept
 
     grey, colour = (
         {
@@ -705,7 +698,7 @@ def test_a_finished_world_is_left_alone_and_errors_are_one_line(tmp_path):
         [*new, "--images", "0"],
         [],
         ["--atlas", str(tmp_path / "no.ttf")],
-        [*new, "--share", "en=0.5"],
+        [*new, "--share", "tr=0.5"],
         [*new, "--share", "ko=2"],
     ):
         answer = run(*args)

@@ -24,7 +24,13 @@ FREE = set(
     "--out --json --profile --sheet --token-cache --base-url --key-env --control --bos --eos "
     "--suffix --share --export --stages question text words runs answers".split()
 )
-FREE_HERE = {"annotation --model", "judge --model", "compare --languages", "demo --data", "demo --test"}
+FREE_HERE = {
+    "annotation --model",
+    "judge --model",
+    "compare --languages",
+    "demo --data",
+    "demo --test",
+}
 FREE_HERE |= {
     f"train.py {stage} {flag}"
     for stage in "vision text align instruct".split()

@@ -94,12 +94,12 @@ def merged(variants):
 def make_groups(poor):
     """{group: {comparison: {name: variant}}}; a comparison is with its first variant."""
     scarce = poor_variants(poor)
-    at_share = {name: own for name, own in scarce.items() if name.startswith(f"{poor}-{ABLATED}")}
-    at_share.pop(f"{poor}-100", None)
+    shares = scarce[f"{poor}-{ABLATED}"].shares
+    at_share = {name: own for name, own in scarce.items() if own.shares == shares}
     pairs = [(BASE, other) for other in EVERY[1:]] + [DEFAULT[1:3]]
 
-    # As many examples of each language as in the default world, at equal steps; a world of every
-    # language takes longer for it.
+    # At equal steps; then each for as long as it takes to see as many examples of a language as
+    # the default world gives.
     numbers = [EVERY[:1], DEFAULT[:2], DEFAULT, EVERY]
     equal_examples = [of_languages(own, len(own) / len(DEFAULT)) for own in numbers]
     length = len(EVERY) / len(DEFAULT)
@@ -217,17 +217,19 @@ def run_all(runs, jobs, runner=run_one):
 
 
 def chosen_groups(groups, names):
-    """The groups with the variants of these names alone; with all if there are no names."""
+    """The groups with the variants of these names alone; with all if there are no names. A group
+    of which nothing is left but what an earlier one runs is left out."""
     if not names:
         return groups
-    found = {}
+    found, taken = {}, set()
     for group, comparisons in groups.items():
         own = {
             title: {name: variants[name] for name in variants if name in names}
             for title, variants in comparisons.items()
         }
-        if any(own.values()):
+        if not merged(own.values()).keys() <= taken:
             found[group] = own
+            taken |= merged(own.values()).keys()
     return found
 
 
@@ -239,7 +241,12 @@ def parse_args(words):
     names = list(make_groups(DEFAULT[1]))
     about = f"of {' '.join(names)} (default: {names[0]}; with --variants all)"
     add("--groups", **some, choices=names, help=about)
-    add("--variants", **some, help="some runs of the groups alone; --dry-run names them")
+    add(
+        "--variants",
+        **some,
+        type=flags.text,
+        help="some runs of the groups alone; --dry-run names them",
+    )
     about = f"the language of group poor (default: {DEFAULT[1]})"
     add("--poor", choices=EVERY[1:], default=DEFAULT[1], metavar="LANGUAGE", help=about)
     add("--seeds", nargs="+", type=flags.seed, default=[0, 1, 2], metavar="N", help="of training")

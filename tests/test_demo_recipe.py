@@ -684,9 +684,7 @@ def test_some_runs_of_the_ablation_and_the_quick_recipe(out, capsys, default_lan
     groups = printed_by(capsys, "--variants", "en-ko", "ko-zh", "full", "--quick")
     assert {name: list(runs_among(own)) for name, own in groups.items()} == {
         "paper": ["full.1"],
-        "poor": ["full.1"],
         "pairs": ["en-ko.1", "ko-zh.1"],
-        "number": ["en-ko.1"],
     }
     assert all("--quick" in line for line in groups["pairs"] if line.startswith("-m demo --out"))
     assert "--images 1500 --documents 4000" in groups["pairs"][1]

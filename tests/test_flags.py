@@ -31,6 +31,7 @@ FREE_HERE = {
     "demo --data",
     "demo --test",
 }
+FREE_HERE |= {"demo.ablation --variants"}  # named by --poor, too
 FREE_HERE |= {
     f"train.py {stage} {flag}"
     for stage in "vision text align instruct".split()

@@ -185,15 +185,17 @@ def test_what_is_left_in_english_is_noted(tmp_path, capsys):
     assert "unseen.ask.what.0" in notes[1] and len(notes) == 2
 
 
-def test_languages_are_chosen_and_need_the_base():
+def test_languages_are_chosen_the_base_language_first():
     assert DEFAULT == ("en", "ko", "zh") and set(DEFAULT) < set(AVAILABLE)
     try:
         choose_languages(["sw", "en", "tr"])
+        assert LANGUAGES == list(WORDS) == ["sw", "en", "tr"]
+        choose_languages(["en", "tr", "sw", "tr"])
         assert LANGUAGES == list(WORDS) == ["en", "sw", "tr"]
-        with pytest.raises(
-            ValueError, match="needs two or more languages, one of them with 'base'"
-        ):
-            choose_languages(["sw", "tr"])
+        choose_languages(["tr", "sw"])
+        assert LANGUAGES == list(WORDS) == ["tr", "sw"]
+        choose_languages(["en"])
+        assert LANGUAGES == list(WORDS) == ["en"]
     finally:
         choose_languages()
     assert LANGUAGES == list(WORDS) == ["en", "ko", "zh"]
@@ -249,7 +251,7 @@ def edited_words(folder, name, old, new, chosen=()):
         ("ko", '"은/는": [', '"은는": [', "words/ko.json: agreement.은/는 is missing, which "),
         ("ko", '"커요"', '"커요', "words/ko.json: Expecting ',' delimiter: line 47 column "),
         ("ko", "{", "", "words/ko.json: Extra data: line 2 column 12 "),
-        ("en", '"base": true,', "", "words: needs two or more languages, one of them with 'base'"),
+        ("en", '"base": true,', "", "words: one language, and no other, needs 'base'"),
     ],
 )
 def test_what_is_wrong_in_a_file_of_words_is_named_in_one_line(tmp_path, name, old, new, problem):

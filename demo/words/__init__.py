@@ -48,6 +48,8 @@ def read_languages(folder, chosen=()):
     languages = arrange({name: words for name, words in found.items() if is_used[name]})
     check_tables(languages)
     if not chosen:
+        if len(languages) < 2:
+            raise ValueError("words: two or more languages need 'default'")
         return languages
 
     # The first is the base language; the order of the others is fixed.

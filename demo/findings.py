@@ -50,6 +50,11 @@ def make_rows(questions, full, indices, **labels):
     return row | {"seeds": full[:, indices].mean(1).tolist()}
 
 
+def shows_base_only(image):
+    """Whether an image of a test split shows a base-only kind."""
+    return int(Path(image).stem) % BASE_ONLY_EVERY == 0
+
+
 # ---- transfer
 
 
@@ -58,7 +63,7 @@ def is_named_here(question, skills):
     cross_lingual asks, too."""
     if question.split != "unseen_images" or question.skill not in skills or not question.image:
         return False
-    return int(Path(question.image).stem) % BASE_ONLY_EVERY == 0
+    return shows_base_only(question.image)
 
 
 def transfer_rows(runs):
@@ -120,11 +125,13 @@ def transfer_sentences(rows):
 
 
 def tokens_per_caption(folder):
-    """{language: mean tokens of a caption}, of the images that have captions in all languages."""
+    """{language: mean tokens of a caption}, of the same images in every world: those that have
+    captions in all languages."""
     world, languages = world_of(folder)
     captions = defaultdict(dict)
     for record in read_json(world / "unseen_captions.json"):
-        captions[record["image"]][record["language"]] = record["conversations"][1]["value"]
+        if not shows_base_only(record["image"]):
+            captions[record["image"]][record["language"]] = record["conversations"][1]["value"]
     shared = [own for own in captions.values() if len(own) == len(languages)]
     tokenizer = load_tokenizer(folder / "instruct")
     return {

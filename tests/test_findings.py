@@ -114,6 +114,8 @@ def test_fertility_counts_the_tokens_of_captions_of_the_same_images(runs, monkey
     monkeypatch.setattr(findings, "load_tokenizer", lambda folder: Letters())
     said = {"1.png": {"xa": "ab", "xb": "abcd", "xc": "a"}, "2.png": {"xa": "abcdefgh"}}
     said["3.png"] = {"xa": "abcd", "xb": "ab", "xc": "a"}
+    # of a base-only kind, which a world of one language describes in all of its languages
+    said["6.png"] = dict.fromkeys(("xa", "xb", "xc"), "abcdefghijkl")
     captions = [
         {"image": image, "language": language, "conversations": [{}, {"value": text}]}
         for image, own in said.items()

@@ -8,7 +8,8 @@ TEXT := README.md
 RUFF := ruff==0.17.6
 
 # `make demo SEED=5` must not train with another seed in silence.
-NAMES := OUT DATA LANGUAGES SEED PROCESSES WITHOUT VOCABULARY TEXTS DICTIONARY SHARE SEEDS VARIANTS
+NAMES := OUT DATA LANGUAGES SEED PROCESSES WITHOUT VOCABULARY TEXTS DICTIONARY SHARE
+NAMES += SEEDS GROUPS VARIANTS
 ifneq (,$(strip $(foreach name,$(NAMES),$(filter command,$(firstword $(origin $(name)))))))
 $(error options go behind ARGS: make demo ARGS="--seed 5"; ARGS=--help shows them)
 endif
@@ -17,7 +18,7 @@ endif
 
 help:
 	@echo 'make demo      train and measure the demo, 11 to 19 minutes on two cores'
-	@echo 'make ablation  the demo with one thing changed, 21 runs'
+	@echo 'make ablation  the demo with one thing changed, 12 runs: hours'
 	@echo 'make test      all tests'
 	@echo 'make lint      formatter and linter'
 	@echo 'make bench     speed of the kernels and of the tokenizer'

@@ -52,7 +52,7 @@ def parse_args(words=None):
     add("--texts", **some, choices=(*AVAILABLE, "parallel"), help=about)
     about = "stage vision reads the dictionary, too"
     add("--dictionary", action=BooleanOptionalAction, default=True, help=about)
-    about = f"what the three stages of instruct train, of {' '.join(MODULES)}"
+    about = f"what the stages of instruct train, of {' '.join(MODULES)}"
     add("--trainable", **some, choices=MODULES, default=TRAINABLE, help=about)
     add(
         "--share",

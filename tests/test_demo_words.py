@@ -531,6 +531,11 @@ def test_the_first_language_is_the_base_language(tmp_path):
     assert re.search("雨伞|火箭", said) and not re.search("우산|로켓", said)
     assert "우산" in (text / "ko.txt").read_text(encoding="utf-8")
 
+    # what Korean lacks a word for is asked about by its Chinese name
+    records = [record for record in load(folder, "instruct") if "-borrowed-" in record["id"]]
+    assert {record["language"] for record in records} == {"ko"}
+    assert all(re.search("[一-鿿]", r["conversations"][0]["value"]) for r in records)
+
 
 def test_a_world_of_one_language_has_no_translations(tmp_path):
     folder = copy_of_demo(tmp_path)

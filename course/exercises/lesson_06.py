@@ -132,6 +132,7 @@ def stream(chunks, final=False):
         shown.append(decoder.take_characters())
     if final:
         shown.append(decoder.take_characters(final=True))
+        assert not decoder.pending, f"at the end {bytes(decoder.pending)} is left in pending"
     return shown
 
 
@@ -143,6 +144,7 @@ def must_show(chunks, want, final=False):
 
 def streams_whole_characters():
     must_show(["cat 고양이 ".encode(), "猫".encode(), "🐈".encode()], ["cat 고양이 ", "猫", "🐈"])
+    must_show(["\ufeffcat".encode(), "\ufeff".encode()], ["\ufeffcat", "\ufeff"])
 
 
 def streams_no_half_syllable():

@@ -264,6 +264,10 @@ def nothing_varies():
     assert low == 0 and 0.05 < high < 0.12, f"40 images, none right: {low:.3f} – {high:.3f}"
     _, low, high = bootstrap([[2, 2]] * 40)
     assert high > 0.999 and 0.88 < low < 0.95, f"40 images, all right: {low:.3f} – {high:.3f}"
+    _, low, high = bootstrap([[1, 2]] * 40)
+    assert low == high == 0.5, f"40 images, each half right: {low:.3f} – {high:.3f}"
+    _, low, high = bootstrap([[1, 1, 1], [0, 0, 1], [0, 0, 1]], lambda s: s[..., 0] / s[..., 1])
+    assert low == high == 1, f"0 / 0 in some resamples: {low} – {high}, must be left out"
     _, low, high = bootstrap([[1, 1]])
     assert low < 0.5, f"one image, right: {low:.2f} – {high:.2f}"
     _, low, high = bootstrap([[3.0, 1]], lambda sums: sums[..., 0])

@@ -195,7 +195,8 @@ def words_around_it():
 def not_two_and_not_a_list():
     from annotation.filters import parse_object
 
-    for text in ('{"a": 1} {"b": 2}', '[1] {"a": 1}', '{"a": 1} [1]', '[{"a": 1}]', '{"a": 1', ""):
+    two = '{"a": 1} {"b": 2}'
+    for text in (two, '[1] {"a": 1}', '{"a": 1} [1]', '[{"a": 1}]', '{"a": 1', ""):
         assert refused(parse_object, text), f"{text!r}: not one object, must be a ValueError"
 
 
@@ -364,6 +365,9 @@ def short_answers_of_other_images():
     pair = {"en": ("What is it?", "A cat.")}
     for image in ("a.png", "b.png", "c.png"):
         assert found.find(image, image, pair) is None, "a cat may be on many images"
+    said = {"en": ("What is it?", "A small black cat.")}
+    for image in ("a.png", "b.png"):
+        assert found.find(image, image, said) is None, "so may a small black cat"
     other = {"en": ("What sleeps?", "A cat.")}
     assert found.find("a.png", "reply 2", other) is None, "another question with the same answer"
     other = {"ko": ("What is it?", "A cat.")}
@@ -383,6 +387,14 @@ def long_answers_that_return():
     assert found.find("c.png", "reply 3", {"en": ("Describe.", half)}) is None, (
         "half of it is new: no duplicate"
     )
+    for n in range(10):  # all of an answer, and 10 words more: 25 of 35 are shared
+        words = say(n, 5).split()
+        found.find("d.png", n, {"en": (f"{n}?", " ".join(words[:25]))})
+        assert found.find("e.png", n, {"en": (f"{n}!?", " ".join(words[:35]))}) is None, (
+            "71% of all their runs are shared, 80% would make it a duplicate"
+        )
+    expect("the distinct runs of 'abababababab'", len(found.hash_runs("ab" * 6)), 2)
+    expect("the runs of 'abcdefgh'", len(found.hash_runs("abcdefgh")), 4)
 
 
 def what_is_dropped_rejects_nothing():
@@ -396,6 +408,11 @@ def what_is_dropped_rejects_nothing():
         "this answer came before only in a pair that was dropped: it is new"
     )
     assert found.find("d.png", "reply 4", {"ko": ("Q", long)}) is None, "another language"
+    short = ("Q", "A cat.")
+    assert found.find("e.png", "reply 5", {"en": short, "ko": ("Q", say(4))})
+    assert found.find("e.png", "reply 6", {"en": short}) is None, (
+        "this short answer, too, came before only in a pair that was dropped"
+    )
 
 
 def nearly_all_are_found_fast():
@@ -411,6 +428,8 @@ def nearly_all_are_found_fast():
         words[rng.randrange(40)] = "cat"
         caught += found.find(f"{n + 300}.png", n, {"en": ("Q", " ".join(words))}) is not None
     assert caught >= 29, f"{caught} of 30 answers that return nearly unchanged are found"
+    keys = found.hash_bands("en", found.hash_runs(say(0)))
+    expect("keys of an answer", len(set(keys)), 8)
     largest = max(map(len, found.bands.values()))
     assert largest < 30, f"{largest} answers share a band: each is compared with all of them"
 

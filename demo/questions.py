@@ -287,7 +287,7 @@ class Interviewer:
         """{kind: turns} about the image of this number: X-LLaVA's four kinds, and yes/no."""
         rng, ask = self.rng, self.ask
         # Things take turns as subjects, in random order.
-        things = rng.sample(self.scene.things, len(self.scene.things)) * 7
+        things = rng.sample(self.scene.things, len(self.scene.things)) * (len(YES_NO_TYPES) + 2)
         first, second = things[:2]
         asked = {
             "object": zip(("what", "colour", "count", "size"), things),

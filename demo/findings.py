@@ -15,8 +15,9 @@ from statistics import NormalDist, fmean
 import numpy as np
 
 from checkpoint import load_tokenizer
-from demo.ablation import DEFAULT, make_groups
+from demo.ablation import make_groups
 from demo.records import BASE_ONLY_EVERY
+from demo.words import DEFAULT
 from evaluation.compare import read_run, welch
 from evaluation.scores import accuracy_row
 from evaluation.tables import show_results
@@ -186,19 +187,19 @@ def fertility_sentences(rows):
 def draw(rows, size=(640, 420), margin=50):
     """An SVG figure: right answers, with intervals, against tokens per caption."""
     (width, height), parts = size, []
-    most = 1.08 * max(row["tokens"] for row in rows)
+    largest = 1.08 * max(row["tokens"] for row in rows)
     languages = sorted({row["language"] for row in rows})
 
     def place(tokens, share):
         """Where a point is, in pixels."""
-        x = margin + tokens / most * (width - 2 * margin)
+        x = margin + tokens / largest * (width - 2 * margin)
         return round(x, 1), round(height - margin - share * (height - 2 * margin), 1)
 
     for percent in range(0, 101, 20):
         x, y = place(0, percent / 100)
         parts.append(f'<path d="M{x} {y}H{width - margin}" stroke="#ddd"/>')
         parts.append(f'<text x="{x - 6}" y="{y + 4}" text-anchor="end">{percent}</text>')
-    for tokens in range(0, int(most) + 1, max(1, round(most / 6))):
+    for tokens in range(0, int(largest) + 1, max(1, round(largest / 6))):
         x, y = place(tokens, 0)
         parts.append(f'<text x="{x}" y="{y + 16}" text-anchor="middle">{tokens}</text>')
     for row in rows:

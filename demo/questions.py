@@ -75,8 +75,8 @@ class Interviewer:
         self.scene, self.language, self.rng = scene, language, rng
         self.is_noisy, self.wording = wording == NOISY, VARIED if wording == NOISY else wording
         self.words = WORDS[language]
-        # With an image, the other languages do not name base-only kinds, and what is never shown in
-        # questions of yes and no alone: or a word never named with an image would come to mean that
+        # Not with an image in the other languages: base-only kinds never, and nouns of no kind only
+        # where the answer is no. Else the model learns: a word that no image came with means that
         # the thing is not there.
         self.every_kind = text_only or language == LANGUAGES[0]
         self.kinds = [kind for kind in KINDS if self.every_kind or kind not in BASE_ONLY]

@@ -176,8 +176,8 @@ def stage_step(name, args, start, model_files):
 def example(args):
     """(command, right answer): a question on an unseen image, not in the base language."""
     records = read_json(args.data / "unseen_images.json")
-    records.sort(key=lambda record: record["language"] == LANGUAGES[0])  # another one, if any
-    record = records[0]
+    # in the base language if there is no other
+    record = min(records, key=lambda record: record["language"] == LANGUAGES[0])
     question, answer = (turn["value"] for turn in record["conversations"][:2])
     model, image = args.out / "instruct", args.data / record["image"]
     command = ["generate.py", "--model", str(model), "--image", str(image)]

@@ -40,10 +40,10 @@ NOUN_SKILLS = {
     **dict.fromkeys(("known_yes_no", "unknown_yes_no"), "yes_no"),
 }
 MORE_KINDS = NOUN_SKILLS | dict.fromkeys(("is_background", "is_other_background"), "yes_no")
-# What the image does not answer, and what else is asked about it in training.
+# What is asked once more about a training image, and what it does not answer.
 UNANSWERED = ("absent", "empty", "unanswerable", "greeting", "no_image")
-# Of what only some training images are asked: every how manieth.
 FURTHER_SKILLS = ("caption", "is_background", "is_other_background", *UNANSWERED)
+# Of what only some training images are asked: every how manieth.
 EVERY = {"empty": 2, "absent": 2, "unanswerable": 4, "greeting": 10, "no_image": 10}
 BASE_ONLY_EVERY = 6  # every sixth image of a test split shows a base-only kind
 # Splits about the first thing of each scene, and their types of yes/no question.
@@ -75,8 +75,9 @@ def train_records(scene, seed, index):
     for language in training_languages(scene):
         for file, kind, name, turns in _samples(scene, seed, index, language):
             image = image_path("grey" if name == "grey" else "train", index)
-            is_greeting = kind == "greeting" and index % (2 * EVERY[kind]) == 0
-            image = None if kind == "no_image" or is_greeting else image
+            # Half of the greetings come without an image, as people begin a chat.
+            is_mere_greeting = kind == "greeting" and index % (2 * EVERY[kind]) == 0
+            image = None if kind == "no_image" or is_mere_greeting else image
             name = f"train-{index:05}-{language}-{name}"
             made[file].append(make_record(name, language, kind, turns, image))
 
@@ -236,18 +237,10 @@ def _more_turns(split, interviewer, skill, index, yes_counts):
         thing = replace(scene.things[0], kind=rng.choice(list(nouns)))
         return [interviewer.word_yes_no("kind", False, thing)]
 
-    if skill in ("unanswerable", "greeting"):
-        return [interviewer.ask_unanswerable(skill)]
-    if skill == "is_background":
-        return [interviewer.ask_background(yes=index % 2 == 0)]
-    if skill == "caption":
-        return [interviewer.describe()]
-    if skill == "absent":
-        return [interviewer.ask_absent()]
-    if skill == "empty":
-        return [interviewer.ask_empty()]
-    if skill == "no_image":
-        return [interviewer.ask_without_image()]
+    if skill == "is_background" and index % 2:
+        skill = "is_other_background"
+    if skill in FURTHER_SKILLS:
+        return [further_turn(interviewer, skill)]
     return _split_turns(split, interviewer, skill, index, yes_counts)
 
 

@@ -7,7 +7,7 @@ Fused kernels in Triton, each beside the plain PyTorch code that defines it.
     rope.py            rope: rotary position embedding
     swiglu.py          swiglu: the gate of the MLP
     tiled.py           attention a tile at a time in plain PyTorch, for readers
-    device.py          the device and the precision of a run
+    device.py          the device and the precision of a run, and what GPUs reach
     bench.py           python -m kernels.bench: speed against PyTorch's own operators
 
 A kernel is a fast version of a definition. Every file has the same order: the definition

@@ -455,6 +455,18 @@ def test_yes_and_no_are_balanced_for_every_language_and_type(said):
     assert denied[True] and abs(denied[True] - denied[False]) <= 3
 
 
+def test_each_training_image_is_asked_about_colours_for_yes_and_for_no(said):
+    files, _ = said
+    answers = {}
+    for record in files["instruct"]:
+        if record["kind"] == "yes_no" and "-borrowed-" not in record["id"]:
+            question, answer = texts(record)
+            if type_of(question, record["language"]) == "pair":  # or "colour": both name one
+                answers.setdefault((record["image"], record["language"]), []).append(answer in YES)
+    assert len(answers) > 100
+    assert {tuple(sorted(own)) for own in answers.values()} == {(False, False, True, True)}
+
+
 def test_languages_and_skills_are_balanced_in_the_test_splits(said):
     files, _ = said
     for split in SPLITS:

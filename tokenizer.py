@@ -1,9 +1,8 @@
 """Tokenizer: train a BPE, extend it with a new language, and measure the result.
 
-Reading order: **tokenizer** → vision → model → data → train → generate. The first
-step of X-LLaVA. To an English tokenizer a Korean syllable is three UTF-8 bytes, so up to three
-tokens. Train pieces on Korean text and append them to the English model: Korean takes a third of
-the tokens, and English keeps its ids.
+Reading order: **tokenizer** → vision → model → data → train → generate. To an English tokenizer a
+Korean syllable is three UTF-8 bytes, so up to three tokens. Train pieces on Korean text and append
+them to the English model: Korean takes a third of the tokens, and English keeps its ids.
 
     python tokenizer.py train ko.txt --vocab-size 8000 -o ko.model     # text -> a .model file
     python tokenizer.py merge llama2.model ko.model -o both.model      # then <image> and <pad>
@@ -27,6 +26,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import sentencepiece
@@ -61,7 +61,8 @@ BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 def learn_merges_textbook(words: dict[str, int], n_pieces: int, max_piece_length: int) -> list[str]:
     """The definition of training: {word: count} -> pieces, in the order of their merges.
 
-    The words are what `split_word` in vocabulary/scripts.py cuts text into: "▁재밌다", "!!".
+    The words are what `split_word` in vocabulary/scripts.py cuts text into: "▁재밌다", "!!". Of
+    equally frequent pairs comes the shorter piece, then the first by code points.
     """
     words = {tuple(word): n for word, n in words.items()}  # at first each character is a symbol
     pieces = []
@@ -75,8 +76,7 @@ def learn_merges_textbook(words: dict[str, int], n_pieces: int, max_piece_length
         if not counts:
             break
 
-        # The most frequent pair; among equals the shorter piece, then the first by code points.
-        # So the same text gives the same pieces on every machine.
+        # Without ties, so that the same text gives the same pieces on every machine.
         _, _, piece, pair = min((-n, len("".join(p)), "".join(p), p) for p, n in counts.items())
         pieces.append(piece)
         words = {merge_pair(symbols, pair): n for symbols, n in words.items()}
@@ -260,8 +260,9 @@ def select_pieces(
 ) -> tuple[list[str], dict[str, list[str]]]:
     """-> (pieces to append to `base`, in order; {reason: other pieces of `new`}).
 
+    new: a model's come by id. An empty piece, or one that came before, is left out without reason.
     unreachable: "drop" leaves out the pieces that no merges lead to, "repair" adds what they need,
-    "keep" appends them as they are. foreign_only: only pieces that plain English can't contain.
+    too, "keep" appends them as they are. foreign_only: only pieces that plain English can't hold.
     same_normalizer: ValueError if the two models normalise text differently.
 
     A new piece is reachable if and only if the pieces above it leave at most two symbols of it:
@@ -300,13 +301,13 @@ def select_pieces(
         candidates = [text for text in candidates if text not in scores]
     left_out["unreachable"] = candidates
 
-    # Repair: join the first two symbols of a piece until one is left, which is the piece.
+    # Repair: join the first two symbols of a piece that may be, until one is left: the piece.
     if unreachable == "repair":
         for text in candidates:
             while text not in scores:
-                first, second, *_ = bpe(text, scores)
-                added.append(first + second)
-                scores[first + second] = next(next_scores)
+                pairs = map("".join, pairwise(bpe(text, scores)))
+                added.append(next(pair for pair in pairs if is_foreign(pair) or not foreign_only))
+                scores[added[-1]] = next(next_scores)
     return added, left_out
 
 

@@ -313,6 +313,8 @@ def test_a_word_without_its_parts_is_unreachable_and_repair_adds_the_parts():
     assert select("해바라기") == ([], lost)
     repaired = ["해바", "해바라", "해바라기"]
     assert select("해바라기", unreachable="repair") == (repaired, lost)
+    # No part of it may be plain English: "xq" would change what becomes of English text.
+    assert select("xq해바", unreachable="repair")[0] == ["q해", "xq해", "xq해바"]
     saved_by_a_later_piece = ["바라", "해바라", "해바라기"]
     assert select("해바라", "바라", "해바라기") == (saved_by_a_later_piece, {})
     reasons = {"known": ["해"], "english": ["hey"], "blocked": ["바 라"], "unreachable": ["해바라"]}

@@ -314,6 +314,7 @@ def side_by_side(samples, firsts, lengths, T):
         ids (simplified)  ▁USER : ▪ ▪ ▪ What ? cat Where ? left     keys  ▁USER : ▪ ▪ ▪ What ? cat
         positions             0 1 2 3 4    5 6   7     5 6    7           ▁USER : ▪ ▪ ▪ Where ? left
 
+    firsts, lengths (B,): each sample's first place in the row, and how many input ids it has.
     split_index: places among the T tokens. prefixes (B, P); groups of records of similar length,
     each own (R, U) and keys (R, P + U); merge (T,), where each token's output is, in the rows of
     all prefixes and then of all groups."""

@@ -47,7 +47,8 @@ class Sampling(NamedTuple):
 def generate(
     model, prompts, pixels=None, max_new_tokens=128, eos_id=2, image_indices=None, **sampling
 ):
-    """Yields the answers to B prompts token by token: lists of B ids, None where one has ended.
+    """Yields the answers to B prompts token by token: lists of B ids, None from an answer's
+    eos on.
 
     prompts: B lists of ids. pixels: their images in reading order, uint8 (I, 3, S, S), or None.
     image_indices: B lists of indices into `pixels`, for prompts that share images.

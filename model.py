@@ -164,7 +164,8 @@ class Attention(nn.Module):
         return torch.cat([out.flatten(0, 1) for out in outs]).index_select(0, merge)  # -> (T, H, D)
 
     def attend_cached(self, q, k, v, k_cache, v_cache, lengths):
-        """Generation: appends k and v to the cache, then attends to everything cached."""
+        """Generation: appends k and v to the caches (B, slots, K, D), which hold `lengths` (B,)
+        tokens, and attends to all that is cached. -> (B, T, H, D); of one token (B, H, D)."""
         B, T = q.shape[:2]
         # Sample b's new tokens go to slots lengths[b], lengths[b] + 1 …
         sample = torch.arange(B, device=q.device)[:, None]

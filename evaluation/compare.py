@@ -53,7 +53,8 @@ def read_run(paths, languages, questions):
 
 
 def welch(a, b):
-    """(difference, low, high) of the means of two small samples (Welch 1947)."""
+    """(difference, low, high) of the means of two small samples (Welch 1947): the difference ± t·s,
+    s² = s²_a/n_a + s²_b/n_b, with s⁴ / (Σ (s²_i/n_i)² / (n_i − 1)) degrees of freedom of t."""
     var_a, var_b = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
     difference = float(np.mean(a) - np.mean(b))
     # Seeds that agree to the digit leave nothing to estimate a spread from.

@@ -153,7 +153,8 @@ def t_quantile(df):
 
 
 def wilson(p, n, z=1.959964):
-    """95% interval of a proportion p of n, valid also at 0 and 1 (Wilson 1927)."""
+    """95% interval of a proportion p of n, valid also at 0 and 1: all shares q of which p is
+    at most z standard errors away, |p − q| ≤ z·√(q(1 − q)/n) (Wilson 1927)."""
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -184,7 +185,10 @@ def ratio(sums):
 
 def bootstrap(columns, statistic=ratio):
     """(value, low, high): a statistic (…, m) -> (…) of columns (G, m) of sums_per_image, with its
-    95% bootstrap interval."""
+    95% bootstrap interval: percentiles over `resample_counts`, widened for few images.
+
+    Rows whose last column is 0 are left out. A ratio of one image, or of 0 or 1 in all of them, has
+    Wilson's interval; any other statistic of one image an infinite one."""
     columns = np.asarray(columns, float)
     columns = columns[columns[:, -1] > 0]
     G, value = len(columns), float(statistic(columns.sum(0)))
@@ -210,14 +214,15 @@ def bootstrap(columns, statistic=ratio):
 
 
 def permutation_p(sums, flips=10_000):
-    """Two-sided p-value of "no difference", of the images' differences (G,)."""
+    """Two-sided p-value of "no difference", of the images' differences (G,): the share of sign
+    patterns whose sum is at least as far from 0. Zeros are left out. Up to 12 differences all
+    patterns are tried, else `flips` random ones beside the one that was found."""
     sums = np.asarray(sums, float)
     sums = sums[sums != 0]
     if not len(sums):
         return 1.0
 
-    # If two models are equal, the sign of each difference is random. Of few images all patterns of
-    # signs are tried, else random ones beside the one that was found.
+    # If two models are equal, the sign of each difference is random.
     found = int(len(sums) > 12)
     if found:
         bits = np.random.default_rng(0).integers(0, 2, (flips, len(sums)), dtype=np.int8)
@@ -228,7 +233,8 @@ def permutation_p(sums, flips=10_000):
 
 
 def holm(ps):
-    """Holm's correction of p-values for several comparisons (1979)."""
+    """Holm's correction of p-values for several comparisons (1979): the smallest of n times n, the
+    next times n − 1 …, none above 1 or below the one before it."""
     adjusted, largest = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))

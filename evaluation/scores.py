@@ -26,7 +26,8 @@ FAMILIES = (
 
 
 def most_frequent_answers(questions):
-    """Chance: the most frequent reference of each question's split, skill and language."""
+    """Chance: the most frequent reference of each question's split, skill and language. References
+    that score alike (`normalise`) count together."""
     counts, spelling = defaultdict(Counter), {}
     for q in questions:
         answer = reference_answer(q)

@@ -195,12 +195,12 @@ def print_estimate(model, dataset, args):
 def memory_verdict(model, args, stats, total, available):
     """Whether a run of `total` GiB fits, and else the fewest flags with which it does. May change
     the model: LoRA is tried last."""
-    limit = 0.9 * available  # the rest: CUDA's context, and holes between tensors
+    limit = 0.9 * available  # CUDA's context, and holes
     gpu = f"a {args.gpu} of {available} GiB"
     if total <= limit:
         return f"fits on {gpu}"
 
-    # What may help, and is not there yet.
+    # What may still help.
     given = vars(args)
     smallest = "--micro-batch-size 1" + (" instead of --pack" if args.pack else "")
     samples = args.micro_batch_size or args.batch_size // args.estimate
@@ -213,7 +213,7 @@ def memory_verdict(model, args, stats, total, available):
     options = {flag: changes for flag, changes in options.items() if given | changes != given}
     tries = [list(c) for n in range(len(options) + 1) for c in combinations(options, n)]
 
-    # One of them, two, all; then the same with LoRA.
+    # One of them, two, all; then with LoRA, too.
     can_take_lora = "decoder" in args.trainable and not args.lora_rank
     for lora in ([], ["--lora-rank 16"])[: 1 + can_take_lora]:
         if lora:

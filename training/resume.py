@@ -85,7 +85,7 @@ def check_earlier_run(args, out):
 
 
 def training_state(wrapped, optimizers):
-    """{name: tensor} of all parameters that train, and of what the optimizers keep for each."""
+    """{"weight.NAME": of each parameter that trains; "exp_avg.NAME" …: what optimizers keep}."""
     names, state = {}, {}
     for name, parameter in wrapped.named_parameters():
         if parameter.requires_grad:

@@ -61,7 +61,7 @@ class LengthGroupedSampler:
         return self.batches[n].tolist()
 
     def draw_epoch(self, epoch):
-        """The batches of an epoch, a list of arrays."""
+        """The batches of an epoch, arrays of sample numbers."""
         order = list(range(self.length))
         if self.quotas:
             shares = [self.draw_file_share(file, epoch) for file in range(len(self.quotas))]

@@ -63,8 +63,9 @@ def print_changes(base, merged, path: str | None) -> None:
 def fertility_counts(tokenizer, lines: Iterable[str]) -> tuple[Counter, Counter]:
     """(counts over a text, how often each piece came). The counts:
 
-    tokens, characters, words, bytes; byte_tokens: tokens that are one byte, or end inside a
-    character; unknown: characters that no token holds whole.
+    tokens, characters, words, bytes, without the ends of lines; byte_tokens: pieces of type BYTE,
+    and in a byte-level vocabulary tokens that end inside a character; unknown: characters that no
+    other token holds whole.
     """
     pieces, counts = Counter(), Counter()
     for line in lines:

@@ -63,7 +63,8 @@ def is_latin(vocabulary) -> bool:
 
 
 def split_word(word: str, split_digits: bool = True, split_scripts: bool = True) -> list[str]:
-    """Cut a word around each digit and where the script changes. "▁" stays with letters and signs.
+    """Cut a word around each decimal digit and where the script changes. "▁" stays with letters
+    and signs.
 
     "▁재밌다!!" -> ["▁재밌다", "!!"], "▁3kg" -> ["▁", "3", "kg"].
     """

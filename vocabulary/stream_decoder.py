@@ -43,7 +43,8 @@ class StreamDecoder:
         return out + text
 
     def take_characters(self, final: bool = False) -> str:
-        """Take the complete characters from `pending`. Each impossible byte becomes U+FFFD."""
+        """Take the complete characters from `pending`; if there are any, text has `started`. Each
+        impossible byte becomes U+FFFD: b"\\xea\\xb0A" two and an A."""
         out = ""
         while self.pending:
             # The first byte of a UTF-8 character gives its length.

@@ -108,10 +108,12 @@ def run_check(args):
 
 def run_break(args):
     folder = Path(args.out)
-    fault = load_repairs()[args.number]
+    fault, is_new = load_repairs()[args.number], not copies.is_copy(folder)
     copies.plant(fault, folder)
     print(f"{folder}: one line or two are wrong now. {fault.symptom}")
     print(f"When you have mended it: python -m course check repair-{fault.number} {shown(folder)}")
+    if is_new:
+        print("It holds the project's own functions: write yours first, then look for the fault.")
 
 
 def run_report(args):

@@ -18,9 +18,9 @@ LEFT_OUT = ("course", "out")
 README = """\
 # Your copy
 
-This is the whole project, except that the functions below are empty. Write them. The lessons are
-in `course/lessons`, in the folder that this copy was made from. Type there, NN being the lesson
-and FOLDER this folder: `python -m course check NN FOLDER`
+This is the whole project. What is empty in it, or wrong, stands below. The lessons are in
+`course/lessons`, in the folder that this copy was made from. Type there, NN being the lesson and
+FOLDER this folder: `python -m course check NN FOLDER`
 
 """
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.tmp", "test_course.py", ".*")
@@ -130,10 +130,10 @@ def copy_project(folder: Path) -> None:
             shutil.copytree(path, folder / path.name, ignore=SKIPPED)
 
 
-def write_notes(folder: Path, notes: dict, empty: list[str]) -> None:
-    """Save the notes, and the copy's README: what is empty, and what to type."""
+def write_notes(folder: Path, notes: dict, lines: list[str]) -> None:
+    """Save the notes, and the copy's README: what is empty or wrong, and what to type."""
     write_json(folder / NOTES, notes)
-    content = (README + "\n".join(empty) + "\n").encode()
+    content = (README + "\n".join(lines) + "\n").encode()
     write_atomically(folder / "README.md", writer(content))
 
 
@@ -184,7 +184,7 @@ def start(number: int, folder: Path) -> dict[str, list[str]]:
     for file, source in sources.items():
         write_atomically(folder / file, writer(source))
     notes |= {"lessons": sorted(lessons), "given": sorted(given)}
-    write_notes(folder, notes, [f"- {what}" for what in done["empty"]])
+    write_notes(folder, notes, [f"- write {what}" for what in done["empty"]])
     return done
 
 
@@ -215,4 +215,7 @@ def plant(repair: Repair, folder: Path) -> None:
     if source.count(sound) != 1:
         raise ValueError(f"{path}: was changed where the fault belongs; give another -o")
     write_atomically(path, writer(source.replace(sound, faulty).encode()))
-    write_json(folder / NOTES, notes | {"repairs": sorted({*notes["repairs"], repair.number})})
+    notes |= {"repairs": sorted({*notes["repairs"], repair.number})}
+    write_json(folder / NOTES, notes)
+    with open(folder / "README.md", "a", encoding="utf-8") as file:
+        file.write(f"- mend what causes this: {repair.symptom}\n")

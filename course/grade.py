@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 
 from course.exercise import ROOT, STILL_EMPTY, Exercise, load_lesson, load_repairs
@@ -181,19 +182,18 @@ def check_repair(number: int, folder: Path) -> bool:
 
 
 def print_report(folder: Path) -> None:
-    """A class: a row for each folder in `folder` that holds course-NN.json, at any depth."""
-    table, failed, files = {}, Counter(), sorted(folder.rglob("course-[0-9][0-9].json"))
+    """A class: a row for each folder in `folder` that holds course-NN.json, at any depth. Of a
+    student's copies the one with most points counts."""
+    table, files = {}, sorted(folder.rglob("course-[0-9][0-9].json"))
     for path in files:
         try:
             value = read_grades(path)
         except (ValueError, OSError) as error:
             print(error)
             continue
-        student = path.relative_to(folder).parts[0]
-        table.setdefault(student, {})[value["lesson"]] = value
-        for each in value["exercises"]:
-            wrong = [check["what"] for check in each["checks"] if not check["points"]]
-            failed.update((value["lesson"], each["name"], what) for what in wrong)
+        parts = path.relative_to(folder).parts
+        row = table.setdefault(parts[0] if parts[1:] else folder.name, {})
+        row[value["lesson"]] = max(row.get(value["lesson"], value), value, key=itemgetter("points"))
     if not table:
         raise ValueError(f"{folder}: no folder in it holds a course-NN.json; `check` writes them")
 
@@ -205,6 +205,12 @@ def print_report(folder: Path) -> None:
         together = sum(each["points"] for each in row.values())
         cells.append(str(together))
         print(student + " " * (width - text_width(student)), *(f"{cell:>7}" for cell in cells))
+
+    failed = Counter()
+    for value in (value for row in table.values() for value in row.values()):
+        for each in value["exercises"]:
+            wrong = [check["what"] for check in each["checks"] if not check["points"]]
+            failed.update((value["lesson"], each["name"], what) for what in wrong)
     if failed:
         print("\nWhat most have not reached yet:")
     for (lesson, name, what), count in failed.most_common(5):

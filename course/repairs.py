@@ -253,8 +253,8 @@ REPAIRS = [
     Repair(
         number=1,
         lesson=1,
-        symptom="`python data.py show` prints <s> before every question and every answer, not once "
-        "a conversation. Answers of a base model that was read in have become worse.",
+        symptom="In the copy, `python data.py show ../out/quick/data/instruct.json --model "
+        "../out/quick/instruct` prints <s> before every question and every answer, not once.",
         file="tokenizer.py",
         sound="def encode(self, text: str, bos: bool = False, eos: bool = False)",
         faulty="def encode(self, text: str, bos: bool = True, eos: bool = False)",
@@ -264,8 +264,8 @@ REPAIRS = [
     Repair(
         number=2,
         lesson=2,
-        symptom="`python tokenizer.py merge` now ends with a number of unreachable pieces. Last "
-        "week it said 0, with the same two vocabularies.",
+        symptom="`python tokenizer.py merge` of the lesson's English and README vocabularies, with "
+        "--no-foreign-only, now ends with a number of unreachable pieces. Last week it said 0.",
         file="tokenizer.py",
         sound="if len(bpe(text, scores)) <= 2:",
         faulty="if len(bpe(text, scores)) <= 3:",

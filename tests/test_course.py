@@ -172,7 +172,7 @@ def test_a_copy_has_the_project_and_empty_functions_and_says_which(small, tmp_pa
     source = (mine / "sums.py").read_text(encoding="utf-8")
     assert 'raise NotImplementedError("lesson 01, exercise one")' in source
     assert "return 2 * x" in source and "return x + 1" not in source
-    assert "- sums.py: one (one)" in (mine / "README.md").read_text(encoding="utf-8")
+    assert "- write sums.py: one (one)" in (mine / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_next_lesson_keeps_the_work_and_work_is_never_emptied(small, tmp_path):
@@ -357,6 +357,11 @@ def test_a_class_is_a_table_with_a_row_for_each_student(graded, tmp_path, capsys
         graded[f"{number:02}", wrong] = "no"
         (room / student / "mine").mkdir(parents=True, exist_ok=True)
         grade.save_grades(number, room / student / "mine", grade.grade(number, room / student))
+    # a second copy with fewer points does not count
+    value = json.loads((room / "Ada" / "mine" / "course-02.json").read_text(encoding="utf-8"))
+    (room / "Ada" / "mine2").mkdir()
+    worse = json.dumps(value | {"points": 0})
+    (room / "Ada" / "mine2" / "course-02.json").write_text(worse, encoding="utf-8")
     (room / "Bob").mkdir()
     (room / "Bob" / "course-01.json").write_text('{"lesson": 1}', encoding="utf-8")
 

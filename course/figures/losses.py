@@ -48,4 +48,5 @@ def draw(run):
         x = MARGIN + n % 3 * (WIDTH + MARGIN)
         y = 30 + n // 3 * (HEIGHT + 50)
         parts += curve(stage, read_losses(run, stage), x, y)
-    return svg(3 * (WIDTH + MARGIN) + 10, 2 * (HEIGHT + 50) + 10, parts)
+    rows = -(-len(STAGES) // 3)
+    return svg(3 * (WIDTH + MARGIN) + 10, rows * (HEIGHT + 50) + 10, parts)

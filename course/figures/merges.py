@@ -24,7 +24,9 @@ LINES = 300  # of each text: enough to learn from, quick with the textbook's BPE
 def draw(run):
     parts, y = [], 0
     for language, sentence in SENTENCES.items():
-        words = count_words(islice(read_lines([run / "data" / "text" / f"{language}.txt"]), LINES))
+        lines = read_lines([run / "data" / "text" / f"{language}.txt"])
+        # without chats: USER and ASSISTANT would fill the first merges
+        words = count_words(islice((line for line in lines if "USER" not in line), LINES))
         pieces = {}
         for word, n in words.items():
             for part in split_word(SPACE + word):

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from checkpoint import load_config
-from course.figures._shapes import GREY, picture, svg, text
+from course.figures._shapes import picture, svg, text
 from vision import load_image, preprocess
 
 ENDING = ".svg"
@@ -32,7 +32,8 @@ def draw(run):
         x = 2 * SIDE + 70 + column * (P * scale + GAP)
         y = 40 + row * (P * scale + GAP)
         parts.append(picture(x, y, enlarge(to_image(patch), scale)))
-        parts.append(text(x + 2, y + P * scale - 2, i, GREY))
+        colour = "black" if patch.float().mean() > 110 else "white"
+        parts.append(text(x + 2, y + P * scale - 2, i, colour))
     return svg(3 * SIDE + 90 + n * GAP, 60 + SIDE + n * GAP, parts)
 
 

@@ -8,7 +8,7 @@ from evaluation.heatmap import heat, paint, word_scores
 from vision import load_image, preprocess
 
 ENDING = ".svg"
-WORDS = [["key", "열쇠", "钥匙"], ["rocket", "로켓", "火箭"], ["a green key", "초록색", "绿色"]]
+WORDS = [["key", "열쇠", "钥匙"], ["rocket", "로켓", "火箭"], ["green", "초록색", "绿色"]]
 SIDE = 144
 
 

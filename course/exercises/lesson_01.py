@@ -378,6 +378,7 @@ def test_splits_digits():
     splits(["▁", "3", "kg"])
     splits(["▁", "2", "0", "2", "6"])
     splits(["a", "1", "b"])
+    splits(["▁m", "²²"])  # no decimal digits
 
 
 def test_splits_scripts():

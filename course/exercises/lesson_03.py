@@ -192,7 +192,7 @@ NORMALISE = Exercise(
         Check(
             1,
             "black and white become −1 and 1",
-            "Bytes first become floats from 0 to 1.",
+            "Bytes first become floats from 0 to 1. Does each number meet its channel?",
             test_black_and_white,
         ),
         Check(

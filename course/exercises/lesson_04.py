@@ -214,7 +214,12 @@ def test_sums_what_is_known():
 def test_large_logits_are_finite():
     logits = torch.tensor([[3000.0, -3000.0]], requires_grad=True)
     found = loss_of(logits, [[False, True]], [[True, True]])
-    near("two pairs that are wrong by 3000", found, torch.tensor(6000.0), 1e-3)
+    near(
+        "the sum over two pairs with logits 3000 and −3000, both wrong,",
+        found,
+        torch.tensor(6000.0),
+        1e-3,
+    )
     found.backward()
     near("their gradients", logits.grad, torch.tensor([[1.0, -1.0]]))
 
@@ -260,7 +265,7 @@ LOSS = Exercise(
         ),
         Check(
             1,
-            "logits of 300 are no problem",
+            "logits of 300 and 3000 are no problem",
             "σ(−300) is 0 in float32, and log 0 is −∞. torch has a loss that takes logits.",
             test_large_logits_are_finite,
         ),

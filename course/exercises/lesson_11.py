@@ -247,7 +247,9 @@ def other_statistics_and_empty_images():
 
     value, low, high = bootstrap(columns, quotient)
     close("the sums' quotient 16 / 10", value, 1.6)
-    assert 1.0 <= low < value < high <= 3.0, f"of the quotients 3, 2 and 1: {low:.2f} – {high:.2f}"
+    assert 1.0 <= low < value < high <= 3.0, (
+        f"of quotients of 3, 2 and 1: {low:.2f} – {high:.2f}, beyond all of them"
+    )
     expect(
         "without the image that has no question", bootstrap(columns[:3], quotient)[1:], (low, high)
     )

@@ -109,7 +109,9 @@ def test_results_of_the_other_commands_are_shown(tmp_path):
     results = {"likelihood": likelihood, "retrieval": retrieval, "judge": judge}
     for key, rows in results.items():
         (tmp_path / f"{key}.json").write_text(json.dumps({key: rows}), encoding="utf-8")
+    (tmp_path / "judge.svg").write_text("<svg><text>그림</text></svg>", encoding="utf-8")
     page = report(tmp_path)
+    assert page.count("<svg><text>그림</text></svg>") == 1
     assert '<td>10.2 <span class="interval">(9.5 – 11.0)</span></td>' in page
     assert '<td>25.0 <span class="interval">(12.5 – 50.0)</span></td>' in page
     assert "grade &lt;1&gt;" in page and "(too few images)" in page and "한국어" in page

@@ -131,6 +131,9 @@ def make_page(folders, eval_file, seed, per_group, num_attention):
             sections += [table.as_html() for table in tables]
             if key == "rows":
                 sections += [few_answers(questions), caption_table(questions)]
+        # a figure that the command drew beside its results
+        if (figure := path.with_suffix(".svg")).is_file():
+            sections.append(div("figure", figure.read_text(encoding="utf-8")))
 
     if results:
         if wrong := weakest_gallery(header, questions, seed, NUM_WEAKEST):

@@ -190,7 +190,8 @@ def find_fault(question, answer, language, objects):
 
 # ------------------------------------------------------------------------------------ a reply
 def filter_pairs(pairs, kind, objects=()):
-    """What a parsed reply is worth by itself -> (numbers of the pairs that pass, [Rejected])."""
+    """What a parsed reply is worth by itself -> (numbers of the pairs that pass, [Rejected]): one a
+    pair, and for a conversation those of `truncate_conversation`, too."""
     # One hostile text is reason enough to trust none of the reply.
     for code, said in pairs.items():
         for n, (question, answer) in enumerate(said):
@@ -217,7 +218,8 @@ def filter_pairs(pairs, kind, objects=()):
 
 
 def truncate_conversation(kind, passed, rejected):
-    """A conversation ends before its first rejected turn: later turns refer to it."""
+    """A conversation ends before its first rejected turn: later turns refer to it. -> (passed, with
+    no later number; rejected, and the later ones as "follows")."""
     first = min((entry.pair for entry in rejected if entry.pair is not None), default=None)
     if kind != "conversation" or first is None:
         return passed, rejected
@@ -230,7 +232,8 @@ class DuplicateFilter:
 
     A short answer ("two", "a cat") is true of many images. A long one that returns for another
     image comes from the model's habit. Two answers are near if they share 80% of all their runs of
-    five characters; MinHash finds them (Broder 1997: similar sets have the same smallest hashes).
+    five characters (both have / one has); MinHash finds them (Broder 1997: similar sets have the
+    same smallest hashes).
     """
 
     def __init__(self):
@@ -239,8 +242,8 @@ class DuplicateFilter:
         self.bands = defaultdict(list)  # four of an answer's 32 smallest hashes -> [(place, runs)]
 
     def find(self, image, place, texts):
-        """Why a pair {language: (question, answer)} of an image is a duplicate, or None. Then it is
-        remembered, as said at `place`."""
+        """Why a pair {language: (question, answer)} of an image is a duplicate, or None. Only
+        then it is remembered, as said at `place`."""
         new_pairs, new_bands = [], []
         for code, (question, answer) in texts.items():
             answer = letters_and_digits(answer)
@@ -273,7 +276,8 @@ class DuplicateFilter:
         return np.unique(np.array(runs, dtype=np.uint32))
 
     def hash_bands(self, code, runs):
-        """Eight keys of four smallest hashes each, by 32 random hash functions a·x + b."""
+        """Eight keys of four smallest hashes each, by 32 random hash functions (a·x + b)
+        mod 2³¹ − 1."""
         hashes = (runs[:, None].astype(np.uint64) * self.a + self.b) % np.uint64(2**31 - 1)
         smallest = hashes.min(0)
         return [(code, n, smallest[n : n + 4].tobytes()) for n in range(0, 32, 4)]

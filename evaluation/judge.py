@@ -152,7 +152,9 @@ def pairwise_measures(forward, reverse):
 
 
 def grade_measures(forward, reverse):
-    """[(name, statistic, columns)] of verdicts: (grade of answer 1, grade of answer 2)."""
+    """[(name, statistic, columns)] of verdicts (grade of answer 1, of answer 2): the mean grades of
+    the model and of the reference, the quotient of their sums, and the share of questions in which
+    the model's two grades differ by at most one."""
     # The model's answer stands first in the one order, second in the other.
     model = np.array([v[0] for v in forward]) + [v[1] for v in reverse]
     reference = np.array([v[1] for v in forward]) + [v[0] for v in reverse]

@@ -848,8 +848,9 @@ for _device in ("cuda", "cpu"):
 
 
 def attention(q, k, v, causal=True, key_ranges=None):
-    """q (B, Tq, H, D), k and v (B, Tk, K, D) -> (B, Tq, H, D). Any lengths, any strides, D ≤ 128,
-    H a multiple of K; else ValueError.
+    """q (B, Tq, H, D), k and v (B, Tk, K, D) -> (B, Tq, H, D), zeros for a query that sees no key.
+    Any lengths, any strides, D ≤ 128, H a multiple of K, else ValueError: query head h has key
+    head h // (H / K). Scores are scaled by 1/√D.
 
     causal: query i attends to the keys up to its own; the last query is aligned with the last key.
     key_ranges: (start, end), int32 (B or 1, Tq) each; query i attends to start[i] ≤ j < end[i].

@@ -12,7 +12,8 @@ import torch
 
 def tiled_attention(q, k, v, key_ranges, block_m=16, block_n=16):
     """q (Tq, D), k and v (Tk, D), key_ranges two int (Tq,) -> o (Tq, D), L (Tq,), the log-sum-exp
-    of each query's scores. A query without any visible key has o = 0 and L = +inf."""
+    of each query's scores q·k/√D. Neither bound falls from one query to the next. A query without
+    any visible key has o = 0 and L = +inf."""
     scale = q.shape[1] ** -0.5
     o, L = torch.zeros_like(q), torch.full_like(q[:, 0], torch.inf)
     for i in range(0, len(q), block_m):

@@ -377,8 +377,8 @@ REPAIRS = [
     Repair(
         number=12,
         lesson=12,
-        symptom="A judge that always answers VERDICT: 1 is reported as 100% consistent, and the "
-        "first model wins every question.",
+        symptom="A fair judge is reported to contradict itself on every question where one answer "
+        "is better, and no model wins. The server receives fewer requests than it used to.",
         file="evaluation/judge.py",
         sound="for pair in ((ours, theirs), (theirs, ours)):",
         faulty="for pair in ((ours, theirs), (ours, theirs)):",

@@ -357,6 +357,7 @@ def swiglu_of_rows():
         # Halves of one projection: rows do not follow each other in memory.
         both = randn(3, 4096, seed=2)
         swiglu_agrees(*both.chunk(2, dim=1), "the two halves of one tensor")
+        swiglu_agrees(both[:, :2048], randn(3, 2048, seed=3), "half of a tensor and a whole one")
 
 
 def swiglu_of_any_width():

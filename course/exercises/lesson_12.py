@@ -132,14 +132,22 @@ def a_judge_who_likes_the_first():
 
 def grades_of_both_orders():
     from evaluation.judge import grade_measures
+    from evaluation.metrics import bootstrap
 
-    # The model got 8, then 4; the reference 9, then 5. Second row: 6 both times, and 6, 6.
-    measures = grade_measures([(8, 9), (6, 6)], [(5, 4), (6, 6)])
+    # The model got 8, then 4; the reference 9, then 5. Second row: 6 both times, and 6, 6. Third:
+    # the model 7, then 8, within one; the reference 3, then 9, which no measure asks.
+    measures = grade_measures([(8, 9), (6, 6), (7, 3)], [(5, 4), (6, 6), (9, 8)])
     found = []
     for _, statistic, columns in measures:
-        sums = [np.sum(column) for column in columns] + [2]
+        sums = [np.sum(column) for column in columns] + [3]
         found.append(float(statistic(np.array(sums, float))))
-    expect("grades of model and reference, quotient, agreement", found, [6.0, 6.5, 24 / 26, 0.5])
+    want = [6.5, 19 / 3, 39 / 38, 2 / 3]
+    expect("grades of model and reference, quotient, agreement", found, want)
+
+    # All grades 1: Wilson's interval, which `bootstrap` gives to a `ratio`, is for proportions.
+    _, statistic, columns = grade_measures([(1, 1)] * 4, [(1, 1)] * 4)[0]
+    rows = np.stack([*columns, np.ones(4)], axis=1)
+    expect("the interval of a mean grade of 1", bootstrap(rows, statistic)[1:], (1.0, 1.0))
 
 
 ORDERS = Exercise(
@@ -165,7 +173,7 @@ ORDERS = Exercise(
         Check(
             2,
             "grades",
-            "Each column is summed over questions; the grade is a mean of two.",
+            "Each column is summed over questions; a grade is the mean of two, no proportion.",
             grades_of_both_orders,
         ),
     ],

@@ -75,9 +75,9 @@ class Interviewer:
         self.scene, self.language, self.rng = scene, language, rng
         self.is_noisy, self.wording = wording == NOISY, VARIED if wording == NOISY else wording
         self.words = WORDS[language]
-        # Not with an image in the other languages: base-only kinds never, and nouns of no kind only
-        # where the answer is no. Else the model learns: a word that no image came with means that
-        # the thing is not there.
+        # Base-only kinds are not named with an image in the other languages. Nor are nouns of no
+        # kind in training: else the model learns that a word which no image came with means a thing
+        # that is not there. Both have their names in the base language (see borrowed_noun).
         self.every_kind = text_only or language == LANGUAGES[0]
         self.kinds = [kind for kind in KINDS if self.every_kind or kind not in BASE_ONLY]
 
@@ -160,7 +160,13 @@ class Interviewer:
             thing = replace(thing, kind=kind, colour=colour)
         elif not yes:
             thing = self.change_one(question_type, thing)
-        return self.word_yes_no(question_type, yes, thing)
+        return self.word_yes_no(question_type, yes, thing, self.borrowed_noun(thing))
+
+    def borrowed_noun(self, thing):
+        """In training, what other languages call a thing of no kind of the world: by its name in
+        the base language. None for the thing's own name."""
+        nouns = WORDS[LANGUAGES[0]]["other_kind"]
+        return nouns.get(thing.kind) if self.is_noisy and not self.every_kind else None
 
     def word_yes_no(self, question_type, yes, thing, noun=None):
         """The turn that asks whether the scene shows `thing`."""
@@ -186,13 +192,13 @@ class Interviewer:
         world that the image does not show is drawn."""
         rng, thing = self.rng, self.rng.choice(self.scene.things)
         kinds = list(self.words[table or "other_kind"])
-        if table is None and (not self.every_kind or rng.random() < 0.3):
+        if table is None and rng.random() < 0.3:
             kinds = [kind for kind in self.kinds if kind not in {t.kind for t in self.scene.things}]
         absent = replace(thing, kind=rng.choice(kinds))
         skill = rng.choice(("colour", "size", "where"))
-        name = self.name(absent, "kind")
+        name = self.name(absent, "kind", self.borrowed_noun(absent))
         question = self.word(absent, self.words["ask"][skill], "ask", skill, **name)
-        return question, self.fill(self.words["unanswered"]["absent"], absent)
+        return question, self.words["unanswered"]["unanswerable"]
 
     def ask_empty(self):
         """A turn about a place where nothing is."""

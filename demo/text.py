@@ -10,8 +10,7 @@ from demo.world import SKILLS, random_for, random_scene
 
 # The tables of the dictionary, and what a translation asks for, some of it more often.
 TABLES = ("kind", "colour", "size", "background", "direction", "other_kind")
-FURTHER_SHARE = 0.3  # of the texts are asked for a caption, or what they do not answer:
-FURTHER_ASKED = (*FURTHER_SKILLS, *3 * ("absent",))  # four times as often for what is not there
+FURTHER_SHARE = 0.3  # of the texts are asked for a caption, or what they do not answer
 GLOSSARY = ("kind", "kind", *TABLES, "place", "phrase", "phrase")
 
 
@@ -56,7 +55,7 @@ def questions_on(text, scene, language, rng, num_turns):
     turns = [interviewer.ask(skill) for skill in rng.sample(list(SKILLS), num_turns + 1)]
     turns = [turn for turn in turns if turn][:num_turns]
     if rng.random() < FURTHER_SHARE:
-        turns[-1] = further_turn(interviewer, rng.choice(FURTHER_ASKED))
+        turns[-1] = further_turn(interviewer, rng.choice(FURTHER_SKILLS))
     (question, answer), *rest = turns
     return [(text + question, answer), *rest]
 

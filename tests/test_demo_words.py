@@ -154,7 +154,7 @@ def test_all_that_is_wrong_in_a_file_is_said_at_once(tmp_path, capsys):
     for problem in (
         "kind.cat is missing",
         "called.ar is missing",
-        "unanswered.absent is missing",
+        "unanswered.unanswerable is missing",
         "class_forms.colour.colour_adj.li.red is missing",
         "noun_class.thing is missing",
         "answer.where: {places} is not known here",
@@ -249,7 +249,7 @@ def edited_words(folder, name, old, new, chosen=()):
         ),
         ("en", '"{mood}"', '"{moods}"', "words/en.json: answer.mood: {moods} is not known here"),
         ("ko", '"은/는": [', '"은는": [', "words/ko.json: agreement.은/는 is missing, which "),
-        ("ko", '"커요"', '"커요', "words/ko.json: Expecting ',' delimiter: line 47 column "),
+        ("ko", '"커요"', '"커요', "words/ko.json: Expecting ',' delimiter: line 49 column "),
         ("ko", "{", "", "words/ko.json: Extra data: line 2 column 12 "),
         ("en", '"base": true,', "", "words: one language, and no other, needs 'base'"),
     ],

@@ -99,7 +99,7 @@ def all_reduce(values, process, op=dist.ReduceOp.SUM):
 
 def pad_micro_batches(micro_batches, process):
     """As many micro-batches as the rank with the most has (with --pack they may differ), because
-    all ranks take part in each backward. The last one is repeated without targets."""
+    with FSDP2 all take part in each backward. The last one is repeated without targets."""
     (largest,) = all_reduce([len(micro_batches)], process, dist.ReduceOp.MAX)
     missing = int(largest) - len(micro_batches)
     if not missing:

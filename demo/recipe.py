@@ -27,22 +27,32 @@ STAGES = {
     "vision": Stage("--lr 1e-3 --muon-lr 0.01 --batch-size 32", 3300, 700, 120),
     "text": Stage("--lr 1e-3 --muon-lr 0.005 --batch-size 32", 300, 80, 30),
     "align": Stage("--lr 2e-3 --batch-size 32", 60, 20, 8),
-    # first to look up, then to compare: each is learnt sooner when little else is asked
+    # First to look up, then to compare: each is learnt sooner when little else is asked. The rate
+    # falls late, because some seeds begin to learn late.
     "instruct-1": Stage(
-        "--lr 1e-3 --muon-lr 0.005 --batch-size 32 --records-per-sample 4", 800, 250, 78
+        "--lr 1e-3 --muon-lr 0.005 --decay-ratio 0.3 --batch-size 32 --records-per-sample 4",
+        1000,
+        250,
+        100,
     ),
     "instruct-2": Stage(
-        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 450, 100, 54
+        "--lr 1e-3 --muon-lr 0.005 --decay-ratio 0.4 --batch-size 16 --records-per-sample 8",
+        450,
+        100,
+        54,
     ),
     "instruct-3": Stage(
-        "--lr 1e-3 --muon-lr 0.005 --batch-size 16 --records-per-sample 8", 300, 20, 29
+        "--lr 1e-3 --muon-lr 0.005 --decay-ratio 0.4 --batch-size 16 --records-per-sample 8",
+        450,
+        20,
+        45,
     ),
-    # a lower rate, kept for longer
+    # a lower rate
     "instruct": Stage(
         "--lr 6e-4 --muon-lr 0.003 --decay-ratio 0.6 --batch-size 16 --records-per-sample 8",
-        2300,
+        2200,
         200,
-        300,
+        270,
     ),
 }
 # Training images, and documents of each kind of text

@@ -161,12 +161,13 @@ def test_the_steps_and_their_values():
         "--lr 2e-3 --batch-size 32 --steps 60 --seed 0 --resume -o out/demo/align"
     )
     usual, larger = "--lr 1e-3 --muon-lr 0.005", "--batch-size 16 --records-per-sample 8"
+    first = f"{usual} --decay-ratio 0.3 --batch-size 32 --records-per-sample 4"
     lower = "--lr 6e-4 --muon-lr 0.003 --decay-ratio 0.6"
     for name, before, values in (
-        ("instruct-1", "align", f"{usual} --batch-size 32 --records-per-sample 4 --steps 800"),
-        ("instruct-2", "instruct-1", f"{usual} {larger} --steps 450"),
-        ("instruct-3", "instruct-2", f"{usual} {larger} --steps 300"),
-        ("instruct", "instruct-3", f"{lower} {larger} --steps 2300"),
+        ("instruct-1", "align", f"{first} --steps 1000"),
+        ("instruct-2", "instruct-1", f"{usual} --decay-ratio 0.4 {larger} --steps 450"),
+        ("instruct-3", "instruct-2", f"{usual} --decay-ratio 0.4 {larger} --steps 450"),
+        ("instruct", "instruct-3", f"{lower} {larger} --steps 2200"),
     ):
         assert found[name] == (
             f"train.py instruct --model out/demo/{before} --data out/demo/data/{name}.json "

@@ -21,7 +21,7 @@ def read_rows(run):
 
 
 def draw(run):
-    scale = (WIDTH - LEFT - 110) / 100
+    scale = (WIDTH - LEFT - 130) / 100
     groups = read_rows(run)
     height = 50 + len(groups) * (len(COLOURS) * STEP + 14) + 20
     parts = []

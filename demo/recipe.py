@@ -24,7 +24,7 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "vision": Stage("--lr 1e-3 --muon-lr 0.01 --batch-size 32", 3300, 700, 120),
+    "vision": Stage("--lr 1e-3 --muon-lr 0.01 --batch-size 32", 3300, 700, 110),
     "text": Stage("--lr 1e-3 --muon-lr 0.005 --batch-size 32", 300, 80, 30),
     "align": Stage("--lr 2e-3 --batch-size 32", 60, 20, 8),
     # First to look up, then to compare: each is learnt sooner when little else is asked. The rate
@@ -52,7 +52,7 @@ STAGES = {
         "--lr 6e-4 --muon-lr 0.003 --decay-ratio 0.6 --batch-size 16 --records-per-sample 8",
         2200,
         200,
-        270,
+        260,
     ),
 }
 # Training images, and documents of each kind of text

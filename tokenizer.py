@@ -301,7 +301,7 @@ def select_pieces(
         candidates = [text for text in candidates if text not in scores]
     left_out["unreachable"] = candidates
 
-    # Repair: join the first two symbols of a piece that may be, until one is left: the piece.
+    # Repair: join the first two symbols that may be joined, until one is left: the piece.
     if unreachable == "repair":
         for text in candidates:
             while text not in scores:

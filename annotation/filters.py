@@ -190,8 +190,8 @@ def find_fault(question, answer, language, objects):
 
 # ------------------------------------------------------------------------------------ a reply
 def filter_pairs(pairs, kind, objects=()):
-    """What a parsed reply is worth by itself -> (numbers of the pairs that pass, [Rejected]): one a
-    pair, and for a conversation those of `truncate_conversation`, too."""
+    """What a parsed reply is worth by itself -> (numbers of the pairs that pass, [Rejected]): one
+    for each pair that does not, and what `truncate_conversation` cuts off."""
     # One hostile text is reason enough to trust none of the reply.
     for code, said in pairs.items():
         for n, (question, answer) in enumerate(said):
@@ -231,9 +231,9 @@ class DuplicateFilter:
     """Finds pairs that repeat what was said before.
 
     A short answer ("two", "a cat") is true of many images. A long one that returns for another
-    image comes from the model's habit. Two answers are near if they share 80% of all their runs of
-    five characters (both have / one has); MinHash finds them (Broder 1997: similar sets have the
-    same smallest hashes).
+    image comes from the model's habit. Two answers are near if 80% of the runs of five characters
+    in either are in both; MinHash finds them (Broder 1997: similar sets have the same smallest
+    hashes).
     """
 
     def __init__(self):

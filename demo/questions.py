@@ -206,7 +206,7 @@ class Interviewer:
         place = self.rng.choice([place for place in range(len(PLACES)) if place not in taken])
         thing = replace(self.scene.things[0], place=place)
         question = self.word(thing, self.words["ask"]["at"], "ask", "at")
-        return question, self.fill(self.words["unanswered"]["empty"], thing)
+        return question, self.words["unanswered"]["empty"]
 
     def ask_unanswerable(self, reason="unanswerable"):
         """A turn that no image answers; or ("greeting") that asks nothing."""

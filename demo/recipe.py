@@ -47,7 +47,6 @@ STAGES = {
         20,
         45,
     ),
-    # a lower rate
     "instruct": Stage(
         "--lr 6e-4 --muon-lr 0.003 --decay-ratio 0.6 --batch-size 16 --records-per-sample 8",
         2200,

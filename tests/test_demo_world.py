@@ -441,7 +441,7 @@ def test_training_names_nouns_of_no_kind_in_english_alone(said):
         if record["kind"] in ("absent", "yes_no") and record["language"] != "en":
             counts["borrowed"] += bool(words & nouns)
             # A Korean or Chinese noun may be a part of a longer word, so only long ones are sought.
-            own = [noun for noun in WORDS[record["language"]]["other_kind"].values()]
+            own = WORDS[record["language"]]["other_kind"].values()
             counts["own"] += any(noun in question for noun in own if len(noun) > 2)
     assert counts["borrowed"] > 50 and not counts["own"], counts
 

@@ -11,9 +11,9 @@ Fused kernels in Triton, each beside the plain PyTorch code that defines it.
     bench.py           python -m kernels.bench: speed against PyTorch's own operators
 
 A kernel is a fast version of a definition. Every file has the same order: the definition
-(`*_reference`, plain PyTorch, used on a CPU), the Triton kernels, the custom operators that
-register them with autograd, torch.compile and autocast, and last the public function, which
-calls one of the two. Models call the public functions only.
+(`*_reference`, plain PyTorch, used on a CPU), the Triton kernels, the operators that register
+them with autograd and torch.compile, and last the public function, which calls one of the two.
+Models call the public functions only.
 
 The kernels also run on a CPU, slowly, in Triton's interpreter. The tests use it where there is
 no GPU. The variable must be set before triton is imported:
@@ -21,6 +21,7 @@ no GPU. The variable must be set before triton is imported:
     TRITON_INTERPRET=1 python -m pytest tests/test_kernels_*.py
 """
 
+import functools
 import os
 
 import torch
@@ -93,6 +94,43 @@ def num_sms(x):
     if x.is_cuda:
         return torch.cuda.get_device_properties(x.device).multi_processor_count
     return 3 if INTERPRET else 132
+
+
+def autocast_dtype(x):
+    """The dtype of matrix products under autocast on x's device; None without autocast."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+class Operator:
+    """A launcher with its gradient, as torch calls it.
+
+    fake(*args): outputs of the right shapes. setup_context(ctx, inputs, output) and
+    backward(run, ctx, *grads) are those of autograd.Function; `run` is the operator `gradients`.
+
+    torch.compile gets a custom operator, into which it does not look. Other callers get an
+    autograd.Function: the launch of a custom operator costs a CPU several times as much, and small
+    models are bound by their launches (docs/benchmarks.md)."""
+
+    def __init__(self, name, launch, fake, setup_context=None, backward=None, gradients=None):
+        self.name, self.launch, self.direct = name, launch, launch
+        self.custom = torch.library.custom_op(f"xllava::{name}", launch, mutates_args=())
+        self.custom.register_fake(fake)
+        if backward is None:
+            return
+        gradients = gradients or self
+        self.custom.register_autograd(
+            functools.partial(backward, gradients.custom), setup_context=setup_context
+        )
+        methods = {
+            "forward": staticmethod(launch),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(functools.partial(backward, gradients.launch)),
+        }
+        self.direct = type(name, (torch.autograd.Function,), methods).apply
+
+    def __call__(self, *args):
+        return self.custom(*args) if torch.compiler.is_compiling() else self.direct(*args)
 
 
 def flatten_to_2d(x):

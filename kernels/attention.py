@@ -46,7 +46,7 @@ import math
 import torch
 from torch import Tensor
 
-from kernels import arch, dot, num_sms, tl, triton, use_triton
+from kernels import Operator, arch, autocast_dtype, dot, num_sms, tl, triton, use_triton
 
 # The definition
 
@@ -805,29 +805,18 @@ def _launch_decode(
     return o
 
 
-# The operators of autograd, torch.compile and autocast
-
-_forward_op = torch.library.custom_op("xllava::attention", _launch_forward, mutates_args=())
-_backward_op = torch.library.custom_op(
-    "xllava::attention_backward", _launch_backward, mutates_args=()
-)
-_decode_op = torch.library.custom_op(
-    "xllava::attention_with_kvcache", _launch_decode, mutates_args=()
-)
+# The operators
 
 
-@_forward_op.register_fake
 def _fake_forward(q, k, v, causal, starts, ends):
     B, Tq, H, D = q.shape
     return q.new_empty(q.shape), q.new_empty(B, H, _padded(Tq), dtype=torch.float32)
 
 
-@_backward_op.register_fake
 def _fake_backward(q, k, v, *others):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-@_decode_op.register_fake
 def _fake_decode(q, *others):
     return q.new_empty(q.shape)
 
@@ -835,16 +824,19 @@ def _fake_decode(q, *others):
 def _setup_context(ctx, inputs, output):
     q, k, v, ctx.causal, starts, ends = inputs
     ctx.save_for_backward(q, k, v, *output, starts, ends)
+    ctx.set_materialize_grads(False)  # no zeros for the log-sum-exp
 
 
-def _backward(ctx, do, dlse):
+def _backward(run, ctx, do, dlse):
     q, k, v, o, lse, starts, ends = ctx.saved_tensors
-    return *_backward_op(q, k, v, o, lse, do, ctx.causal, starts, ends), None, None, None
+    return *run(q, k, v, o, lse, do, ctx.causal, starts, ends), None, None, None
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
-for _device in ("cuda", "cpu"):
-    _forward_op.register_autocast(_device, torch.bfloat16)
+_backward_op = Operator("attention_backward", _launch_backward, _fake_backward)
+_forward_op = Operator(
+    "attention", _launch_forward, _fake_forward, _setup_context, _backward, _backward_op
+)
+_decode_op = Operator("attention_with_kvcache", _launch_decode, _fake_decode)
 
 
 def attention(q, k, v, causal=True, key_ranges=None):
@@ -870,6 +862,8 @@ def attention(q, k, v, causal=True, key_ranges=None):
         if causal and key_ranges is None and 96 < q.shape[1] <= k.shape[1]:
             return attention_in_blocks(q, k, v)
         return attention_reference(q, k, v, causal, key_ranges)
+    if dtype := autocast_dtype(q):
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     starts, ends = key_ranges if key_ranges is not None else (None, None)
     return _forward_op(q, k, v, causal, starts, ends)[0]
 

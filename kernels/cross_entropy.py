@@ -14,15 +14,16 @@ Two more products give dx and dw at once, so the forward pass already computes t
 the backward pass only scales them. The peak memory is one chunk of logits, dx and dw: 1.1 GB in
 bf16 at 8,192 × 5,120 × 39,478. Sums over chunks are fp32. Nothing waits for the GPU.
 
-Each product is done in two parts, because cuBLAS is slow where V is no multiple of 8: one for the
-last V % 64 pieces, one for all others. The padding of the buffer is never read.
+The products see a vocabulary that is a multiple of 64: where V is no multiple of 8, cuBLAS takes
+1.7 to 3.1 times as long (docs/benchmarks.md). The rows that are added to the weight are zero, so
+their logits are zero too, and change neither loss nor dx. Autocast copies the weight anyway.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import tl, triton, use_triton
+from kernels import Operator, autocast_dtype, tl, triton, use_triton
 
 CHUNK_BYTES = 1 << 30  # the largest buffer for logits
 
@@ -84,43 +85,46 @@ def _loss_and_gradient(
 
 
 def _launch(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, want_dx: bool, want_dw: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    dtype: torch.dtype,
+    want_dx: bool,
+    want_dw: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> loss (a scalar, fp32), dx and dw; a gradient that is not wanted has no elements."""
-    hidden, targets = hidden.contiguous(), targets.contiguous()
-    (N, C), V = hidden.shape, weight.shape[0]
-
-    # Chunks of equal size. Rows of logits start at aligned addresses: 39,478 become 39,488 wide.
+    """-> loss (a scalar, fp32), dx and dw, both in `dtype`, that of the products; a gradient that is
+    not wanted has no elements."""
+    x, targets = hidden.to(dtype).contiguous(), targets.contiguous()
+    (N, C), V = x.shape, weight.shape[0]
     width = triton.cdiv(V, 64) * 64
-    size = max(1, min(N, CHUNK_BYTES // (width * hidden.element_size())))
+    w = weight
+    if width != V or weight.dtype != dtype:
+        w = torch.empty(width, C, dtype=dtype, device=x.device)
+        w[:V].copy_(weight)
+        w[V:].zero_()
+
+    # Chunks of equal size.
+    size = max(1, min(N, CHUNK_BYTES // (width * x.element_size())))
     size = triton.cdiv(N, triton.cdiv(N, size)) if N else 1
-    buffer = torch.empty(size, width, dtype=hidden.dtype, device=hidden.device)
+    buffer = torch.empty(size, width, dtype=dtype, device=x.device)
 
-    loss = torch.empty(N, dtype=torch.float32, device=hidden.device)
-    dx = torch.empty_like(hidden) if want_dx else hidden.new_empty(0)
-    dw = hidden.new_empty(0)
-    if want_dw and size == N:  # one chunk: the product sums in fp32 anyway
-        dw = torch.empty(V, C, dtype=hidden.dtype, device=hidden.device)
-    elif want_dw:
-        dw = torch.zeros(V, C, dtype=torch.float32, device=hidden.device)
-
-    # 39,478 pieces take 1.7 to 3.1 times as long as 39,488 (docs/benchmarks.md): the last 54 are
-    # done apart, so that the large products run over 39,424.
-    aligned = V // 64 * 64
-    parts = [part for part in (slice(aligned, V), slice(0, aligned)) if part.start < part.stop]
+    loss = torch.empty(N, dtype=torch.float32, device=x.device)
+    dx = torch.empty_like(x) if want_dx else x.new_empty(0)
+    dw = x.new_empty(0)
+    if want_dw and size != N:
+        dw = torch.zeros(width, C, dtype=torch.float32, device=x.device)
 
     block = min(4096, max(128, triton.next_power_of_2(V)))
     for start in range(0, N, size):
         rows = slice(start, start + size)
-        x = hidden[rows]
-        logits = buffer[: len(x), :V]
-        for part in parts:
-            torch.mm(x, weight[part].T, out=logits[:, part])
-        _loss_and_gradient[(len(x),)](
+        logits = buffer[: len(x[rows])]
+        torch.mm(x[rows], w.T, out=logits)
+        _loss_and_gradient[(len(logits),)](
             logits,
             targets[rows],
             loss[rows],
-            logits.stride(0),
+            width,
             V,
             ignore_index,
             GRAD=want_dx or want_dw,
@@ -129,44 +133,40 @@ def _launch(
         )
 
         # The logits are now their gradient.
-        for part in parts:
-            dlogits = logits[:, part]
-            if want_dx:
-                add = float(part is not parts[0])
-                torch.addmm(dx[rows], dlogits, weight[part], beta=add, out=dx[rows])
-            if want_dw and size == N:
-                torch.mm(dlogits.T, x, out=dw[part])
-            elif want_dw and x.is_cuda and x.dtype != torch.float32:
-                torch.addmm(dw[part], dlogits.T, x, out_dtype=torch.float32, out=dw[part])
-            elif want_dw:
-                dw[part] += dlogits.T.float() @ x.float()
-    return loss.sum(), dx, dw.to(weight.dtype)
+        if want_dx:
+            torch.mm(logits, w, out=dx[rows])
+        if want_dw and size == N:
+            # One chunk: the product sums in fp32 anyway. The copy of the weight is done with.
+            dw = torch.empty_like(w) if w is weight else w
+            torch.mm(logits.T, x, out=dw)
+        elif want_dw and x.is_cuda and dtype != torch.float32:
+            torch.addmm(dw, logits.T, x[rows], out_dtype=torch.float32, out=dw)
+        elif want_dw:
+            torch.addmm(dw, logits.T.float(), x[rows].float(), out=dw)
+    return loss.sum(), dx, dw[:V].to(dtype)
 
 
-_loss_op = torch.library.custom_op("xllava::linear_cross_entropy", _launch, mutates_args=())
-
-
-@_loss_op.register_fake
-def _fake(hidden, weight, targets, ignore_index, want_dx, want_dw):
-    dx = hidden.new_empty(hidden.shape if want_dx else 0)
-    dw = weight.new_empty(weight.shape if want_dw else 0)
+def _fake(hidden, weight, targets, ignore_index, dtype, want_dx, want_dw):
+    dx = hidden.new_empty(hidden.shape if want_dx else 0, dtype=dtype)
+    dw = weight.new_empty(weight.shape if want_dw else 0, dtype=dtype)
     return hidden.new_empty((), dtype=torch.float32), dx, dw
 
 
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*output[1:])
-    *_, ctx.want_dx, ctx.want_dw = inputs
+    hidden, weight, *_, ctx.want_dx, ctx.want_dw = inputs
+    ctx.dtypes = hidden.dtype, weight.dtype
     ctx.set_materialize_grads(False)  # no zeros of the size of dx and dw
 
 
-def _backward(ctx, grad, *_):
+def _backward(run, ctx, grad, *_):
     dx, dw = ctx.saved_tensors
-    dx = dx * grad.to(dx.dtype) if ctx.want_dx else None
-    dw = dw * grad.to(dw.dtype) if ctx.want_dw else None
-    return dx, dw, None, None, None, None
+    dx = (dx * grad.to(dx.dtype)).to(ctx.dtypes[0]) if ctx.want_dx else None
+    dw = (dw * grad.to(dw.dtype)).to(ctx.dtypes[1]) if ctx.want_dw else None
+    return dx, dw, None, None, None, None, None
 
 
-_loss_op.register_autograd(_backward, setup_context=_setup_context)
+_loss_op = Operator("linear_cross_entropy", _launch, _fake, _setup_context, _backward)
 
 
 def linear_cross_entropy(hidden, weight, targets, ignore_index=-100):
@@ -176,10 +176,7 @@ def linear_cross_entropy(hidden, weight, targets, ignore_index=-100):
     the number of targets over all ranks."""
     if not use_triton(hidden):
         return linear_cross_entropy_reference(hidden, weight, targets, ignore_index)
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    dtype = autocast_dtype(hidden) or hidden.dtype
     want_dx = torch.is_grad_enabled() and hidden.requires_grad
     want_dw = torch.is_grad_enabled() and weight.requires_grad
-    return _loss_op(hidden, weight, targets, ignore_index, want_dx, want_dw)[0]
+    return _loss_op(hidden, weight, targets, ignore_index, dtype, want_dx, want_dw)[0]

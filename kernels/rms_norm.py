@@ -18,7 +18,7 @@ partial sum; torch adds the partial sums. There are no atomics, so a rerun gives
 import torch
 from torch import Tensor
 
-from kernels import flatten_to_2d, num_sms, tl, triton, use_triton
+from kernels import Operator, autocast_dtype, flatten_to_2d, num_sms, tl, triton, use_triton
 
 
 def rms_norm_reference(x, weight, eps=1e-5):
@@ -86,18 +86,26 @@ def _backward_kernel(
     w = tl.load(weight + offs, mask=mask, other=0.0).to(tl.float32)
     dw = tl.zeros((BLOCK,), tl.float32)
 
-    # Every program takes the same number of rows, give or take one.
+    # Every program takes the same number of rows, give or take one. The next row is on its way from
+    # memory while the sums of this one are computed.
+    row = tl.cast(program, tl.int64)
+    next_x = tl.load(x + row * x_stride + offs, mask=mask, other=0.0)
+    next_dy = tl.load(dy + row * dy_stride + offs, mask=mask, other=0.0)
     for i in range(program, rows, num_programs):
+        xs, g = next_x.to(tl.float32), next_dy.to(tl.float32)
         row = tl.cast(i, tl.int64)
-        xs = tl.load(x + row * x_stride + offs, mask=mask, other=0.0).to(tl.float32)
-        g = tl.load(dy + row * dy_stride + offs, mask=mask, other=0.0).to(tl.float32)
+        if ADD:  # the sum is also an output and has a gradient of its own
+            dt = tl.load(dtotal + row * dtotal_stride + offs, mask=mask, other=0.0)
+        following = tl.minimum(row + num_programs, rows - 1)
+        next_x = tl.load(x + following * x_stride + offs, mask=mask, other=0.0)
+        next_dy = tl.load(dy + following * dy_stride + offs, mask=mask, other=0.0)
+
         scale = tl.rsqrt(tl.sum(xs * xs, 0) / C + eps)
         n = xs * scale
         dw += g * n
         g *= w
         d = scale * (g - n * (tl.sum(g * n, 0) / C))
-        if ADD:  # the sum is also an output and has a gradient of its own
-            dt = tl.load(dtotal + row * dtotal_stride + offs, mask=mask, other=0.0)
+        if ADD:
             d += dt.to(tl.float32)
         tl.store(dx + row * C + offs, d.to(dx.dtype.element_ty), mask=mask)
 
@@ -150,20 +158,12 @@ def _launch_backward(
     return dx, partials.sum(0).to(weight.dtype)
 
 
-_forward_op = torch.library.custom_op("xllava::rms_norm", _launch_forward, mutates_args=())
-_backward_op = torch.library.custom_op(
-    "xllava::rms_norm_backward", _launch_backward, mutates_args=()
-)
-
-
-@_forward_op.register_fake
 def _fake_forward(x, residual, weight, eps, dtype):
     wide = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     y = x.new_empty(x.shape, dtype=dtype or wide)
     return y, x.new_empty(0 if residual is None else x.shape, dtype=wide)
 
 
-@_backward_op.register_fake
 def _fake_backward(x, weight, dy, dtotal, eps):
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
@@ -175,20 +175,20 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(output[1] if ctx.add else x, weight)
 
 
-def _backward(ctx, dy, dtotal):
+def _backward(run, ctx, dy, dtotal):
     x, weight = ctx.saved_tensors
-    dx, dw = _backward_op(x, weight, dy, dtotal if ctx.add else None, ctx.eps)
+    dx, dw = run(x, weight, dy, dtotal if ctx.add else None, ctx.eps)
     return dx, dx if ctx.add else None, dw, None, None  # both terms of a sum have the same gradient
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
+_backward_op = Operator("rms_norm_backward", _launch_backward, _fake_backward)
+_forward_op = Operator(
+    "rms_norm", _launch_forward, _fake_forward, _setup_context, _backward, _backward_op
+)
 
 
-def _dtype_of_products(x):
-    """Under autocast every linear layer would round y again, and in the backward pass widen the
-    gradient of its copy: the kernel rounds it once. None without autocast."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+# Under autocast every linear layer would round y again, and in the backward pass widen the gradient
+# of its copy: the kernel rounds it once.
 
 
 def rms_norm(x, weight, eps=1e-5):
@@ -196,7 +196,7 @@ def rms_norm(x, weight, eps=1e-5):
     has autocast's dtype where that is on."""
     if not use_triton(x):
         return rms_norm_reference(x, weight, eps)
-    return _forward_op(x, None, weight, eps, _dtype_of_products(x))[0]
+    return _forward_op(x, None, weight, eps, autocast_dtype(x))[0]
 
 
 def add_rms_norm(x, residual, weight, eps=1e-5):
@@ -206,4 +206,4 @@ def add_rms_norm(x, residual, weight, eps=1e-5):
     A decoder block needs both results: the first is its input, the second its residual stream."""
     if not use_triton(x):
         return add_rms_norm_reference(x, residual, weight, eps)
-    return _forward_op(x, residual, weight, eps, _dtype_of_products(x))
+    return _forward_op(x, residual, weight, eps, autocast_dtype(x))

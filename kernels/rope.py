@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import tl, triton, use_triton
+from kernels import Operator, tl, triton, use_triton
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,6 @@ def _launch(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None, sign:
     return y
 
 
-_rope_op = torch.library.custom_op("xllava::rope", _launch, mutates_args=())
-
-
-@_rope_op.register_fake
 def _fake(x, cos, sin, positions, sign):
     return x.new_empty(x.shape)
 
@@ -149,11 +145,11 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(cos, sin, positions)
 
 
-def _backward(ctx, dy):
-    return _rope_op(dy, *ctx.saved_tensors, -ctx.sign), None, None, None, None
+def _backward(run, ctx, dy):
+    return run(dy, *ctx.saved_tensors, -ctx.sign), None, None, None, None
 
 
-_rope_op.register_autograd(_backward, setup_context=_setup_context)
+_rope_op = Operator("rope", _launch, _fake, _setup_context, _backward)
 
 
 def rope(q, k, cos, sin, positions=None):

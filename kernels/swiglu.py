@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import flatten_to_2d, tl, triton, use_triton
+from kernels import Operator, flatten_to_2d, tl, triton, use_triton
 
 
 def swiglu_reference(gate, up):
@@ -78,16 +78,10 @@ def _launch_backward(gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor, Tens
     return dgate, dup
 
 
-_forward_op = torch.library.custom_op("xllava::swiglu", _launch_forward, mutates_args=())
-_backward_op = torch.library.custom_op("xllava::swiglu_backward", _launch_backward, mutates_args=())
-
-
-@_forward_op.register_fake
 def _fake_forward(gate, up):
     return gate.new_empty(gate.shape)
 
 
-@_backward_op.register_fake
 def _fake_backward(gate, up, dy):
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
@@ -96,11 +90,14 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, dy):
-    return _backward_op(*ctx.saved_tensors, dy)
+def _backward(run, ctx, dy):
+    return run(*ctx.saved_tensors, dy)
 
 
-_forward_op.register_autograd(_backward, setup_context=_setup_context)
+_backward_op = Operator("swiglu_backward", _launch_backward, _fake_backward)
+_forward_op = Operator(
+    "swiglu", _launch_forward, _fake_forward, _setup_context, _backward, _backward_op
+)
 
 
 def swiglu(gate, up):

@@ -128,7 +128,7 @@ def every_case():
     angles, heads = meta(4096, 64, dtype=torch.float32), meta(B, T, 40, 128)
     yield case("rope D128", "wide", ROPE._launch, heads, angles, angles, positions, 1.0)
     for V in (39478, 39488):
-        loss = meta(256, 64), meta(V, 64), positions[0, :256], -100, True, False
+        loss = meta(256, 64), meta(V, 64), positions[0, :256], -100, torch.bfloat16, True, False
         yield case(f"cross-entropy {V}", "wide", CE._launch, *loss)
 
 

@@ -317,9 +317,9 @@ def test_the_operator_keeps_its_promises_compiles_and_follows_autocast():
     q, k, v = (torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes)
     # 128 queries: the padding of the log-sum-exp holds whatever was in memory, and is compared.
     whole = torch.randn(1, 128, 2, 16, device=DEVICE, requires_grad=True)
-    torch.library.opcheck(A._forward_op, (whole, whole, whole, True, None, None))
+    torch.library.opcheck(A._forward_op.custom, (whole, whole, whole, True, None, None))
     cache = (q[:, 0].detach(), k.detach(), v.detach(), torch.tensor([9], device=DEVICE), 2)
-    torch.library.opcheck(A._decode_op, cache)
+    torch.library.opcheck(A._decode_op.custom, cache)
 
     eager = torch.autograd.grad(attention(q, k, v).square().sum(), (q, k, v))
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")

@@ -354,13 +354,15 @@ class XLlava(nn.Module):
         # The patch features of the images replace the embeddings of the <image> tokens.
         if pixels is not None and len(pixels):
             features = self.encode_images(pixels)
-            image_mask = ids == self.config.image_token_id
+            image_mask = (ids == self.config.image_token_id).flatten()
             I, N = features.shape[:2]
             # Counting makes a GPU wait, and batches to train on are right (data.encode_chat).
             is_checked = ids.device.type == "cpu" or not self.training
             if is_checked and (count := int(image_mask.sum())) != I * N:
                 raise ValueError(f"{count} <image> tokens for {I} images of {N} patches")
-            return x.masked_scatter(image_mask[..., None], features.to(x.dtype))
+            places = torch.nonzero_static(image_mask, size=I * N)[:, 0]
+            features = features.flatten(0, 1).to(x.dtype)
+            return x.flatten(0, 1).index_copy(0, places, features).view_as(x)
 
         if self.training and (self.always_encode or self.projector[0].weight.requires_grad):
             # A batch of text alone: encode a blank image, times zero. Every rank then has a

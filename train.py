@@ -29,6 +29,7 @@ import math
 import os
 from argparse import BooleanOptionalAction
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,9 +52,10 @@ from training.distributed import (
     to_device,
     wrap_distributed,
 )
+from training.graphs import Replay, can_replay, use_own_stream
 from training.lora import export_model, round_frozen_weights, set_trainable
 from training.objectives import build_objective
-from training.optimizers import lr_multiplier, make_optimizers, set_learning_rate
+from training.optimizers import lr_multiplier, make_optimizers, orthogonalise, set_learning_rate
 from training.phrases import PhraseDataset
 from training.resume import StopSignals, claim_folder, load_checkpoint, save_checkpoint
 from training.run_log import RunLog
@@ -152,7 +154,7 @@ def train_loop(args, process, wrapped, optimizers, log, observer):
             for optimizer in optimizers:
                 optimizer.step()
         for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=process.replay is None)
 
         log.write_step(step + 1, stats, loss, lr, grad_norm)
         if not is_finite:
@@ -182,10 +184,10 @@ def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
             # each: keeping them would take the memory of the whole model.
             wrapped.require_backward_grad_sync = i == len(micro_batches) - 1
 
-            loss = wrapped(to_device(micro_batch, device))
-            with torch.autocast(device.type, enabled=False):
-                loss.backward()
-            losses.append(loss.detach())
+            if process.replay:
+                losses.append(process.replay(micro_batch))
+            else:
+                losses.append(forward_backward(wrapped, to_device(micro_batch, device)))
 
     # The counts are known on the CPU.
     counts = [sum(batch[name] for batch in micro_batches) for name in StepStats._fields[:-1]]
@@ -195,6 +197,14 @@ def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
     # and FSDP2 have divided by world_size: this undoes it.
     torch._foreach_mul_(gradients(wrapped), process.world_size / max(stats.num_targets, 1))
     return stats, losses
+
+
+def forward_backward(wrapped, batch):
+    """The loss sum of a micro-batch, whose gradients are added to p.grad."""
+    loss = wrapped(batch)
+    with torch.autocast(loss.device.type, enabled=False):
+        loss.backward()
+    return loss.detach()
 
 
 def gradients(wrapped):
@@ -213,6 +223,7 @@ def train(args):
     dataset = build_dataset(args, tokenizer, model.config)
     if args.estimate:
         return print_estimate(model, dataset, args)
+    replays = args.cuda_graphs == "auto" and can_replay(args, process, model)
     batches = MicroBatchDataset(
         dataset,
         args.batch_size,
@@ -223,6 +234,7 @@ def train(args):
         world_size=process.world_size,
         token_budget=args.pack,
         weights=args.weights,
+        few_shapes=replays,
     )
     # --resume compares args with those in runs.jsonl.
     args.steps = args.steps or math.ceil(args.epochs * batches.sampler.per_epoch)
@@ -230,10 +242,16 @@ def train(args):
 
     # The model with its loss, distributed over the ranks; its optimizers; an earlier run.
     objective = build_objective(args, model)
-    if args.model and not args.fsdp:  # FSDP2 takes one dtype
+    if not args.fsdp:  # FSDP2 takes one dtype
         round_frozen_weights(model, args.model, process.dtype)
     wrapped = wrap_distributed(objective, process, args.fsdp)
     optimizers = make_optimizers(wrapped, args)
+    if replays:
+        use_own_stream(process.device)
+        run = partial(forward_backward, wrapped)
+        process = process._replace(replay=Replay(run, process.device))
+        for muon in optimizers[1:]:
+            muon.orthogonalise = Replay(orthogonalise, process.device)
     if args.resume:
         batches.start = load_checkpoint(args, wrapped, optimizers)
 
@@ -337,6 +355,7 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("fsdp", bool, False, "FSDP2: shard weights, gradients and optimizer over the processes"),
     ("activation_checkpointing", bool, False, "recompute blocks backward: less memory, +1/3 work"),
     ("compile", bool, False, "torch.compile the blocks"),
+    ("cuda_graphs", ("auto", "off"), "auto", "one launch a step; auto: small models on one GPU"),
     ("kernels", ("auto", "triton", "torch"), "auto", "auto: Triton on a GPU, else plain PyTorch"),
     ("precision", PRECISIONS, "auto", "of matrix products; auto: bf16 where it is fast"),
     ("device", DEVICES, "auto", "auto: a CUDA GPU, else the CPU"),

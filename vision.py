@@ -20,6 +20,7 @@ class token, C width, H heads, D head dim, L layers.
 
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -196,9 +197,14 @@ class ImageCache:
 
 def normalise(pixels, mean=CLIP_MEAN, std=CLIP_STD):
     """uint8 (B, 3, S, S) -> float32 (B, 3, S, S): (x / 255 − mean) / std, per colour channel."""
-    mean = torch.tensor(mean, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(std, device=pixels.device).view(3, 1, 1)
+    mean, std = (of_channels(tuple(values), pixels.device) for values in (mean, std))
     return (pixels.float() / 255 - mean) / std
+
+
+@cache
+def of_channels(values, device):
+    """A number for each colour channel, (3, 1, 1). Made once: a new tensor waits for the GPU."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 # ---------------- the ViT

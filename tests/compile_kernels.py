@@ -130,6 +130,7 @@ def every_case():
     for V in (39478, 39488):
         loss = meta(256, 64), meta(V, 64), positions[0, :256], -100, torch.bfloat16, True, False
         yield case(f"cross-entropy {V}", "wide", CE._launch, *loss)
+    yield case("scale", "wide", CE._launch_scale, x, meta(1, dtype=torch.float32), torch.float32)
 
 
 def in_loops(code):

@@ -233,7 +233,9 @@ def test_the_choice_is_followed(name, monkeypatch):
         ran.clear()
 
 
-@pytest.mark.parametrize("name", ["attention", "rms_norm", "rope", "swiglu", "linear_cross_entropy"])
+@pytest.mark.parametrize(
+    "name", ["attention", "rms_norm", "rope", "swiglu", "linear_cross_entropy"]
+)
 def test_torch_compile_gets_the_custom_operator_and_the_same_gradients(name):
     """The backend runs what was traced as it is: operators it cannot look into."""
     torch.manual_seed(0)
@@ -375,7 +377,9 @@ def test_operators_keep_their_promises():
     torch.library.opcheck(SWIGLU._forward_op.custom, (x, other))
     torch.library.opcheck(ROPE._rope_op.custom, (heads, angles, angles, None, 1.0))
     torch.library.opcheck(CE._loss_op.custom, (x, w, targets, -100, x.dtype, True, True))
-    torch.library.opcheck(CE._loss_op.custom, (x.detach(), w.detach(), targets, -100, x.dtype, False, False))
+    torch.library.opcheck(
+        CE._loss_op.custom, (x.detach(), w.detach(), targets, -100, x.dtype, False, False)
+    )
 
 
 def test_operators_compile_recompute_and_follow_autocast():

@@ -24,6 +24,7 @@ class Process(NamedTuple):
     world_size: int
     device: torch.device
     dtype: torch.dtype  # of matrix products
+    replay: object = None  # runs a micro-batch as a CUDA graph (training/graphs.py)
 
 
 def init_distributed(device_name="auto", precision="auto"):

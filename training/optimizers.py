@@ -60,7 +60,10 @@ class Muon(torch.optim.Optimizer):
     shape at once: one by one they cost a tenth to a quarter of the demo's step."""
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        # foreach: zero_grad in one launch.
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "foreach": True}
+        super().__init__(params, defaults)
+        self.orthogonalise = orthogonalise
 
     @torch.no_grad()
     def step(self):
@@ -80,13 +83,14 @@ class Muon(torch.optim.Optimizer):
         grads = [parameter.grad for parameter in params]
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in params]
 
-        # Nesterov's momentum: average the gradients, look one step ahead.
+        # Nesterov's momentum: average the gradients, look one step ahead. In place, as torch 2.11
+        # has no other form for shards.
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        directions = torch._foreach_lerp(grads, buffers, momentum)
+        torch._foreach_lerp_(grads, buffers, momentum)
 
         # Sharded matrices are gathered for this; each rank then takes its own part.
-        directions = torch.stack([full_tensor(direction) for direction in directions])  # (N, A, B)
-        updates = orthogonalise(directions).to(params[0].dtype)
+        directions = torch.stack([full_tensor(grad) for grad in grads])  # (N, A, B)
+        updates = self.orthogonalise(directions).to(params[0].dtype)
         updates = [shard_like(update, parameter) for update, parameter in zip(updates, params)]
 
         A, B = params[0].shape

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data import BadSample, Sample, attention_pairs, collate, select_loss_positions
 from model import IGNORE_INDEX, Layout
+from training.graphs import round_shapes
 from training.phrases import PhraseDataset
 
 
@@ -109,6 +110,7 @@ class MicroBatchDataset(Dataset):
     steps: int | None = None  # default: one epoch
     start: int = 0
     weights: list | None = None  # the files' shares
+    few_shapes: bool = False  # for CUDA graphs
 
     def __post_init__(self):
         sort_keys, sizes = self.dataset.sort_keys, self.dataset.sizes
@@ -127,7 +129,10 @@ class MicroBatchDataset(Dataset):
         return self.steps - self.start
 
     def __getitem__(self, n):
-        step = self.start + n
+        micro_batches = self.draw(self.start + n)
+        return list(map(round_shapes, micro_batches)) if self.few_shapes else micro_batches
+
+    def draw(self, step):
         indices = self.sampler[step]
 
         # The vision stage contrasts the whole batch at once.

@@ -177,33 +177,31 @@ def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
     targets of the global batch. Returns (StepStats, the loss sum of each micro-batch)."""
     micro_batches, losses = pad_micro_batches(micro_batches, process), []
     device, use_autocast = process.device, process.dtype != torch.float32
+
+    # The mean over targets, not a mean of means. The counts are known on the CPU beforehand. A loss
+    # is a sum, and DDP and FSDP2 divide gradients by world_size, which this undoes.
+    counts = [sum(batch[name] for batch in micro_batches) for name in StepStats._fields[:-1]]
+    counts = all_reduce(counts, process)
+    scale = torch.tensor(process.world_size / max(counts[0], 1))
+
     # Autocast keeps its bf16 copies of trained weights until it ends: one cast a weight and step.
     with torch.autocast(device.type, process.dtype, enabled=use_autocast):
         for i, micro_batch in enumerate(micro_batches):
             # DDP averages the gradients of the ranks in the last backward only. FSDP2 does it in
             # each: keeping them would take the memory of the whole model.
             wrapped.require_backward_grad_sync = i == len(micro_batches) - 1
-
             if process.replay:
-                losses.append(process.replay(micro_batch))
+                losses.append(process.replay(micro_batch, scale))
             else:
-                losses.append(forward_backward(wrapped, to_device(micro_batch, device)))
-
-    # The counts are known on the CPU.
-    counts = [sum(batch[name] for batch in micro_batches) for name in StepStats._fields[:-1]]
-    stats = StepStats(*all_reduce([*counts, stop_signals.count], process))
-
-    # The mean over targets, not a mean of means. So far the gradients are those of sums, which DDP
-    # and FSDP2 have divided by world_size: this undoes it.
-    torch._foreach_mul_(gradients(wrapped), process.world_size / max(stats.num_targets, 1))
-    return stats, losses
+                losses.append(forward_backward(wrapped, to_device(micro_batch, device), scale))
+    return StepStats(*counts, *all_reduce([stop_signals.count], process)), losses
 
 
-def forward_backward(wrapped, batch):
-    """The loss sum of a micro-batch, whose gradients are added to p.grad."""
+def forward_backward(wrapped, batch, scale):
+    """The loss sum of a micro-batch; the gradients of loss · scale are added to p.grad."""
     loss = wrapped(batch)
     with torch.autocast(loss.device.type, enabled=False):
-        loss.backward()
+        (loss * scale).backward()
     return loss.detach()
 
 

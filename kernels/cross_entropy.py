@@ -129,7 +129,7 @@ def _launch(
             ignore_index,
             GRAD=want_dx or want_dw,
             BLOCK=block,
-            num_warps=8 if block >= 2048 else 4,
+            num_warps=max(4, block // 256),
         )
 
         # The logits are now their gradient.

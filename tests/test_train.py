@@ -231,13 +231,12 @@ def test_a_step_rounds_each_trained_weight_to_bf16_once(config, tokenizer, world
     model.decoder.activation_checkpointing = checkpointing
     objective = NextTokenObjective(model).train()
 
-    num_targets = 0
+    num_targets = sum((batch["targets"] != IGNORE_INDEX).sum().item() for batch in batches[0])
     for batch in batches[0]:
         with torch.autocast("cpu", torch.bfloat16):
             loss = objective(batch)
-        loss.backward()
-        num_targets += (batch["targets"] != IGNORE_INDEX).sum().item()
-    want = [p.grad / num_targets for p in model.parameters() if p.grad is not None]
+        (loss / num_targets).backward()
+    want = [p.grad for p in model.parameters() if p.grad is not None]
     model.zero_grad()
 
     process = Process(0, 1, torch.device("cpu"), torch.bfloat16)

@@ -7,6 +7,7 @@ sampler.py        which samples make up which step; micro-batches
 optimizers.py     learning rate, AdamW, Muon
 lora.py           which parameters train; LoRA; the model that comes out
 distributed.py    processes, DDP, FSDP2
+graphs.py         CUDA graphs: a step of a small model as one launch
 resume.py         checkpoints of a run, stopping and going on
 run_log.py        log.jsonl, runs.jsonl, the progress
 validation.py     a validation every N steps, the models of chosen steps

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from kernels import use_triton
 from model import IGNORE_INDEX
 
 
@@ -66,31 +67,33 @@ def round_shapes(batch):
     are needed. The loss is the same."""
     if "offsets" in batch:
         return batch | pad_phrases(batch)
-    targets, layout, split_index = batch["targets"], batch["layout"], None
-    T, step = targets.shape[1], 32 if batch["layout"].split_index is None else 512
-    longer = (0, -T % step)
-    targets = pad(targets, longer, value=IGNORE_INDEX)
+    layout = batch["layout"]
+    step = 32 if layout.split_index is None else 512
+    longer = (0, -batch["ids"].shape[1] % step)
+    ids, targets = pad(batch["ids"], longer), pad(batch["targets"], longer, value=IGNORE_INDEX)
     if layout.split_index is not None:
-        prefixes, groups, merge = layout.split_index
-        # Rows are added to each group: those of later groups come later.
-        ends, added = prefixes.numel(), 0 * merge
-        rows = []
-        for own, keys in groups:
-            more = -len(own) % 16
-            rows.append([pad(index, (0, 0, 0, more)) for index in (own, keys)])
-            ends += own.numel()
-            added += (merge >= ends) * more * own.shape[1]
-        split_index = prefixes, tuple(rows), pad(merge + added, longer)
-        layout = layout._replace(positions=pad(layout.positions, longer))
+        split_index = pad_side_by_side(*layout.split_index, longer)
+        layout = layout._replace(positions=pad(layout.positions, longer), split_index=split_index)
 
     # All targets, and an ignored position until their number is a multiple of 512.
     is_ignored = targets.flatten() == IGNORE_INDEX
     positions, ignored = (~is_ignored).nonzero()[:, 0], is_ignored.nonzero()[:1, 0]
     more = -len(positions) % 512 if len(positions) else 512
-    layout = layout._replace(
-        split_index=split_index, loss_positions=torch.cat([positions, ignored.repeat(more)])
-    )
-    return batch | {"ids": pad(batch["ids"], longer), "targets": targets, "layout": layout}
+    layout = layout._replace(loss_positions=torch.cat([positions, ignored.repeat(more)]))
+    padded = {"ids": ids, "targets": targets, "layout": layout, "padded_tokens": ids.numel()}
+    return batch | padded
+
+
+def pad_side_by_side(prefixes, groups, merge, longer):
+    """The split_index of a Layout with rows of each group that no token reads: the rows of later
+    groups have later places then, and merge must name these."""
+    padded, end, added = [], prefixes.numel(), torch.zeros_like(merge)
+    for own, keys in groups:
+        more = -len(own) % 16
+        padded.append([pad(index, (0, 0, 0, more)) for index in (own, keys)])
+        end += own.numel()
+        added += (merge >= end) * more * own.shape[1]
+    return prefixes, tuple(padded), pad(merge + added, longer)
 
 
 def pad_phrases(batch):
@@ -103,10 +106,13 @@ def pad_phrases(batch):
 
 
 def can_replay(args, process, model):
-    """Small models on one GPU. Large ones wait for its memory and arithmetic, not for launches."""
+    """Small models on one GPU: large ones wait for its arithmetic, not for launches. And with the
+    Triton kernels: the definition of the loss waits for the GPU, which can't be recorded."""
+    if process.device.type != "cuda" or process.world_size > 1:
+        return False
     is_small = sum(weight.numel() for weight in model.parameters()) < 50e6
     is_other = args.fsdp or args.pack or args.compile or args.activation_checkpointing
-    return process.device.type == "cuda" and process.world_size == 1 and is_small and not is_other
+    return is_small and not is_other and use_triton(torch.empty(0, device=process.device))
 
 
 def use_own_stream(device):

@@ -113,6 +113,13 @@ def agreement_problems(words):
             except re.error as error:
                 yield f"agreement.{key}: {pattern}: {error}"
 
+    # Two tables may not make the same placeholder: of forms {it_x}, and of a class form x.
+    made_by = {}
+    for _, name, path in form_names(words):
+        if name in made_by:
+            yield f"{path}: {{{name}}} is also made by {made_by[name]}: rename one of them"
+        made_by[name] = path
+
     # Programs look for these by the beginning of their names.
     names = {f"forms.it.{name}": "it_" for name in words["forms"].get("it", {})}
     for table in ("forms", "class_forms"):
@@ -149,6 +156,11 @@ def wording_problems(words):
         plain[f"yes_no.{name}"] = table.get("ask", [])
     plain |= {f"it.{name}": [template] for name, template in words.get("it", {}).items()}
     plain["describe"] = words.get("describe", [])
+
+    # Templates are joined by single spaces.
+    for name, pattern in flatten(words["varied"].get("it", {})).items():
+        if pattern != pattern.strip():
+            yield f"varied.it.{name}: {pattern!r} loses its space: write it beside {{it}}"
 
     # What is not in the grammar can't be expanded.
     unknown = set()
@@ -197,20 +209,23 @@ def shared_texts(words):
     return flatten({name: table for name, table in words.items() if name not in without})
 
 
-def form_tables(words):
-    """{placeholder: the table that it has further forms of}."""
-    tables = {name: table for table, forms in words["forms"].items() for name in forms}
-    for name in [name for name in tables if name.startswith("kind")]:
-        tables[name.replace("kind", "other")] = "other"
+def form_names(words):
+    """Yields (the table that it has further forms of, placeholder, path) of each further form."""
+    for table, forms in words["forms"].items():
+        for name in forms:
+            yield table, name, f"forms.{table}.{name}"
+            if name.startswith("kind"):
+                yield "other", name.replace("kind", "other"), f"forms.{table}.{name}"
     for table, forms in words.get("class_forms", {}).items():
-        tables |= {prefix + name: table for name in forms for prefix in ("", "it_")}
-    return tables
+        for name in forms:
+            yield table, name, f"class_forms.{table}.{name}"
+            yield table, f"it_{name}", f"class_forms.{table}.{name}"
 
 
 def properties(words, template):
     """The placeholders of a template; of further forms, their tables. What only takes the class of
     a noun is none."""
-    forms = form_tables(words)
+    forms = {name: table for table, name, _ in form_names(words)}
     return {forms.get(name, name) for name in re.findall(r"{(\w*)}", template)} - {"class"}
 
 

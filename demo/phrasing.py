@@ -65,8 +65,9 @@ def capital(text, capitals):
 
 
 def as_typed(text, rng, capitals):
-    """A question as somebody may type it: without capitals, without a mark at its end."""
+    """A question as somebody may type it: without capitals, without its marks."""
     text = capital(text, capitals)
     if rng.random() < 0.25:
         text = text.translate({ord(large): small for small, large in capitals.items()}).lower()
-    return text.rstrip("?.!？。！؟") if rng.random() < 0.25 else text
+    # Who leaves out the mark at the end leaves out that at the beginning, too: ¿Qué es?
+    return re.sub("[¿¡]|[?.!？。！؟]+$", "", text) if rng.random() < 0.25 else text

@@ -19,7 +19,7 @@ from demo import __main__ as demo  # noqa: E402
 from demo import ablation, steps  # noqa: E402
 from demo.recipe import FURTHER_SPLITS, TEST_SPLITS, make_steps  # noqa: E402
 from demo.recipe import STAGES as RECIPE  # noqa: E402
-from demo.words import choose_languages  # noqa: E402
+from demo.words import AVAILABLE, choose_languages  # noqa: E402
 
 STAGES = ("vision", "text", "align", "instruct-1", "instruct-2", "instruct-3", "instruct")
 NAMES = [
@@ -650,14 +650,13 @@ def test_a_poor_language_describes_fewer_and_fewer_images(out, capsys, default_l
 
 def test_runs_of_other_languages_are_asked_the_same_questions(out, capsys, default_languages):
     groups = printed_by(capsys, "--groups", "pairs", "number")
-    asked = [f"out/a/data.en-ar-ko-sw-tr-zh/{split}.json" for split in TEST_SPLITS]
+    every = "-".join(ablation.EVERY)
+    asked = [f"out/a/data.{every}/{split}.json" for split in TEST_SPLITS]
     pairs, numbers = (runs_among(groups[name]) for name in ("pairs", "number"))
     for own in (*pairs.values(), *numbers.values()):
         assert own.partition("--test ")[2].split() == asked
-    assert sorted(pairs) == [
-        *("en-ar.1", "en-ko.1", "en-sw.1", "en-tr.1", "en-zh.1"),
-        "ko-zh.1",
-    ]
+    others = sorted(set(AVAILABLE) - {"en"})
+    assert sorted(pairs) == [*(f"en-{name}.1" for name in others), "ko-zh.1"]
     assert "--languages ko zh" in pairs["ko-zh.1"], "without the base language of the others"
     assert pairs["en-ko.1"] == numbers["en-ko.1"], "the same run counts in both"
 
@@ -665,7 +664,7 @@ def test_runs_of_other_languages_are_asked_the_same_questions(out, capsys, defau
     lengths = {name: own.partition("--length ")[2].split()[:1] for name, own in numbers.items()}
     assert lengths == {
         **dict.fromkeys(("en.1", "en-ko.1", "en-ko-zh.1", "en-every.1"), []),
-        **{"en-x0.33.1": ["0.3333"], "en-ko-x0.67.1": ["0.6667"], "en-every-x2.1": ["2"]},
+        **{"en-x0.33.1": ["0.3333"], "en-ko-x0.67.1": ["0.6667"], "en-every-x2.3.1": ["2.333"]},
     }
     korean = next(line for line in groups["number"] if line.endswith("out/a/number.ko.json"))
     assert "--languages ko" in korean and " en=" not in korean
@@ -677,9 +676,9 @@ def test_runs_of_other_languages_are_asked_the_same_questions(out, capsys, defau
 def test_each_language_in_turn_names_the_base_only_kinds(out, capsys, default_languages):
     found = runs_among(printed_by(capsys, "--groups", "transfer")["transfer"])
     firsts = [own.partition("--languages ")[2].split()[0] for own in found.values()]
-    assert firsts == ["en", "ar", "ko", "sw", "tr", "zh"] and len(found) == 6
-    assert "--test" not in found["ko-every-x2.1"], "asked the questions of its own world"
-    assert "--length 2" in found["ko-every-x2.1"]
+    assert firsts == ["en", *sorted(set(AVAILABLE) - {"en"})] and len(found) == 7
+    assert "--test" not in found["ko-every-x2.3.1"], "asked the questions of its own world"
+    assert "--length 2.333" in found["ko-every-x2.3.1"]
 
 
 def test_some_runs_of_the_ablation_and_the_quick_recipe(out, capsys, default_languages):

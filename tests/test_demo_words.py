@@ -165,6 +165,33 @@ def test_all_that_is_wrong_in_a_file_is_said_at_once(tmp_path, capsys):
         assert problem in said, problem
 
 
+def test_spaces_that_would_be_lost_and_forms_of_one_name_are_named(tmp_path, capsys):
+    words = json.loads((WORDS_FOLDER / "es.json").read_text(encoding="utf-8"))
+    words["varied"].setdefault("it", {"kind": [" {kind}"]})["kind"][0] = " {kind}"
+    # A class form "this" makes {it_this}, too.
+    words["forms"]["it"]["it_this"] = words["forms"]["it"]["it_after"]
+    path = tmp_path / "es.json"
+    path.write_text(json.dumps(words), encoding="utf-8")
+    check_file(path, 1)
+    said = capsys.readouterr().out
+    assert "varied.it.kind.0: ' {kind}' loses its space: write it beside {it}" in said
+    assert "class_forms.class.this: {it_this} is also made by forms.it.it_this: rename one" in said
+
+
+def test_punctuation_after_a_word_does_not_change_its_article(all_languages):
+    for end in (".", "?", "!»", ""):
+        assert fill("es", "el/la {kind}" + end, kind="manzana") == "la manzana" + end
+        assert fill("es", "Un/una «{kind}»" + end, kind="pez") == "Un «pez»" + end
+
+
+def test_without_its_mark_a_spanish_question_has_none_at_its_beginning_either():
+    rng = random.Random(0)
+    typed = {phrasing.as_typed("Y ahora, ¿qué es?", rng, {}) for _ in range(100)}
+    assert typed == {
+        *("Y ahora, ¿qué es?", "Y ahora, qué es", "y ahora, ¿qué es?", "y ahora, qué es"),
+    }
+
+
 def test_a_table_of_agreement_needs_pairs(tmp_path):
     with pytest.raises(ValueError, match="agreement.mı/mi: needs next or previous, pairs of"):
         edited_words(tmp_path / "words", "tr", '"mü",', "", AVAILABLE)

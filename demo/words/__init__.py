@@ -156,6 +156,7 @@ def fill(language, template, **values):
             neighbour = text[: match.start()].rstrip().rpartition(" ")[2]
         else:
             neighbour = text[match.end() :].lstrip().partition(" ")[0]
+        neighbour = re.sub(r"^\W+|\W+$", "", neighbour)
         # Decomposed, a Hangul syllable shows its final consonant, on which particles depend.
         letters = unicodedata.normalize("NFD", neighbour)
         for pattern, form in zip(choices[::2], choices[1::2]):

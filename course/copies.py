@@ -15,6 +15,7 @@ from vocabulary.files import read_json, write_atomically, write_json
 NOTES = "course.json"
 FOLDERS = ("tests", "docs", "assets")  # copied beside the folders that hold Python
 LEFT_OUT = ("course", "out")
+MEND = "- mend what causes this: "
 README = """\
 # Your copy
 
@@ -133,8 +134,11 @@ def copy_project(folder: Path) -> None:
 def write_notes(folder: Path, notes: dict, lines: list[str]) -> None:
     """Save the notes, and the copy's README: what is empty or wrong, and what to type."""
     write_json(folder / NOTES, notes)
-    content = (README + "\n".join(lines) + "\n").encode()
-    write_atomically(folder / "README.md", writer(content))
+    readme = folder / "README.md"
+    before = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
+    faults = [line for line in before if line.startswith(MEND)]
+    content = (README + "\n".join([*lines, *faults]) + "\n").encode()
+    write_atomically(readme, writer(content))
 
 
 def read_notes(folder: Path) -> dict:
@@ -218,4 +222,4 @@ def plant(repair: Repair, folder: Path) -> None:
     notes |= {"repairs": sorted({*notes["repairs"], repair.number})}
     write_json(folder / NOTES, notes)
     with open(folder / "README.md", "a", encoding="utf-8") as file:
-        file.write(f"- mend what causes this: {repair.symptom}\n")
+        file.write(f"{MEND}{repair.symptom}\n")

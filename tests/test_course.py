@@ -228,6 +228,8 @@ def test_a_fault_is_planted_once_and_only_where_the_code_is_ours(small, tmp_path
     copies.plant(fault, mine)
     assert "return 2 * x + 1" in (mine / "sums.py").read_text(encoding="utf-8")
     copies.start(1, mine)
+    told = (mine / "README.md").read_text(encoding="utf-8").splitlines()
+    assert told.count("- mend what causes this: Doubles are odd.") == 1
     copies.start(1, tmp_path / "other")
     copies.start(2, tmp_path / "other")
     with pytest.raises(ValueError, match="was changed where the fault belongs"):

@@ -363,13 +363,14 @@ def round_up_length(length):
     return int(length + (-length % 16 if length > 64 else 0))
 
 
-def select_loss_positions(targets):
-    """Flat indices of the targets. An ignored position is added until their number is a multiple
-    of 64, at least 64, so that few shapes occur and the list is never empty."""
+def select_loss_positions(targets, multiple=64):
+    """Flat indices of the targets. An ignored position is added until their number is a
+    multiple, not zero, so that few shapes occur and the list is never empty."""
     flat = targets.flatten()
     trained = (flat != IGNORE_INDEX).nonzero()[:, 0]
     ignored = (flat == IGNORE_INDEX).nonzero()[:1, 0]
-    return torch.cat([trained, ignored.repeat(-len(trained) % 64 if len(trained) else 64)])
+    more = -len(trained) % multiple if len(trained) else multiple
+    return torch.cat([trained, ignored.repeat(more)])
 
 
 # ---------------- command line

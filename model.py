@@ -364,9 +364,10 @@ class XLlava(nn.Module):
             features = features.flatten(0, 1).to(x.dtype)
             return x.flatten(0, 1).index_copy(0, places, features).view_as(x)
 
-        if self.training and (self.always_encode or self.projector[0].weight.requires_grad):
+        trains = self.projector[0].weight.requires_grad or self.vision.pos_embed.requires_grad
+        if self.training and (self.always_encode or trains):
             # A batch of text alone: encode a blank image, times zero. Every rank then has a
-            # gradient for the projector and joins the all-reduce.
+            # gradient for projector and ViT, and joins the all-reduce.
             S = self.config.vision.image_size
             blank = torch.zeros(1, 3, S, S, dtype=torch.uint8, device=ids.device)
             x = x + 0 * self.encode_images(blank).sum()

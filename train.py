@@ -179,7 +179,7 @@ def accumulate_gradients(wrapped, micro_batches, process, stop_signals):
     device, use_autocast = process.device, process.dtype != torch.float32
 
     # The mean over targets, not a mean of means. The counts are known on the CPU beforehand. A loss
-    # is a sum, and DDP and FSDP2 divide gradients by world_size, which this undoes.
+    # is a sum; × world_size undoes the division of the gradients by DDP and FSDP2.
     counts = [sum(batch[name] for batch in micro_batches) for name in StepStats._fields[:-1]]
     counts = all_reduce(counts, process)
     scale = torch.tensor(process.world_size / max(counts[0], 1))

@@ -197,13 +197,13 @@ class ImageCache:
 
 def normalise(pixels, mean=CLIP_MEAN, std=CLIP_STD):
     """uint8 (B, 3, S, S) -> float32 (B, 3, S, S): (x / 255 − mean) / std, per colour channel."""
-    mean, std = (of_channels(tuple(values), pixels.device) for values in (mean, std))
+    mean, std = (channel_values(tuple(values), pixels.device) for values in (mean, std))
     return (pixels.float() / 255 - mean) / std
 
 
 @cache
-def of_channels(values, device):
-    """A number for each colour channel, (3, 1, 1). Made once: a new tensor waits for the GPU."""
+def channel_values(values, device):
+    """A number for each colour channel, (3, 1, 1). Cached: a tensor made on a GPU makes it wait."""
     return torch.tensor(values, device=device).view(3, 1, 1)
 
 

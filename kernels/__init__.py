@@ -25,6 +25,7 @@ import functools
 import os
 
 import torch
+from torch.autograd.function import once_differentiable
 
 # Fuse a·b + c into one instruction: Triton 3.10 no longer does it by default.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
@@ -103,10 +104,11 @@ def autocast_dtype(x):
 
 
 class Operator:
-    """A launcher with its gradient, as torch calls it.
+    """A kernel's launch function with its gradient, as torch calls it.
 
     fake(*args): outputs of the right shapes. setup_context(ctx, inputs, output) and
-    backward(run, ctx, *grads) are those of autograd.Function; `run` is the operator `gradients`.
+    backward(run, ctx, *grads) are those of autograd.Function; `run` is the operator `gradients`, or
+    this one. Without backward there is no gradient.
 
     torch.compile gets a custom operator, into which it does not look. Other callers get an
     autograd.Function: the launch of a custom operator costs a CPU several times as much, and small
@@ -125,7 +127,9 @@ class Operator:
         methods = {
             "forward": staticmethod(launch),
             "setup_context": staticmethod(setup_context),
-            "backward": staticmethod(functools.partial(backward, gradients.launch)),
+            "backward": staticmethod(
+                once_differentiable(functools.partial(backward, gradients.launch))
+            ),
         }
         self.direct = type(name, (torch.autograd.Function,), methods).apply
 

@@ -870,7 +870,7 @@ def attention(q, k, v, causal=True, key_ranges=None):
 
 def attention_with_kvcache(q, k_cache, v_cache, lengths):
     """One new query per sequence: q (B, H, D) attends to the first lengths[b] entries of k_cache
-    and v_cache (B, S, K, D); lengths (B,) int -> (B, H, D)."""
+    and v_cache (B, S, K, D); lengths (B,) int -> (B, H, D). No gradient."""
     if not use_triton(q):
         return attention_with_kvcache_reference(q, k_cache, v_cache, lengths)
     return _decode_op(q, k_cache, v_cache, lengths, 0)

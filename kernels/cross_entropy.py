@@ -16,7 +16,8 @@ bf16 at 8,192 × 5,120 × 39,478. Sums over chunks are fp32. Nothing waits for t
 
 The products see a vocabulary that is a multiple of 64: where V is no multiple of 8, cuBLAS takes
 1.7 to 3.1 times as long (docs/benchmarks.md). The rows that are added to the weight are zero, so
-their logits are zero too, and change neither loss nor dx. Autocast copies the weight anyway.
+their logits are zero too, and change neither loss nor dx. For autocast an fp32 weight is copied
+anyway.
 """
 
 import torch
@@ -93,8 +94,8 @@ def _launch(
     want_dx: bool,
     want_dw: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> loss (a scalar, fp32), dx and dw. These and the products are in `dtype`; a gradient that
-    is not wanted has no elements."""
+    """-> loss (a scalar, fp32), dx and dw. The gradients and the products are in `dtype`; what is
+    not wanted has no elements."""
     x, targets = hidden.to(dtype).contiguous(), targets.contiguous()
     (N, C), V = x.shape, weight.shape[0]
     width = triton.cdiv(V, 64) * 64
@@ -136,8 +137,9 @@ def _launch(
         if want_dx:
             torch.mm(logits, w, out=dx[rows])
         if want_dw and size == N:
-            # One chunk: the product sums in fp32 anyway. The copy of the weight is done with.
-            dw = torch.empty_like(w) if w is weight else w
+            # One chunk: the product sums in fp32 anyway. A padded weight is no longer needed: dw
+            # takes its memory.
+            dw = torch.empty(V, C, dtype=dtype, device=x.device) if w is weight else w
             torch.mm(logits.T, x, out=dw)
         elif want_dw and x.is_cuda and dtype != torch.float32:
             torch.addmm(dw, logits.T, x[rows], out_dtype=torch.float32, out=dw)

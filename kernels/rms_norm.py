@@ -143,11 +143,13 @@ def _launch_backward(
     rows, dy = flatten_to_2d(x), flatten_to_2d(dy)
     dtotal = flatten_to_2d(dtotal) if add else dy
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if not rows.shape[0]:
+        return dx, torch.zeros_like(weight)
 
     # As many programs as run at the same time; each writes one partial sum of dw.
     block = triton.next_power_of_2(C)
     num_warps = min(16, max(1, block // 512))
-    num_programs = max(1, min(rows.shape[0], num_sms(x) * max(1, 16 // num_warps)))
+    num_programs = min(rows.shape[0], num_sms(x) * max(1, 16 // num_warps))
     partials = torch.empty(num_programs, C, dtype=torch.float32, device=x.device)
 
     tensors = rows, weight.contiguous(), dy, dtotal, dx, partials
@@ -187,13 +189,10 @@ _forward_op = Operator(
 )
 
 
-# Under autocast every linear layer would round y again, and in the backward pass widen the gradient
-# of its copy: the kernel rounds it once.
-
-
 def rms_norm(x, weight, eps=1e-5):
     """x (..., C), weight (C,) -> (..., C) in x's dtype; mean and root are fp32. The kernel's result
-    has autocast's dtype where that is on."""
+    has autocast's dtype where that is on: else every linear layer would round it again, and in the
+    backward pass widen the gradient of its copy."""
     if not use_triton(x):
         return rms_norm_reference(x, weight, eps)
     return _forward_op(x, None, weight, eps, autocast_dtype(x))[0]

@@ -203,6 +203,24 @@ def test_large_products_over_an_odd_vocabulary_are_aligned(chunk_bytes, monkeypa
     agree(linear_cross_entropy, [hidden, weight], targets)
 
 
+def test_a_weight_whose_rows_are_no_rows_of_memory():
+    targets = torch.randint(0, 64, (5,), device=DEVICE)
+    agree(linear_cross_entropy, [guarded(5, 8), guarded(8, 64).T], targets)
+
+
+def test_no_rows_have_no_gradient_but_zeros_of_the_weight():
+    x, w = torch.empty(0, 64, device=DEVICE).requires_grad_(), guarded(64).requires_grad_()
+    dx, dw = torch.autograd.grad(rms_norm(x, w).sum(), (x, w))
+    assert dx.shape == (0, 64) and not dw.any()
+
+
+def test_a_second_derivative_is_refused():
+    x = guarded(3, 70).requires_grad_()
+    (grad,) = torch.autograd.grad(swiglu(x, x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.square().sum().backward()
+
+
 def every_kernel():
     """Operator -> the public function on something small."""
     x, w, angles = guarded(3, 70), guarded(70), guarded(3, 5)

@@ -67,8 +67,8 @@ def frozen_linear_weights(model):
 
 def round_frozen_weights(model, folder, dtype):
     """Keeps frozen linear layers in `dtype`, to which autocast rounds them at each use: the same
-    results in half the memory. What they are rounded from is mapped from the model folder, or kept
-    on the CPU."""
+    results in half the memory. The exact weights stay in the mapped model folder, or, with
+    --preset, on the CPU."""
     if dtype == torch.float32:
         return
     exact_weights = map_weights(folder, model.config) if folder else model.state_dict()

@@ -83,8 +83,8 @@ class Muon(torch.optim.Optimizer):
         grads = [parameter.grad for parameter in params]
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in params]
 
-        # Nesterov's momentum: average the gradients, look one step ahead. In place, as torch 2.11
-        # has no other form for shards.
+        # Nesterov's momentum: average the gradients, look one step ahead. In place: for shards
+        # torch 2.11 has only _foreach_lerp_.
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         torch._foreach_lerp_(grads, buffers, momentum)
 

@@ -357,12 +357,11 @@ class XLlava(nn.Module):
             image_mask = (ids == self.config.image_token_id).flatten()
             I, N = features.shape[:2]
             # Counting makes a GPU wait, and batches to train on are right (data.encode_chat).
-            is_checked = ids.device.type == "cpu" or not self.training
-            if is_checked and (count := int(image_mask.sum())) != I * N:
+            if (ids.is_cpu or not self.training) and (count := int(image_mask.sum())) != I * N:
                 raise ValueError(f"{count} <image> tokens for {I} images of {N} patches")
             places = torch.nonzero_static(image_mask, size=I * N)[:, 0]
-            features = features.flatten(0, 1).to(x.dtype)
-            return x.flatten(0, 1).index_copy(0, places, features).view_as(x)
+            rows = x.flatten(0, 1)
+            return rows.index_copy(0, places, features.flatten(0, 1).to(x.dtype)).view_as(x)
 
         trains = self.projector[0].weight.requires_grad or self.vision.pos_embed.requires_grad
         if self.training and (self.always_encode or trains):

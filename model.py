@@ -415,7 +415,7 @@ PRESETS = {
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=32,
-            max_position_embeddings=512,
+            max_position_embeddings=1024,
             tie_word_embeddings=True,
         ),
         vision_feature_layer=-1,

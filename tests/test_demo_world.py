@@ -30,6 +30,7 @@ from demo.world import (  # noqa: E402
     Thing,
     random_for,
 )
+from model import PRESETS  # noqa: E402
 
 # The languages once more, written apart from the tables under test.
 KIND = {
@@ -264,6 +265,17 @@ def said():
     files["instruct"] += [text.text_record(i, 5) for i in range(900)]
     files |= {split: records.split_records(split, splits[split], 5) for split in SPLITS}
     return files, splits
+
+
+def test_the_demos_model_reads_every_record_even_in_bytes(said):
+    """Without vocabulary expansion (demo.ablation) a language may be spelled in bytes."""
+    config = PRESETS["tiny"]
+    frame = config.vision.num_patches + 40  # the template's own words
+    longest = max(
+        sum(len(turn["value"].encode()) for turn in record["conversations"])
+        for record in said[0]["instruct"]
+    )
+    assert 400 < longest < config.text.max_position_embeddings - frame
 
 
 def load(path):

@@ -364,8 +364,8 @@ def round_up_length(length):
 
 
 def select_loss_positions(targets, multiple=64):
-    """Flat indices of the targets. An ignored position is added until their number is a
-    multiple, not zero, so that few shapes occur and the list is never empty."""
+    """Flat indices of the targets. An ignored position is added until there are `multiple` of
+    them, or twice, three times … that: few shapes occur, and the list is never empty."""
     flat = targets.flatten()
     trained = (flat != IGNORE_INDEX).nonzero()[:, 0]
     ignored = (flat == IGNORE_INDEX).nonzero()[:1, 0]

@@ -354,14 +354,14 @@ class XLlava(nn.Module):
         # The patch features of the images replace the embeddings of the <image> tokens.
         if pixels is not None and len(pixels):
             features = self.encode_images(pixels)
-            image_mask = (ids == self.config.image_token_id).flatten()
+            image_mask = (ids == self.config.image_token_id).flatten()  # (B, T) -> (B·T,)
             I, N = features.shape[:2]
             # Counting makes a GPU wait, and batches to train on are right (data.encode_chat).
             if (ids.is_cpu or not self.training) and (count := int(image_mask.sum())) != I * N:
                 raise ValueError(f"{count} <image> tokens for {I} images of {N} patches")
             places = torch.nonzero_static(image_mask, size=I * N)[:, 0]
-            rows = x.flatten(0, 1)
-            return rows.index_copy(0, places, features.flatten(0, 1).to(x.dtype)).view_as(x)
+            x, features = x.flatten(0, 1), features.flatten(0, 1)  # (B·T, C), (I·N, C)
+            return x.index_copy(0, places, features.to(x.dtype)).view(*ids.shape, -1)
 
         trains = self.projector[0].weight.requires_grad or self.vision.pos_embed.requires_grad
         if self.training and (self.always_encode or trains):

@@ -102,7 +102,7 @@ def unknown_agreement(words, template):
 
 
 def agreement_problems(words):
-    """Yields what is wrong with the table of agreement, and with the names of forms of "it"."""
+    """Yields what is wrong with the table of agreement, and with the names of further forms."""
     for key, entry in words["agreement"].items():
         if len(entry) < 4 or len(entry) % 2 or entry[0] not in ("next", "previous"):
             yield f"agreement.{key}: needs next or previous, pairs of regex and form, another form"

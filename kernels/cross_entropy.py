@@ -85,6 +85,18 @@ def _loss_and_gradient(
             tl.store(logits + v + offs, p.to(logits.dtype.element_ty))
 
 
+def _pad_weight(weight, dtype):
+    """weight (V, C) in `dtype` with rows of zeros up to a multiple of 64; itself if it is that."""
+    V, C = weight.shape
+    width = triton.cdiv(V, 64) * 64
+    if width == V and weight.dtype == dtype:
+        return weight
+    padded = torch.empty(width, C, dtype=dtype, device=weight.device)
+    padded[:V].copy_(weight)
+    padded[V:].zero_()
+    return padded
+
+
 def _launch(
     hidden: Tensor,
     weight: Tensor,
@@ -98,12 +110,8 @@ def _launch(
     not wanted has no elements."""
     x, targets = hidden.to(dtype).contiguous(), targets.contiguous()
     (N, C), V = x.shape, weight.shape[0]
-    width = triton.cdiv(V, 64) * 64
-    w = weight
-    if width != V or weight.dtype != dtype:
-        w = torch.empty(width, C, dtype=dtype, device=x.device)
-        w[:V].copy_(weight)
-        w[V:].zero_()
+    w = _pad_weight(weight, dtype)
+    width = len(w)
 
     # Chunks of equal size.
     size = max(1, min(N, CHUNK_BYTES // (width * x.element_size())))

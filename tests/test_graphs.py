@@ -9,6 +9,7 @@ from training_helpers import losses, run, write_random_model
 
 from data import ConversationDataset
 from model import XLlava
+from training.graphs import pad_phrases
 from training.objectives import NextTokenObjective, PhraseContrastObjective
 from training.phrases import PhraseDataset
 from training.sampler import MicroBatchDataset
@@ -24,11 +25,13 @@ def datasets(world, tokenizer, config, tmp_path):
         records += [record, record | {"conversations": turns}]
     many = world / "many.json"
     many.write_text(json.dumps(records), encoding="utf-8")
+    words = tmp_path / "words.txt"
+    words.write_text("cat = 고양이 = 猫\nred = 빨간색\nblue = 파란색 = 蓝色\n", encoding="utf-8")
     return {
         "plain": ConversationDataset([world / "chats.json"], tokenizer, config, 256),
         "side by side": ConversationDataset([many], tokenizer, config, 256, 3),
         "text": TextDataset([world / "text.txt"], tokenizer, 64, tmp_path / "cache"),
-        "vision": PhraseDataset([world / "captions.json"], tokenizer, config),
+        "vision": PhraseDataset([world / "captions.json"], tokenizer, config, words),
     }
 
 
@@ -66,6 +69,10 @@ def test_sizes_are_rounded_up(datasets, tokenizer):
     phrases = MicroBatchDataset(datasets["vision"], 6, 0, **options)[0][0]
     assert len(phrases["ids"]) % 512 == 0 and len(phrases["is_known"]) % 64 == 0
     assert len(phrases["offsets"]) > phrases["num_targets"], "a phrase that takes the padding"
+    assert len(phrases["word_ids"]) % 512 == 0 and phrases["word_known"].shape == (64, 64)
+    # There is one for the padding even if the phrases come in a round number.
+    batch = {"ids": torch.arange(64), "offsets": torch.arange(64)}
+    assert pad_phrases(batch, "ids", "offsets")["offsets"].tolist() == [*range(64), *[64] * 64]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

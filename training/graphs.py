@@ -44,6 +44,7 @@ class Replay:
         return result.clone()
 
     def copy(self, inputs):
+        """On the GPU, in memory of their own even if they were there before: a graph keeps it."""
         options = {"device": self.device, "non_blocking": True, "copy": True}
         return tree_map_only(torch.Tensor, lambda tensor: tensor.to(**options), inputs)
 

@@ -59,8 +59,10 @@ def test_a_rounded_branch_added_to_the_float32_stream_leaves_it_float32():
     assert torch.equal(total, x + r)
 
 
-def test_under_autocast_a_norm_gives_the_dtype_of_products_and_keeps_the_sum():
-    """Rounded once, in the kernel, and not again by each linear layer that follows."""
+@pytest.mark.parametrize("choice", ["triton", "torch"])
+def test_under_autocast_a_norm_gives_the_dtype_of_products_and_keeps_the_sum(choice):
+    """Rounded once, and not again by each linear layer that follows."""
+    kernels.set_kernels(choice)
     x, r, w = guarded(5, 24), guarded(5, 24), guarded(24)
     plain, wide, total = rms_norm(x, w), *add_rms_norm(x, r, w)
     with torch.autocast(DEVICE, torch.float16):
@@ -75,6 +77,19 @@ def test_under_autocast_a_norm_gives_the_dtype_of_products_and_keeps_the_sum():
     with torch.autocast(DEVICE, torch.float16):
         y = rms_norm(x, w)
     assert all(map(torch.equal, expected, torch.autograd.grad(y, (x, w), dy)))
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 24), (2, 3, 1)])
+@pytest.mark.parametrize(
+    "ours,definition",
+    [(rms_norm, NORM.rms_norm_reference), (add_rms_norm, NORM.add_rms_norm_reference)],
+)
+def test_without_the_kernel_a_norm_has_the_definitions_gradient(ours, definition, shape):
+    """Written out in kernels/rms_norm.py, against what autograd makes of the definition."""
+    inputs = [guarded(*shape, dtype=torch.float64) for _ in range(2 + (ours is add_rms_norm))]
+    inputs[-1] = inputs[-1].reshape(-1, shape[-1])[0]
+    found, expected = (run("torch", op, inputs) for op in (ours, definition))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_norms_weight_gradient_is_summed_in_fp32():

@@ -222,10 +222,12 @@ class Decoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        V, C = config.vocab_size, config.hidden_size
+        self.norm = RMSNorm(C, config.rms_norm_eps)
+        # Not nn.Embedding(V, C): its random numbers on "meta" import torch._dynamo, a second more.
+        self.embed_tokens = nn.Embedding.from_pretrained(torch.empty(V, C), freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(C, V, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.activation_checkpointing = False  # keep only the input of each block for backward
@@ -236,7 +238,6 @@ class Decoder(nn.Module):
         for name, weight in self.named_parameters():
             if weight.dim() != 2:
                 continue  # norms stay at one
-
             std = weight.shape[1] ** -0.5
             if "lm_head" in name:
                 std = 0.02  # as GPT-2; a tied head is listed as embed_tokens only
@@ -385,7 +386,6 @@ class XLlava(nn.Module):
         """The sum of the cross-entropies of all targets, a float32 scalar. Divide it by the number
         of targets in the *global* batch. targets (B, T): the id that follows, or IGNORE_INDEX."""
         hidden = self(ids, pixels, layout).view(-1, self.config.text.hidden_size)
-
         targets = targets.flatten()
         if layout.loss_positions is not None:  # hidden has rows for these positions only
             targets = targets[layout.loss_positions]

@@ -46,7 +46,7 @@ from vocabulary.conversations import (
     record_name,
 )
 from vocabulary.formats import shorten
-from vocabulary.records import read_record, scan_records
+from vocabulary.records import read_records, scan_records
 from vocabulary.scripts import guess_language
 
 
@@ -189,16 +189,17 @@ class ConversationDataset:
     one image. LLaVA-1.5 makes them one conversation, in which a model can copy an answer that an
     earlier turn already gave. So here they stay apart (docs/experiments.md)."""
 
-    def __init__(self, paths, tokenizer, config, max_length, records_per_sample=1, images=None):
+    def __init__(
+        self, paths, tokenizer, config, max_length, records_per_sample=1, images=None, cache=None
+    ):
         self.paths, self.tokenizer = list(paths), tokenizer
         self.config, self.max_length = config, max_length
         self.records_per_sample = records_per_sample
-        size, ratio = config.vision.image_size, config.image_aspect_ratio
-        self.images = [ImageCache(images or Path(p).parent, size, ratio) for p in self.paths]
+        self.load_image = ImageCache(config.vision.image_size, config.image_aspect_ratio, cache)
+        self.image_folders = [Path(images or Path(path).parent) for path in self.paths]
         # Of each file: byte ranges of its records (n, 2); number of samples; Counter of languages.
         self.spans, self.sizes, self.languages = [], [], []
         self.num_dropped = 0  # records that begin with a turn of the model, which is left out
-
         # The records of sample i are members[ends[i − 1] : ends[i]].
         members, ends, sort_keys = array("q"), array("q"), array("q")
         for f in range(len(self.paths)):
@@ -227,7 +228,6 @@ class ConversationDataset:
                 groups.setdefault(shared_image_key(record, messages) or i, []).append(i)
         self.spans.append(np.array(spans).reshape(-1, 2))
         self.languages.append(languages)
-
         # With one record a sample there are no groups, which would take memory.
         single_records = ((i, [i]) for i in range(len(has_image)))
         for key, group in groups.items() or single_records:
@@ -252,7 +252,7 @@ class ConversationDataset:
 
     def records(self, i):
         f, numbers = self.locate(i)
-        return [read_record(self.paths[f], *self.spans[f][n].tolist()) for n in numbers]
+        return read_records(self.paths[f], self.spans[f][numbers].tolist())
 
     def record(self, i):
         """The first record of sample i."""
@@ -272,7 +272,7 @@ class ConversationDataset:
             ids, loss_mask, files, starts = encode_records(
                 self.records(i), self.tokenizer, self.config, self.max_length
             )
-            pixels = [self.images[f](file) for file in files]
+            pixels = [self.load_image(self.image_folders[f] / file) for file in files]
         except ValueError as error:
             raise BadSample(f"{self.name(i)}: {error}") from None
         return Sample(ids, loss_mask, pixels, starts)

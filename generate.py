@@ -209,11 +209,10 @@ def answer_file(model, tokenizer, args, options):
     """Answers the first question of each record of a LLaVA file. A second run continues where the
     first one stopped."""
     # All records are checked before the first is answered.
-    size, ratio = model.config.vision.image_size, model.config.image_aspect_ratio
-    folder = Path(args.images or Path(args.batch).parent)
-    load_image = data.ImageCache(folder, size, ratio)
-    questions = read_batch(args, tokenizer, model.config, load_image)
-    images = [folder / name for *_, files in questions for name in files]
+    config, folder = model.config, Path(args.images or Path(args.batch).parent)
+    load_image = data.ImageCache(config.vision.image_size, config.image_aspect_ratio)
+    questions = read_batch(args, tokenizer, config, folder, load_image)
+    images = [path for *_, paths in questions for path in paths]
     claim_run(args.out, batch_identity(args, images), fresh=args.fresh)
     source = {"model": args.model, "data": args.batch}
 
@@ -222,10 +221,10 @@ def answer_file(model, tokenizer, args, options):
     left = [row for row in questions if row[0] not in done]
     bar = {"initial": len(questions) - len(left), "total": len(questions), "unit": "question"}
     with open(args.out, "a", encoding="utf-8", errors="backslashreplace") as file:
-        for i, number, question, files in tqdm(left, **bar):
+        for i, number, question, paths in tqdm(left, **bar):
             # Draws of their own: they don't depend on where the first run stopped.
             options["generator"].manual_seed(random.Random(f"{args.seed} {i}").getrandbits(63))
-            pixels = [load_image(name) for name in files]
+            pixels = list(map(load_image, paths))
             pixels = torch.stack(pixels).to(model.device) if pixels else None
             pieces = stream_answer(model, tokenizer, [(question, None)], pixels, **options)
             answer = "".join(pieces).strip()
@@ -233,23 +232,23 @@ def answer_file(model, tokenizer, args, options):
             print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
 
 
-def read_batch(args, tokenizer, config, load_image):
-    """[(number, id, first question, its image files)] of the records of --batch. What can't be
+def read_batch(args, tokenizer, config, folder, load_image):
+    """[(number, id, first question, its images' paths)] of the records of --batch. What can't be
     answered is left out, or ends the run, as --bad-samples says."""
     bad, questions = [], []
     for number, record, conversation in read_conversations(args.batch, bad, needs_answers=False):
         question = conversation.turns[0][0]
-        files = conversation.images[: len(question) - 1]
+        paths = [folder / name for name in conversation.images[: len(question) - 1]]
         prompt, _ = data.encode_chat([(question, None)], tokenizer, config.vision.num_patches)
         try:
             # The answer needs a token.
             data.check_length([*prompt, None], config)
-            for file in files:
-                load_image(file)
+            for path in paths:
+                load_image(path)
         except ValueError as error:
             bad.append(f"{record_name(args.batch, number, record)}: {error}")
             continue
-        questions.append((number, record_id(record), question, files))
+        questions.append((number, record_id(record), question, paths))
     leave_out(bad, args.bad_samples)
     if not questions:
         raise ValueError(f"{args.batch}: no question in it")

@@ -258,6 +258,8 @@ def train(args):
     log = RunLog(args, process, objective, dataset, batches)
     if train_loop(args, process, wrapped, optimizers, log, observer):
         log.require_updates()
+        if hasattr(dataset, "load_image") and process.rank == 0:
+            dataset.load_image.save()
         export_model(model, tokenizer, Path(args.out))
         log.print_summary()
 
@@ -324,14 +326,14 @@ def build_dataset(args, tokenizer, config):
         print_rank0(f"--max-length {args.max_length}: the model reads {limit}, so {limit}")
 
     if args.stage == "vision":
-        dataset = PhraseDataset(data, tokenizer, config, args.dictionary, args.images)
+        options = args.dictionary, args.images, args.cache
+        dataset = PhraseDataset(data, tokenizer, config, *options)
         if dataset.without_image:
             print_rank0(f"left out: {dataset.without_image:,} records without an image")
     elif args.stage == "text":
-        token_cache = args.token_cache or Path(args.out) / "tokens"
-        dataset = TextDataset(data, tokenizer, max_length, token_cache)
+        dataset = TextDataset(data, tokenizer, max_length, args.cache or Path(args.out) / "tokens")
     else:
-        options = max_length, args.records_per_sample, args.images
+        options = max_length, args.records_per_sample, args.images, args.cache
         dataset = ConversationDataset(data, tokenizer, config, *options)
     if 0 in dataset.sizes:
         reason = "; ".join(["nothing to train on", *getattr(dataset, "bad", [])[:1]])
@@ -365,7 +367,7 @@ FLAGS = (  # beside the recipe: name, type or choices, default, help
     ("fresh", bool, False, "set aside what is in -o, and begin anew"),
     ("workers", at_least(0, most=256), 4 * torch.cuda.is_available(), "processes for batches"),
     ("dictionary", flags.file, None, "vision: words that mean the same, cat = 고양이 = 猫"),
-    ("token_cache", flags.text, None, "text: folder of tokenized files (default: OUT/tokens)"),
+    ("cache", flags.text, None, "folder where images and tokens are kept for other runs"),
     ("estimate", flags.count, None, "do not train: print memory, steps and hours on N processes"),
     ("gpu", tuple(GPUS), "H100", "for --estimate"),
     ("mfu", at_least(0.001, float, 1), 0.4, "for --estimate: reached share of the GPU's peak"),

@@ -18,6 +18,7 @@ Dimensions: B images, S image size, P patch size, N patches per image, T = 1 + N
 class token, C width, H heads, D head dim, L layers.
 """
 
+import os
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +33,7 @@ from torch.nn import functional as F
 from kernels import attention
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
+from vocabulary.files import write_atomically
 from vocabulary.formats import find_file, shorten
 from vocabulary.png import claim_png, save_png
 
@@ -179,20 +181,35 @@ def resize_and_crop(image, size):
 
 
 class ImageCache:
-    """Loads images below `root` as uint8 (3, size, size), and keeps those that fit into 64 MiB."""
+    """Loads images as uint8 (3, size, size), and keeps those that fit into 64 MiB. With a folder it
+    begins with those that an earlier run saved there."""
 
-    def __init__(self, root, size, image_aspect_ratio):
-        self.root, self.size, self.image_aspect_ratio = Path(root), size, image_aspect_ratio
+    def __init__(self, size, image_aspect_ratio, folder=None):
+        self.size, self.image_aspect_ratio = size, image_aspect_ratio
         self.images, self.max_images = {}, (1 << 26) // (3 * size * size)
+        self.file = folder and Path(folder) / f"pixels-{size}-{image_aspect_ratio}.npz"
+        if self.file and self.file.exists():
+            with np.load(self.file) as saved:
+                self.images = dict(zip(saved["keys"].tolist(), torch.from_numpy(saved["pixels"])))
+        self.num_saved = len(self.images)
 
-    def __call__(self, file):
-        if file in self.images:
-            return self.images[file]
-        image = load_image(self.root / file)
-        pixels = preprocess(image, self.size, self.image_aspect_ratio)
+    def __call__(self, path):
+        key = str(path)
+        if self.file and os.path.exists(path):  # a file that changes is another one
+            key = f"{path} {os.stat(path).st_mtime_ns}"
+        if key in self.images:
+            return self.images[key]
+        pixels = preprocess(load_image(path), self.size, self.image_aspect_ratio)
         if len(self.images) < self.max_images:
-            self.images[file] = pixels
+            self.images[key] = pixels
         return pixels
+
+    def save(self):
+        """Writes the images into the folder, if there is one and it lacks some."""
+        if self.file and len(self.images) > self.num_saved:
+            arrays = {"keys": list(self.images), "pixels": torch.stack(list(self.images.values()))}
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.file, lambda file: np.savez(file, **arrays))
 
 
 def normalise(pixels, mean=CLIP_MEAN, std=CLIP_STD):

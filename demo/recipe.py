@@ -177,7 +177,8 @@ def stage_step(name, args, start, model_files):
         steps, seconds = quick_steps, seconds * quick_steps / steps
     steps, seconds = max(1, round(steps * args.length)), seconds * args.length
     command += [*flags.split(), "--steps", str(steps), "--seed", str(args.seed), "--resume"]
-    command += ["-o", str(model)]
+    # Images are decoded once for all stages.
+    command += ["--cache", str(args.out / "cache"), "-o", str(model)]
     reads = [*model_files, args.data / "world.json", *files, *more]
     return Step(name, command, reads, model / "config.json", seconds, trains=True)
 

@@ -76,7 +76,7 @@ class Batcher:
     def __init__(self, model, precision, batch_size, longest):
         self.device, config = model.device, model.config
         self.dtype = pick_precision(precision, self.device)
-        self.images = data.ImageCache("", config.vision.image_size, config.image_aspect_ratio)
+        self.images = data.ImageCache(config.vision.image_size, config.image_aspect_ratio)
         self.batch_size = batch_size or self.default_batch_size(config.text, longest)
 
     def default_batch_size(self, text, longest):

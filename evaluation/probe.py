@@ -203,7 +203,7 @@ def run(args):
         encoder, layer, aspect_ratio = load_encoder(args.model, name == "random")
         layer = layer if args.layer is None else args.layer
         require_layer(layer, encoder.config, "--layer")
-        load = ImageCache("", encoder.config.image_size, aspect_ratio)
+        load = ImageCache(encoder.config.image_size, aspect_ratio)
         encoder = encoder.to(device)
         features = {split: thing_features(encoder, layer, load, s) for split, s in scenes.items()}
         rows += [{"encoder": name, **row} for row in probe(features, scenes)]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -150,11 +149,11 @@ def test_answers_are_those_of_one_question_at_a_time(folder, world, tmp_path, co
     assert header["model"] == str(folder) and len(answered) == 28
     by_name = {question_name(question): question for question in answered}
     model, _ = load_for_inference(folder)
-    images = data.ImageCache(world, config.vision.image_size, config.image_aspect_ratio)
+    images = data.ImageCache(config.vision.image_size, config.image_aspect_ratio)
     for question in read_questions([world / "chats.json"], tokenizer, config)[::2]:
         pixels = None
         if question.image_paths:
-            pixels = torch.stack([images(Path(path).name) for path in question.image_paths])
+            pixels = torch.stack([images(path) for path in question.image_paths])
         got = by_name[question_name(question)]
         prompts = [question.prompt], [question.blind_prompt]
         full = answer_batch(model, tokenizer, prompts[0], pixels, max_new_tokens=5)
@@ -183,7 +182,7 @@ def test_the_blind_answers_are_those_about_the_other_image(
     _, answered = read_answers(tmp_path / "eval.answers.jsonl")
     by_name = {question_name(question): question for question in answered}
     model, _ = load_for_inference(folder)
-    images = data.ImageCache("", config.vision.image_size, config.image_aspect_ratio)
+    images = data.ImageCache(config.vision.image_size, config.image_aspect_ratio)
     questions = read_questions([data_file], tokenizer, config)
     answer.swap_images(questions)
     for question in questions[::3]:

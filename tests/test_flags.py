@@ -21,7 +21,7 @@ from vocabulary.files import claim_output
 
 # What may be any text: files to write, names on a server or in a model, addresses, questions.
 FREE = set(
-    "--out --json --profile --sheet --token-cache --base-url --key-env --control --bos --eos "
+    "--out --json --profile --sheet --cache --base-url --key-env --control --bos --eos "
     "--suffix --share --export --stages question text words runs answers".split()
 )
 FREE_HERE = {

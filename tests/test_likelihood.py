@@ -39,9 +39,9 @@ def test_likelihoods_are_those_of_a_plain_loop(folder, world, config, tokenizer)
         samples.append((question.blind_prompt, [], tokenizer.encode("blue")))
     got = log_likelihoods(model, samples, Batcher(model, "fp32", 5, 100))
 
-    images = data.ImageCache(world, config.vision.image_size, config.image_aspect_ratio)
+    images = data.ImageCache(config.vision.image_size, config.image_aspect_ratio)
     for (prompt, paths, answer), value in zip(samples, got):
-        pixels = torch.stack([images(Path(path).name) for path in paths]) if paths else None
+        pixels = torch.stack([images(path) for path in paths]) if paths else None
         want, ids = 0.0, list(prompt)
         for token in answer:
             with torch.no_grad():

@@ -180,6 +180,32 @@ def clip_processor(mode, size):
 
 
 @needs_data
+def test_images_of_an_earlier_run_are_decoded_again_only_where_the_file_has_changed(
+    tmp_path, monkeypatch
+):
+    paths = [save(Image.new("RGB", (9, 9), (n, 0, 0)), tmp_path / f"{n}.png") for n in range(3)]
+    first = vision.ImageCache(6, "pad", tmp_path / "cache")
+    for path in paths[:2]:
+        first(path)
+    first.save()
+    save(Image.new("RGB", (9, 9), (77, 0, 0)), paths[1])
+    os.utime(paths[1], (1, 1))
+
+    opened, loader = [], vision.load_image
+    monkeypatch.setattr(vision, "load_image", lambda path: opened.append(path) or loader(path))
+    second = vision.ImageCache(6, "pad", tmp_path / "cache")
+    assert [int(second(path)[0, 0, 0]) for path in paths] == [0, 77, 2] and opened == paths[1:]
+    # Another size, or another way to make a square, is another image.
+    assert vision.ImageCache(8, "pad", tmp_path / "cache")(paths[0]).shape == (3, 8, 8)
+    assert opened == [*paths[1:], paths[0]]
+
+    # Where nothing is new, nothing is written.
+    (tmp_path / "cache" / "pixels-6-pad.npz").unlink()
+    first.num_saved = len(first.images)
+    first.save()
+    assert not (tmp_path / "cache" / "pixels-6-pad.npz").exists()
+
+
 @pytest.mark.parametrize("mode", ["pad", "square"])
 def test_each_odd_file_is_an_image_like_clips_processor_makes_or_one_line(mode):
     processor, read, refused = clip_processor(mode, 64), [], []

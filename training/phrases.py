@@ -34,12 +34,13 @@ class PhraseDataset:
     A phrase is true of an image if a record of the image has it, and false if a record of the image
     in the phrase's language and kind lacks it. Else it is unknown: no part of the loss."""
 
-    def __init__(self, paths, tokenizer, config, dictionary=None, images_folder=None):
+    def __init__(self, paths, tokenizer, config, dictionary=None, images_folder=None, cache=None):
         self.paths, self.tokenizer = list(paths), tokenizer
         self.dictionary = read_dictionary(dictionary, tokenizer) if dictionary else []
         self.image_size = config.vision.image_size
-        self.load_image = ImageCache("", self.image_size, config.image_aspect_ratio)
+        self.load_image = ImageCache(self.image_size, config.image_aspect_ratio, cache)
         self.bad, self.without_image, self.num_dropped = [], 0, 0
+        self.phrase_ids = {}  # those that were encoded
 
         images = {}  # path -> DescribedImage
         for path in self.paths:
@@ -101,7 +102,7 @@ class PhraseDataset:
 
         # The columns are the images of all ranks: negatives for the phrases of this one.
         is_true, is_known = self.label(phrases, [i for part in per_rank for i in part])
-        ids, offsets = flatten([self.tokenizer.encode(phrase) for _, phrase in phrases])
+        ids, offsets = flatten([self.encode(phrase) for _, phrase in phrases])
 
         batch = {
             "pixels": pixels,
@@ -121,6 +122,12 @@ class PhraseDataset:
         }
         return batch | self.draw_words(rank, world_size, seed)
 
+    def encode(self, phrase):
+        """The ids of a phrase, which are computed once."""
+        if phrase not in self.phrase_ids:
+            self.phrase_ids[phrase] = self.tokenizer.encode(phrase)
+        return self.phrase_ids[phrase]
+
     def load_images(self, indices):
         """(pixels, usable, errors). Blank: None, and an image that can't be loaded."""
         pixels = torch.zeros(len(indices), 3, self.image_size, self.image_size, dtype=torch.uint8)
@@ -137,13 +144,15 @@ class PhraseDataset:
 
     def label(self, phrases, indices):
         """(is_true, is_known) of phrases × images, bool. Nothing is known of the image None."""
+        spoken = [(language, phrase) for (language, _), phrase in phrases]
+        types = [record_type for record_type, _ in phrases]
         is_true = np.zeros((len(phrases), len(indices)), bool)
         is_known = is_true.copy()
         for column, i in enumerate(indices):
             if i is not None:
-                positives, types = self.images[i].positives, self.images[i].record_types
-                is_true[:, column] = [(about[0], phrase) in positives for about, phrase in phrases]
-                is_known[:, column] = [about in types for about, _ in phrases]
+                image = self.images[i]
+                is_true[:, column] = list(map(image.positives.__contains__, spoken))
+                is_known[:, column] = list(map(image.record_types.__contains__, types))
         return torch.from_numpy(is_true), torch.from_numpy(is_true | is_known)
 
     def draw_words(self, rank, world_size, seed):

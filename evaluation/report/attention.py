@@ -19,7 +19,7 @@ def attention_over_patches(model, tokenizer, prompt, answer, path):
     """How much the answer attends to each patch: float32 (N,), the mean over layers, heads and
     answer tokens. The rest, up to 1, goes to text."""
     config = model.config
-    load = data.ImageCache("", config.vision.image_size, config.image_aspect_ratio)
+    load = data.ImageCache(config.vision.image_size, config.image_aspect_ratio)
     ids = torch.tensor([prompt + tokenizer.encode(answer)], device=model.device)
     is_patch = ids[0] == config.image_token_id
 

@@ -104,12 +104,21 @@ def scan_lines(file, start):
 
 def read_record(path, start, end):
     """The record in bytes start … end of a file."""
+    return read_records(path, [(start, end)])[0]
+
+
+def read_records(path, spans):
+    """The records in these ranges of bytes, [(start, end), …], of a file."""
+    records = []
     with open(find_file(path), "rb") as file:
-        file.seek(start)
-        try:
-            return json.loads(file.read(end - start).decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"byte {start + error.start:,} is not UTF-8: {error.reason}") from None
+        for start, end in spans:
+            file.seek(start)
+            try:
+                records.append(json.loads(file.read(end - start).decode("utf-8-sig")))
+            except UnicodeDecodeError as error:
+                where = f"byte {start + error.start:,}"
+                raise ValueError(f"{where} is not UTF-8: {error.reason}") from None
+    return records
 
 
 def read_complete_lines(path):

@@ -231,7 +231,8 @@ def main():
     share = {"nargs": "+", "type": flags.text, "metavar": "LANGUAGE=SHARE"}
     add("--share", **share, default=[], help=share_help)
     workers = flags.at_least(1, most=256)
-    add("--workers", type=workers, default=2, metavar="N", help="processes")
+    count = min(8, os.cpu_count() or 1)
+    add("--workers", type=workers, default=count, metavar="N", help=f"processes (here {count})")
     sheet_help = "only draw a sheet of images and captions"
     add("--sheet", type=flags.text, metavar="PNG", help=sheet_help)
     add("--atlas", type=flags.file, metavar="FONT", help="only remake assets/atlas.png")

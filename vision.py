@@ -20,6 +20,7 @@ class token, C width, H heads, D head dim, L layers.
 
 import os
 import warnings
+import zipfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -189,8 +190,12 @@ class ImageCache:
         self.images, self.max_images = {}, (1 << 26) // (3 * size * size)
         self.file = folder and Path(folder) / f"pixels-{size}-{image_aspect_ratio}.npz"
         if self.file and self.file.exists():
-            with np.load(self.file) as saved:
-                self.images = dict(zip(saved["keys"].tolist(), torch.from_numpy(saved["pixels"])))
+            try:
+                with np.load(self.file) as saved:
+                    keys, pixels = saved["keys"].tolist(), torch.from_numpy(saved["pixels"])
+            except (ValueError, OSError, LookupError, zipfile.BadZipFile):
+                raise ValueError(f"{self.file}: damaged; delete it, it is made again") from None
+            self.images = dict(zip(keys, pixels))
         self.num_saved = len(self.images)
 
     def __call__(self, path):

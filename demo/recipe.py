@@ -43,15 +43,15 @@ STAGES = {
     ),
     "instruct-3": Stage(
         "--lr 1e-3 --muon-lr 0.005 --decay-ratio 0.4 --batch-size 16 --records-per-sample 8",
-        450,
+        300,
         20,
-        45,
+        28,
     ),
     "instruct": Stage(
         "--lr 6e-4 --muon-lr 0.003 --decay-ratio 0.6 --batch-size 16 --records-per-sample 8",
-        2200,
+        2600,
         200,
-        260,
+        290,
     ),
 }
 # Training images, and documents of each kind of text

@@ -200,10 +200,12 @@ def test_images_of_an_earlier_run_are_decoded_again_only_where_the_file_has_chan
     assert opened == [*paths[1:], paths[0]]
 
     # Where nothing is new, nothing is written.
-    (tmp_path / "cache" / "pixels-6-pad.npz").unlink()
+    file = tmp_path / "cache" / "pixels-6-pad.npz"
+    file.write_bytes(b"half a file")
     first.num_saved = len(first.images)
     first.save()
-    assert not (tmp_path / "cache" / "pixels-6-pad.npz").exists()
+    with pytest.raises(ValueError, match="pixels-6-pad.npz: damaged; delete it"):
+        vision.ImageCache(6, "pad", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("mode", ["pad", "square"])

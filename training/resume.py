@@ -63,7 +63,8 @@ def claim_folder(args):
     elif not args.resume and names & {"checkpoints", "config.json", "snapshots"}:
         how = "--resume goes on with it, --fresh sets it aside"
         raise ValueError(f"{out}: there is a run already; {how}")
-    require_writable(out)  # now, not at the first checkpoint
+    for folder in filter(None, (out, args.cache)):
+        require_writable(folder)  # now, not at the first checkpoint
     return args.resume and check_earlier_run(args, out)
 
 

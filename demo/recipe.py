@@ -24,7 +24,7 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "vision": Stage("--lr 1e-3 --muon-lr 0.01 --batch-size 32", 3300, 700, 110),
+    "vision": Stage("--lr 1e-3 --muon-lr 0.01 --batch-size 32", 4000, 700, 105),
     "text": Stage("--lr 1e-3 --muon-lr 0.005 --batch-size 32", 300, 80, 30),
     "align": Stage("--lr 2e-3 --batch-size 32", 60, 20, 8),
     # First to look up, then to compare: each is learnt sooner when little else is asked. The rate

@@ -94,7 +94,8 @@ class Muon(torch.optim.Optimizer):
         updates = [shard_like(update, parameter) for update, parameter in zip(updates, params)]
 
         A, B = params[0].shape
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        if weight_decay:
+            torch._foreach_mul_(params, 1 - lr * weight_decay)
         torch._foreach_add_(params, updates, alpha=-lr * max(1, A / B) ** 0.5)
 
 

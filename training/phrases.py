@@ -166,17 +166,20 @@ class PhraseDataset:
         lines = random.Random(f"{seed} dictionary").sample(self.dictionary, count)
         words = [ids for line in lines for ids in line]
 
-        # Each word's line, and the first word of its spelling.
-        line_of = torch.tensor([n for n, line in enumerate(lines) for _ in line])
-        spelling = torch.tensor([words.index(ids) for ids in words])
+        # Each word's line, and the first word of its spelling. In numpy: to compare some 200 words
+        # with each other, torch would wake another thread.
+        line_of = np.array([n for n, line in enumerate(lines) for _ in line])
+        first = {}
+        spelling = np.array([first.setdefault(tuple(ids), n) for n, ids in enumerate(words)])
 
         ids, offsets = flatten(words)
-        of_rank = torch.arange(len(words)) % world_size == rank
+        of_rank = np.arange(len(words)) % world_size == rank
+        is_known = of_rank[:, None] & (spelling[:, None] != spelling)
         return {
             "word_ids": ids,
             "word_offsets": offsets,
-            "word_true": line_of[:, None] == line_of,
-            "word_known": of_rank[:, None] & (spelling[:, None] != spelling),
+            "word_true": torch.from_numpy(line_of[:, None] == line_of),
+            "word_known": torch.from_numpy(is_known),
         }
 
 

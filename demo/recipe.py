@@ -24,34 +24,34 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "vision": Stage("--lr 1e-3 --muon-lr 0.01 --batch-size 32", 4000, 700, 105),
-    "text": Stage("--lr 1e-3 --muon-lr 0.005 --batch-size 32", 300, 80, 30),
-    "align": Stage("--lr 2e-3 --batch-size 32", 60, 20, 8),
+    "vision": Stage("--lr 1e-3 --muon-lr 0.01 --batch-size 32", 4000, 760, 115),
+    "text": Stage("--lr 1e-3 --muon-lr 0.005 --batch-size 32", 300, 80, 25),
+    "align": Stage("--lr 2e-3 --batch-size 32", 60, 20, 6),
     # First to look up, then to compare: each is learnt sooner when little else is asked. The rate
     # falls late, because some seeds begin to learn late.
     "instruct-1": Stage(
         "--lr 1e-3 --muon-lr 0.005 --decay-ratio 0.3 --batch-size 32 --records-per-sample 4",
         1000,
-        250,
-        100,
+        270,
+        88,
     ),
     "instruct-2": Stage(
         "--lr 1e-3 --muon-lr 0.005 --decay-ratio 0.4 --batch-size 16 --records-per-sample 8",
         450,
         100,
-        54,
+        45,
     ),
     "instruct-3": Stage(
         "--lr 1e-3 --muon-lr 0.005 --decay-ratio 0.4 --batch-size 16 --records-per-sample 8",
         300,
         20,
-        28,
+        26,
     ),
     "instruct": Stage(
         "--lr 6e-4 --muon-lr 0.003 --decay-ratio 0.6 --batch-size 16 --records-per-sample 8",
         2600,
-        200,
-        290,
+        220,
+        265,
     ),
 }
 # Training images, and documents of each kind of text

@@ -85,6 +85,8 @@ const engine = (() => {
     let loaded = {}; // {stage, model}: one stage in memory
     let maps = []; // of the last answer that had an image: per token [layer][head][patch]
     const stopped = new Set();
+    // What Python's strip() takes: trim() leaves \x1c to \x1f, which a byte piece may be.
+    const [START, END] = [/^[\s\x1c-\x1f\x85]+/, /[\s\x1c-\x1f\x85]+$/];
 
     function start(settings, weights) {
       page = settings;
@@ -129,7 +131,7 @@ const engine = (() => {
             break;
           }
           let text = decoder.push(step.token);
-          if (!answer) text = text.trimStart();
+          if (!answer) text = text.replace(START, "");
           answer += text;
           const token = {...describe(step, tokenizer), text, attention: null, grid: grid()};
           if (image) {
@@ -141,7 +143,7 @@ const engine = (() => {
           await new Promise((resolve) => setTimeout(resolve)); // a "stop" may have arrived
           if (stopped.delete(number)) return null;
         }
-        return {text: (answer + decoder.flush()).trim(), finish};
+        return {text: (answer + decoder.flush()).replace(START, "").replace(END, ""), finish};
       },
 
       // The mean over the layers and heads that are not chosen.

@@ -300,7 +300,7 @@ def test_ctrl_c_lets_the_command_save_first(tmp_path):
 def test_a_finished_run_is_not_run_again(out, capsys):
     assert len(run().commands) == len(NAMES)
     printed = capsys.readouterr().out
-    assert "to do: world, tokenizer en" in printed and "About 11 to 20 minutes" in printed
+    assert "to do: world, tokenizer en" in printed and "About 11 to 18 minutes" in printed
     assert "out/demo/report.html" in printed.replace("\\", "/")
 
     assert run().commands == []

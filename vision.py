@@ -18,7 +18,6 @@ Dimensions: B images, S image size, P patch size, N patches per image, T = 1 + N
 class token, C width, H heads, D head dim, L layers.
 """
 
-import os
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from kernels import attention
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
 from vocabulary.files import write_atomically
-from vocabulary.formats import find_file, shorten
+from vocabulary.formats import file_version, find_file, shorten
 from vocabulary.png import claim_png, save_png
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -188,33 +187,47 @@ class ImageCache:
     def __init__(self, size, image_aspect_ratio, folder=None):
         self.size, self.image_aspect_ratio = size, image_aspect_ratio
         self.images, self.max_images = {}, (1 << 26) // (3 * size * size)
-        self.file = folder and Path(folder) / f"pixels-{size}-{image_aspect_ratio}.npz"
-        if self.file and self.file.exists():
+        self.saved, self.file = {}, None  # pixels by the version of their file
+        if folder:
+            self.file = Path(folder) / f"pixels-{size}-{image_aspect_ratio}.npz"
+        if folder and self.file.exists():
             try:
-                with np.load(self.file) as saved:
-                    keys, pixels = saved["keys"].tolist(), torch.from_numpy(saved["pixels"])
+                with np.load(self.file) as arrays:
+                    keys, pixels = arrays["keys"].tolist(), torch.from_numpy(arrays["pixels"])
             except (ValueError, OSError, LookupError, zipfile.BadZipFile):
                 raise ValueError(f"{self.file}: damaged; delete it, it is made again") from None
-            self.images = dict(zip(keys, pixels))
-        self.num_saved = len(self.images)
+            self.saved = dict(zip(keys, pixels))
+        self.num_saved = len(self.saved)
 
     def __call__(self, path):
-        key = str(path)
-        if self.file and os.path.exists(path):  # a file that changes is another one
-            key = f"{path} {os.stat(path).st_mtime_ns}"
-        if key in self.images:
-            return self.images[key]
-        pixels = preprocess(load_image(path), self.size, self.image_aspect_ratio)
+        path = str(path)
+        if path in self.images:
+            return self.images[path]
+        pixels = self.load(path)
         if len(self.images) < self.max_images:
-            self.images[key] = pixels
+            self.images[path] = pixels
+        return pixels
+
+    def load(self, path):
+        """The pixels of an image that is not in memory yet."""
+        version = None
+        if self.file and find_file(path).exists():
+            version = repr(file_version(path))
+        if version in self.saved:
+            return self.saved[version]
+        pixels = preprocess(load_image(path), self.size, self.image_aspect_ratio)
+        if version and len(self.saved) < self.max_images:
+            self.saved[version] = pixels
         return pixels
 
     def save(self):
-        """Writes the images into the folder, if there is one and it lacks some."""
-        if self.file and len(self.images) > self.num_saved:
-            arrays = {"keys": list(self.images), "pixels": torch.stack(list(self.images.values()))}
+        """Writes the images into the folder, if there is one and it lacks some. Those that
+        DataLoader workers loaded are in other processes, and not among them."""
+        if len(self.saved) > self.num_saved:
+            arrays = {"keys": list(self.saved), "pixels": torch.stack(list(self.saved.values()))}
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, lambda file: np.savez(file, **arrays))
+            self.num_saved = len(self.saved)
 
 
 def normalise(pixels, mean=CLIP_MEAN, std=CLIP_STD):

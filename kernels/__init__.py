@@ -11,9 +11,9 @@ Fused kernels in Triton, each beside the plain PyTorch code that defines it.
     bench.py           python -m kernels.bench: speed against PyTorch's own operators
 
 A kernel is a fast version of a definition. Every file has the same order: the definition
-(`*_reference`, plain PyTorch, used on a CPU), the Triton kernels, the operators that register
-them with autograd and torch.compile, and last the public function, which calls one of the two.
-Models call the public functions only.
+(`*_reference`, plain PyTorch, used on a CPU; a norm there has its gradient written out), the
+Triton kernels, the operators that register them with autograd and torch.compile, and last the
+public function, which calls one of the two. Models call the public functions only.
 
 The kernels also run on a CPU, slowly, in Triton's interpreter. The tests use it where there is
 no GPU. The variable must be set before triton is imported:

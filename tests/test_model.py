@@ -1,6 +1,9 @@
 """The model against PyTorch's own ops in float64, hand-worked numbers, and transformers' LLaVA."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,8 +115,20 @@ def test_the_sum_of_all_blocks_is_not_rounded_where_the_weights_are_copies_in_bf
     for block in model.decoder.layers:
         block.register_forward_hook(lambda block, _, out: dtypes.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        model(prompt(config, [20, 21], images=0))
+        hidden = model(prompt(config, [20, 21], images=0))
     assert dtypes == [torch.float32] * len(model.decoder.layers)
+    assert hidden.dtype == torch.bfloat16  # normed, for the product with the head
+
+
+def test_a_model_without_weights_does_not_import_torchs_compiler():
+    """It takes a second at each start of generate.py."""
+    program = (
+        "import sys, torch, model; before = 'torch._dynamo' in sys.modules\n"
+        "with torch.device('meta'): model.XLlava(model.PRESETS['tiny'])\n"
+        "assert ('torch._dynamo' in sys.modules) == before"
+    )
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
 
 
 def test_a_batch_without_targets_has_loss_zero_and_zero_gradients(model):

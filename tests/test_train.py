@@ -23,6 +23,7 @@ from training_helpers import (
 
 import data
 import train
+import vision
 from model import IGNORE_INDEX, XLlava
 from training.distributed import Process
 from training.objectives import NextTokenObjective
@@ -373,6 +374,22 @@ def test_images_may_lie_in_a_folder_of_their_own(train_here, world, tmp_path, st
     assert train_here(stage, "captions.json", "--steps", 2, out="beside")[1] == 0
     here, beside = weights(tmp_path / "out"), weights(tmp_path / "beside")
     assert all(torch.equal(here[name], beside[name]) for name in beside)
+
+
+@pytest.mark.parametrize("stage", ["align", "vision"])
+def test_a_second_run_reads_the_images_that_the_first_one_kept(
+    train_here, tmp_path, monkeypatch, stage
+):
+    cache = tmp_path / "cache"
+    assert train_here(stage, "captions.json", "--steps", 2, "--cache", cache)[1] == 0
+    monkeypatch.setattr(vision, "load_image", None)  # to decode one would be an error
+    words = "--steps", 2, "--cache", cache, "--workers", 0
+    assert train_here(stage, "captions.json", *words, out="again")[1] == 0
+    assert losses(tmp_path / "again") == losses(tmp_path / "out")
+
+    # A folder that can't be written to is refused before the work.
+    _, message = train_here(stage, "captions.json", *words[:3], next(cache.iterdir()), out="third")
+    assert message.endswith("is a file, must be a folder")
 
 
 def test_bad_samples_can_be_skipped_in_the_vision_stage(train_here, world, tmp_path):

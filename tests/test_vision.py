@@ -202,7 +202,6 @@ def test_images_of_an_earlier_run_are_decoded_again_only_where_the_file_has_chan
     # Where nothing is new, nothing is written.
     file = tmp_path / "cache" / "pixels-6-pad.npz"
     file.write_bytes(b"half a file")
-    first.num_saved = len(first.images)
     first.save()
     with pytest.raises(ValueError, match="pixels-6-pad.npz: damaged; delete it"):
         vision.ImageCache(6, "pad", tmp_path / "cache")

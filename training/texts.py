@@ -10,7 +10,7 @@ import numpy as np
 from checkpoint import write_atomically
 from data import Sample
 from vocabulary.byte_level import ByteLevelTokenizer
-from vocabulary.formats import decode_line, find_file, open_text
+from vocabulary.formats import decode_line, file_version, find_file, open_text
 
 
 class TextDataset:
@@ -69,11 +69,8 @@ def read_tokens(path, tokenizer, cache):
     file in the folder `cache`, whose name depends on text and tokenizer."""
     path = find_file(path)
     open_text(path).close()  # ValueError now if it is no text
-    dtype, stat = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32, path.stat()
-
-    # Whoever replaces a text may give it the old time; then ctime tells.
-    text_key = str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-    key = hashlib.sha256(tokenizer.to_bytes() + repr(text_key).encode()).hexdigest()
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    key = hashlib.sha256(tokenizer.to_bytes() + repr(file_version(path)).encode()).hexdigest()
     file = Path(cache) / f"{path.stem}-{key[:16]}.{dtype.__name__}"
 
     # The first process of a machine writes. If it fails, torchrun ends the others.

@@ -95,6 +95,14 @@ def find_file(path: str | os.PathLike) -> Path:
     return found
 
 
+def file_version(path: str | os.PathLike) -> tuple:
+    """Path, size and times of a file: with another content it has another version."""
+    path = find_file(path).resolve()
+    stat = path.stat()
+    # Whoever replaces a file may give it the old time; then ctime tells.
+    return str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 def shorten(value: object, limit: int = 200) -> str:
     """A value as a message shows it: on one line, printable, its middle cut out if it is long."""
     text = str(value)

@@ -179,7 +179,6 @@ def clip_processor(mode, size):
     )
 
 
-@needs_data
 def test_images_of_an_earlier_run_are_decoded_again_only_where_the_file_has_changed(
     tmp_path, monkeypatch
 ):
@@ -207,6 +206,7 @@ def test_images_of_an_earlier_run_are_decoded_again_only_where_the_file_has_chan
         vision.ImageCache(6, "pad", tmp_path / "cache")
 
 
+@needs_data
 @pytest.mark.parametrize("mode", ["pad", "square"])
 def test_each_odd_file_is_an_image_like_clips_processor_makes_or_one_line(mode):
     processor, read, refused = clip_processor(mode, 64), [], []

@@ -200,12 +200,12 @@ class ImageCache:
         self.num_saved = len(self.saved)
 
     def __call__(self, path):
-        path = str(path)
-        if path in self.images:
-            return self.images[path]
+        key = str(path)
+        if key in self.images:
+            return self.images[key]
         pixels = self.load(path)
         if len(self.images) < self.max_images:
-            self.images[path] = pixels
+            self.images[key] = pixels
         return pixels
 
     def load(self, path):

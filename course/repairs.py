@@ -424,8 +424,8 @@ REPAIRS = [
         symptom="After the tokenizer was trained anew, the text stage begins with a loss far above "
         "that of a random guess. In an empty -o folder all is well.",
         file="training/texts.py",
-        sound="hashlib.sha256(tokenizer.to_bytes() + repr(text_key).encode())",
-        faulty="hashlib.sha256(repr(text_key).encode())",
+        sound="hashlib.sha256(tokenizer.to_bytes() + repr(file_version(path)).encode())",
+        faulty="hashlib.sha256(repr(file_version(path)).encode())",
         hint="What does a run keep on the disk, and what does it depend on?",
         test=tokens_are_the_tokenizers,
     ),

@@ -18,7 +18,7 @@ from test_readme import COMMANDS, MODULES, ROOT, options, parser_of
 
 import course.__main__
 from course import copies, exercise, grade, pack, prove
-from course.exercise import Check, Exercise, Repair, lesson_numbers, load_lesson
+from course.exercise import Check, Exercise, Repair, lesson_numbers, load_lesson, load_repairs
 from vocabulary.command import run_main
 
 LESSONS = sorted((ROOT / "course" / "lessons").glob("*.md"))
@@ -480,6 +480,14 @@ def test_every_exercise_can_be_emptied_and_has_what_a_student_and_the_proof_need
     assert len(set(functions)) == len(functions), "a function is an exercise of one lesson only"
     used = {file for n in lesson_numbers() for e in load_lesson(n).EXERCISES for file in e.wrong}
     assert {path.name for path in (ROOT / "course" / "wrong").glob("*.py")} == used
+
+
+def test_every_fault_has_its_one_place_in_the_code():
+    """A change of the code around a fault must not wait for `course prove` to be noticed."""
+    for number, each in load_repairs().items():
+        source = (ROOT / each.file).read_text(encoding="utf-8")
+        assert source.count(each.sound) == 1, f"fault {number}: {each.file} has changed"
+        ast.parse(source.replace(each.sound, each.faulty))
 
 
 def test_exercises_load_no_module_of_the_project():

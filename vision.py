@@ -187,7 +187,7 @@ class ImageCache:
     def __init__(self, size, image_aspect_ratio, folder=None):
         self.size, self.image_aspect_ratio = size, image_aspect_ratio
         self.images, self.max_images = {}, (1 << 26) // (3 * size * size)
-        self.saved, self.file = {}, None  # pixels by the version of their file
+        self.saved, self.used, self.file = {}, {}, None  # pixels by the version of their file
         if folder:
             self.file = Path(folder) / f"pixels-{size}-{image_aspect_ratio}.npz"
         if folder and self.file.exists():
@@ -197,7 +197,6 @@ class ImageCache:
             except (ValueError, OSError, LookupError, zipfile.BadZipFile):
                 raise ValueError(f"{self.file}: damaged; delete it, it is made again") from None
             self.saved = dict(zip(keys, pixels))
-        self.num_saved = len(self.saved)
 
     def __call__(self, path):
         key = str(path)
@@ -213,21 +212,25 @@ class ImageCache:
         version = None
         if self.file and find_file(path).exists():
             version = repr(file_version(path))
-        if version in self.saved:
-            return self.saved[version]
-        pixels = preprocess(load_image(path), self.size, self.image_aspect_ratio)
-        if version and len(self.saved) < self.max_images:
-            self.saved[version] = pixels
+        pixels = self.saved.get(version)
+        if pixels is None:
+            pixels = preprocess(load_image(path), self.size, self.image_aspect_ratio)
+        if version and len(self.used) < self.max_images:
+            self.used[version] = pixels
         return pixels
 
     def save(self):
-        """Writes the images into the folder, if there is one and it lacks some. Those that
-        DataLoader workers loaded are in other processes, and not among them."""
-        if len(self.saved) > self.num_saved:
-            arrays = {"keys": list(self.saved), "pixels": torch.stack(list(self.saved.values()))}
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.file, lambda file: np.savez(file, **arrays))
-            self.num_saved = len(self.saved)
+        """Writes the images of this run into the folder, if there is one and it lacks some, and
+        those of earlier runs while there is room. What DataLoader workers loaded is in other
+        processes, and not among them."""
+        if self.used.keys() <= self.saved.keys():
+            return
+        everything = self.used | self.saved
+        keys = list(everything)[: self.max_images]
+        self.saved = {key: everything[key] for key in keys}
+        arrays = {"keys": keys, "pixels": torch.stack(list(self.saved.values()))}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.file, lambda file: np.savez(file, **arrays))
 
 
 def normalise(pixels, mean=CLIP_MEAN, std=CLIP_STD):

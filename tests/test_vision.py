@@ -206,6 +206,19 @@ def test_images_of_an_earlier_run_are_decoded_again_only_where_the_file_has_chan
         vision.ImageCache(6, "pad", tmp_path / "cache")
 
 
+def test_a_full_cache_keeps_the_images_of_the_last_run(tmp_path):
+    paths = [save(Image.new("RGB", (9, 9), (n, 0, 0)), tmp_path / f"{n}.png") for n in range(4)]
+    for used in ((0, 1), (2,), (3, 2)):
+        images = vision.ImageCache(6, "pad", tmp_path / "cache")
+        images.max_images = 2
+        for n in used:
+            images(paths[n])
+        images.save()
+        kept = vision.ImageCache(6, "pad", tmp_path / "cache").saved.values()
+        found = {int(pixels[0, 0, 0]) for pixels in kept}
+        assert {*used} <= found and len(found) == 2
+
+
 @needs_data
 @pytest.mark.parametrize("mode", ["pad", "square"])
 def test_each_odd_file_is_an_image_like_clips_processor_makes_or_one_line(mode):

@@ -416,6 +416,8 @@ def parse_args():
         parser.error("--dictionary: for the vision stage")
     if args.estimate and args.stage == "vision":
         parser.error("--estimate: for the stages with a decoder")
+    if args.estimate and args.precision == "fp32":
+        parser.error("--estimate counts bf16: leave --precision fp32 out")
     args.data, args.weights = split_weights(args.data)
     return args
 

@@ -48,7 +48,7 @@ def parse_args():
     add("--token", type=token, help="a secret that clients must know")
     add("--device", choices=DEVICES, default="auto", help="auto: a CUDA GPU, else the CPU")
     add("--export", type=flags.text, metavar="FILE", help="write an HTML file, and serve nothing")
-    about = "of the run, for --export; also instruct/step-00001000"
+    about = "of the run, for --export; also instruct/step-00002400"
     add("--stages", nargs="+", type=flags.text, default=[], metavar="STAGE", help=about)
     args = parser.parse_args()
     if args.stages and not args.export:

@@ -86,7 +86,7 @@ def check_supported(config, tokenizer, folder):
 
 
 def load_stage(name, stages):
-    """(model, tokenizer) of a stage, or of one of its checkpoints: "instruct/step-00001000"."""
+    """(model, tokenizer) of a stage, or of one of its checkpoints: "instruct/step-00002400"."""
     stage, _, step = name.partition("/")
     if stage not in stages:
         raise ValueError(f"--stages {name}: this run has {', '.join(stages)}")

@@ -203,3 +203,6 @@ def test_the_command_merges_a_byte_level_vocabulary_that_was_trained_apart(tmp_p
         "extend reaches all pieces"
         in run(tmp_path, *options, "x", "--unreachable", "repair").stderr
     )
+    (tmp_path / "pieces.txt").write_text("a\n", encoding="utf-8")
+    other = run(tmp_path, "merge", ".", "pieces.txt", "-o", "x")
+    assert other.stderr.count("\n") == 1 and "extend . TEXT` learns them" in other.stderr

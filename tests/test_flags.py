@@ -155,6 +155,11 @@ def test_every_error_is_one_line(parsers, capsys):
         ("train.py align --epochs 0", "--epochs: 0: must be 1e-06 or more"),
         ("train.py instruct --batch-size 0", "--batch-size: 0: must be 1 or more"),
         ("train.py instruct --estimate 0", "--estimate: 0: must be 1 or more"),
+        (
+            "train.py align --preset tiny --tokenizer x.model --data x.json -o x --estimate 1 "
+            "--precision fp32",
+            "--estimate counts bf16",
+        ),
         ("train.py align --validate nowhere.json", "--validate: nowhere.json: no such file"),
         ("train.py text --beta2 1", "--beta2: 1: must be 0.999999 or less"),
         ("train.py text --lr nan", "--lr: nan: must be 1e-12 or more"),

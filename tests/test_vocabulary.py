@@ -321,5 +321,6 @@ def test_bench_measures_the_time_where_the_system_has_no_wait4(tmp_path, monkeyp
     bench.bench(str(tmp_path / "text.txt"), 290)
     out = capsys.readouterr().out
     assert " seconds" in out and "CPU" not in out and "FAILED" not in out
-    bench.bench(str(tmp_path / "text.txt"), 9)  # too small
-    assert "FAILED" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="1"):
+        bench.bench(str(tmp_path / "text.txt"), 9)
+    assert "FAILED: tokenizer.py: a vocabulary of 9 is too small" in capsys.readouterr().out

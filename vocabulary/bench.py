@@ -27,11 +27,12 @@ tokenizer.train([file], trainers.BpeTrainer(
 }
 
 
-def run_measured(command: list[str]) -> tuple[int, str]:
-    """Run a command on one thread -> (exit status, its time and memory in words)."""
+def run_measured(command: list[str], errors) -> tuple[int, str]:
+    """Run a command on one thread -> (exit status, its time and memory in words). What it says on
+    stderr goes into the file `errors`."""
     names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"
     one_thread = dict.fromkeys(names, "1")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": errors}
     start = time.perf_counter()
     process = subprocess.Popen(command, env=os.environ | one_thread, **quiet)
     if not hasattr(os, "wait4"):  # Windows
@@ -46,7 +47,9 @@ def run_measured(command: list[str]) -> tuple[int, str]:
 
 
 def bench(file: str, vocab_size: int) -> None:
-    """Train on one text with tokenizer.py and each installed library, one after the other."""
+    """Train on one text with tokenizer.py and each installed library, one after the other. Says why
+    one fails, and ends with status 1 then."""
+    failed = False
     print(f"{os.path.getsize(file) / 1e6:.1f} MB of text, {vocab_size:,} pieces")
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "bench")
@@ -59,5 +62,11 @@ def bench(file: str, vocab_size: int) -> None:
             if name in PEERS and importlib.util.find_spec(name) is None:
                 print(f"{name:14} not installed, skipped")
                 continue
-            status, cost = run_measured([sys.executable, *command])
-            print(f"{name:14} {cost}" + (", FAILED" if status else ""))
+            with open(os.path.join(folder, "errors"), "w+b") as errors:
+                status, cost = run_measured([sys.executable, *command], errors)
+                errors.seek(0)
+                reason = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            print(f"{name:14} {cost}" + (f", FAILED: {reason}" if status else ""))
+            failed |= status != 0
+    if failed:
+        sys.exit(1)

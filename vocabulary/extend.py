@@ -259,6 +259,11 @@ def run_byte_level_merge(base: ByteLevelTokenizer, args: argparse.Namespace) -> 
         )
     longer = base = base.with_roles(args.bos, args.eos)
     for path in args.new:
+        if not (Path(path).is_dir() or path.endswith(".json")):
+            raise ValueError(
+                f"{path}: a byte-level base takes pieces and merges from a tokenizer.json only; "
+                f"`tokenizer.py extend {args.base} TEXT` learns them from a text"
+            )
         other = ByteLevelTokenizer.load(path)
         pieces = [p.text for p in other.pieces if p.type == NORMAL and p.text not in longer.ids]
         foreign_only = args.foreign_only

@@ -235,10 +235,11 @@ def expand_rows(rows, old, new, init="mean", generator=None, dtype=None):
     more pieces. Old rows are kept to the bit. The row of a new piece is, by init,
 
       mean    the average of the rows of the old pieces that spelled it until now
-      random  drawn from a normal distribution as wide as the old rows (X-LLaVA, §3.1)
+      random  drawn from a normal distribution around 0 with the standard deviation of all
+              numbers of the old rows (X-LLaVA, §3.1)
 
     A control piece, which has no spelling, gets the mean of the rows of all old pieces. Rows behind
-    these are padding (LLaVA has 62): new pieces take their place. ValueError unless `new` is `old`
+    these are padding (LLaVA has 62): new pieces take their place, those left over stay. ValueError unless `new` is `old`
     with pieces appended (`require_extension`)."""
     n, m = old.vocab_size, new.vocab_size
     require_extension(old, new, "the new tokenizer", "the old one")

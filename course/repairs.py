@@ -388,8 +388,8 @@ REPAIRS = [
     Repair(
         number=13,
         lesson=9,
-        symptom="With --pack the training loss is lower than without, the accuracy too. What a "
-        "text costs depends on the texts before it in its row.",
+        symptom="With --pack, what a text costs depends on the texts before it in its row: packed "
+        "behind another text it has another loss than alone.",
         file="training/sampler.py",
         sound="key_ranges=(first.int(), (index + 1).int())",
         faulty="key_ranges=(torch.zeros_like(first).int(), (index + 1).int())",
@@ -421,8 +421,9 @@ REPAIRS = [
     Repair(
         number=16,
         lesson=2,
-        symptom="After the tokenizer was trained anew, the text stage begins with a loss far above "
-        "that of a random guess. In an empty -o folder all is well.",
+        symptom="Two runs of the text stage with one --cache folder, each with a tokenizer of its "
+        "own. The second adds no tokens to the folder, and its model writes nonsense. With an "
+        "empty folder all is well.",
         file="training/texts.py",
         sound="hashlib.sha256(tokenizer.to_bytes() + repr(file_version(path)).encode())",
         faulty="hashlib.sha256(repr(file_version(path)).encode())",

@@ -239,8 +239,8 @@ def expand_rows(rows, old, new, init="mean", generator=None, dtype=None):
               numbers of the old rows (X-LLaVA, §3.1)
 
     A control piece, which has no spelling, gets the mean of the rows of all old pieces. Rows behind
-    these are padding (LLaVA has 62): new pieces take their place, those left over stay. ValueError unless `new` is `old`
-    with pieces appended (`require_extension`)."""
+    these are padding (LLaVA has 62): new pieces take the place of the first, the others stay.
+    ValueError unless `new` is `old` with pieces appended (`require_extension`)."""
     n, m = old.vocab_size, new.vocab_size
     require_extension(old, new, "the new tokenizer", "the old one")
     if len(rows) < n:

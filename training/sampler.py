@@ -129,10 +129,13 @@ class MicroBatchDataset(Dataset):
         return self.steps - self.start
 
     def __getitem__(self, n):
+        """The micro-batches of step start + n, with few_shapes as round_shapes makes them."""
         micro_batches = self.draw(self.start + n)
         return list(map(round_shapes, micro_batches)) if self.few_shapes else micro_batches
 
     def draw(self, step):
+        """The rank's samples of a step, dealt out to num_micro_batches, and built. Of phrases
+        there is one: PhraseDataset.batch takes the samples of all ranks."""
         indices = self.sampler[step]
 
         # The vision stage contrasts the whole batch at once.

@@ -77,17 +77,50 @@ def a_run_goes_on_where_it_stopped():
         assert resumed == whole[4:], "batches[0] of a run that starts at step 4 is not step 4's"
 
 
+def vision_contrasts_all_ranks():
+    from training.phrases import PhraseDataset
+    from training.sampler import MicroBatchDataset
+
+    class Phrases(PhraseDataset):
+        """Its batch is what it was asked for."""
+
+        def __init__(self):
+            self.sort_keys, self.sizes = [0] * 8, [8]
+
+        def batch(self, indices, rank=0, world_size=1, seed=0):
+            return sorted(indices), rank, world_size, seed
+
+    for n in range(2):
+        batches = MicroBatchDataset(Phrases(), 4, 7, rank=1, world_size=2, start=1, steps=3)
+        found, want = batches[n], [(sorted(batches.sampler[1 + n]), 1, 2, f"7 {1 + n}")]
+        expect(
+            "PhraseDataset.batch was asked for (indices, rank, world_size, seed), and", found, want
+        )
+
+
+def few_shapes_are_rounded():
+    from training.graphs import round_shapes
+    from training.sampler import MicroBatchDataset
+
+    for few_shapes in (False, True):
+        batches = MicroBatchDataset(Numbers(4), 4, 0, micro_batch_size=2, few_shapes=few_shapes)
+        exact = [batches.build(batches.sampler[0][first::2])[0] for first in range(2)]
+        want = [tuple((round_shapes(b) if few_shapes else b)["ids"].shape) for b in exact]
+        found = [tuple(batch["ids"].shape) for batch in batches[0]]
+        expect(f"shapes of the ids with few_shapes={few_shapes}", found, want)
+
+
 SHARES = Exercise(
     "shares",
     "The micro-batches of one rank",
     "training/sampler.py",
-    ["MicroBatchDataset.__getitem__"],
+    ["MicroBatchDataset.__getitem__", "MicroBatchDataset.draw"],
     30,
     [
         Check(
             1,
             "one process gets the whole batch",
-            "self.sampler[step] has the samples of a step; build makes a micro-batch of them.",
+            "self.sampler[step] has the samples of a step; build makes a list of micro-batches.",
             one_process_takes_all,
         ),
         Check(
@@ -114,8 +147,26 @@ SHARES = Exercise(
             "n counts from the step at which this run began.",
             a_run_goes_on_where_it_stopped,
         ),
+        Check(
+            1,
+            "the vision stage: one batch, made from the samples of all ranks",
+            "If the dataset is a PhraseDataset, its method `batch` does all the rest.",
+            vision_contrasts_all_ranks,
+        ),
+        Check(
+            1,
+            "few_shapes: each micro-batch is rounded",
+            "round_shapes is imported already.",
+            few_shapes_are_rounded,
+        ),
     ],
-    {"09_shares_a.py": 3, "09_shares_b.py": 4, "09_shares_c.py": 3},
+    {
+        "09_shares_a.py": 3,
+        "09_shares_b.py": 4,
+        "09_shares_c.py": 3,
+        "09_shares_d.py": 5,
+        "09_shares_e.py": 6,
+    },
 )
 
 

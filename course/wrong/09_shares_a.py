@@ -2,13 +2,11 @@ from training.phrases import PhraseDataset
 
 
 class MicroBatchDataset:
-    def __getitem__(self, n):
-        step = self.start + n
+    def draw(self, step):
         indices = self.sampler[step]
         if isinstance(self.dataset, PhraseDataset):
             seed = f"{self.seed} {step}"
-            batch = self.dataset.batch(indices, self.rank, self.world_size, seed)
-            return [batch | {"num_tokens": batch["ids"].numel(), "attention_pairs": 0}]
+            return [self.dataset.batch(indices, self.rank, self.world_size, seed)]
 
         # Blocks of equal size: of a short batch the last rank gets less.
         share = self.batch_size // self.world_size

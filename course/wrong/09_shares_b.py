@@ -1,8 +1,8 @@
+from training.graphs import round_shapes
+
+
 class MicroBatchDataset:
     def __getitem__(self, n):
         # The step at which a resumed run begins is forgotten.
-        indices = self.sampler[n][self.rank :: self.world_size]
-        micro_batches = []
-        for first in range(self.num_micro_batches):
-            micro_batches += self.build(indices[first :: self.num_micro_batches])
-        return micro_batches
+        micro_batches = self.draw(n)
+        return list(map(round_shapes, micro_batches)) if self.few_shapes else micro_batches

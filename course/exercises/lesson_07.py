@@ -6,7 +6,7 @@ from torch import nn
 
 from course.exercise import Check, Exercise
 from course.exercises import tiny
-from course.exercises.tiny import near
+from course.exercises.tiny import near, randn
 
 TITLE = "The projector and the two stages"
 
@@ -58,6 +58,15 @@ def takes_siglip():
     model = XLlava(replace(config, vision=vision)).init_weights()
     shape = tuple(model.encode_images(tiny.images(2)).shape)
     assert shape == (2, 4, 32), f"shape {shape}: SigLIP has 4 patches and no class token"
+
+
+def gives_encoder_gradients():
+    model = tiny.model().train()
+    model.encode_images(tiny.images(2)).square().sum().backward()
+    parts = {"projector": model.projector.parameters(), "ViT": [model.vision.pos_embed]}
+    for name, weights in parts.items():
+        learns = all(weight.grad is not None and weight.grad.any() for weight in weights)
+        assert learns, f"the {name} has no gradient: it would never learn"
 
 
 # ------------------------------------------------------------------------------------ embeddings
@@ -128,6 +137,21 @@ def gives_projector_a_gradient():
         "text alone: the projector has no gradient, and DDP would wait for it for ever"
     )
     assert not any(grad.any() for grad in grads), "text alone: the projector's gradient is not 0"
+
+
+def gives_images_a_gradient():
+    model, pixels = model_and_images([3, 4])
+    features = fake_encode_images(pixels).requires_grad_()
+    model.train().encode_images = lambda pixels: features
+    factors = randn(2, 6, 32)
+    got = model.embed_inputs(torch.tensor([[5, *[60] * 4, 6], [7, 5, *[60] * 4]]), pixels)
+    (got * factors).sum().backward()
+    assert features.grad is not None, "an image: its features have no gradient, no ViT would learn"
+    near(features.grad, torch.stack([factors[0, 1:5], factors[1, 2:]]), "gradients of 2 images")
+    table = model.decoder.embed_tokens.weight.grad
+    assert table is not None, "an image: the text beside it has no gradient"
+    want = torch.stack([factors[0, 0] + factors[1, 1], factors[0, 5], factors[1, 0]])
+    near(table[5:8], want, "gradients of the text beside 2 images")
 
 
 # ------------------------------------------------------------------------------------ template
@@ -368,11 +392,18 @@ EXERCISES = [
                 "Count patches from the end, not from the front.",
                 takes_siglip,
             ),
+            Check(
+                1,
+                "the projector and the ViT have gradients",
+                "Whether the ViT learns is for the stage to say. What cuts its graph?",
+                gives_encoder_gradients,
+            ),
         ],
         wrong={
             "07_encode_images_a.py": 1,
             "07_encode_images_b.py": 2,
             "07_encode_images_c.py": 3,
+            "07_encode_images_d.py": 4,
         },
     ),
     Exercise(
@@ -412,8 +443,18 @@ EXERCISES = [
                 "Something times zero is zero, but it is part of the graph.",
                 gives_projector_a_gradient,
             ),
+            Check(
+                1,
+                "each image's features have a gradient, and the text beside them",
+                "What is copied without its graph can't be trained. index_copy keeps it.",
+                gives_images_a_gradient,
+            ),
         ],
-        wrong={"07_embed_inputs_a.py": 2, "07_embed_inputs_b.py": 3},
+        wrong={
+            "07_embed_inputs_a.py": 2,
+            "07_embed_inputs_b.py": 3,
+            "07_embed_inputs_c.py": 5,
+        },
     ),
     Exercise(
         name="encode_chat",

@@ -216,7 +216,8 @@ def bootstrap(columns, statistic=ratio):
 def permutation_p(sums, flips=10_000):
     """Two-sided p-value of "no difference", of the images' differences (G,): the share of sign
     patterns whose sum is at least as far from 0. Zeros are left out. Up to 12 differences all
-    patterns are tried, else `flips` random ones beside the one that was found."""
+    patterns are tried, else `flips` random ones. To these the one that was found is added, and
+    counts like them: p is never 0."""
     sums = np.asarray(sums, float)
     sums = sums[sums != 0]
     if not len(sums):

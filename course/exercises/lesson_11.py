@@ -384,6 +384,25 @@ def never_zero():
     expect("p of 20 differences, a second time", permutation_p(values), permutation_p(values))
 
 
+def many_differences():
+    from evaluation.metrics import permutation_p
+
+    # Of differences of equal size the binomial distribution tells p: as many of one sign, or more.
+    for n, up in ((20, 14), (40, 25)):
+        want = 2 * sum(math.comb(n, k) for k in range(up, n + 1)) / 2**n
+        for values in ([1] * up + [-1] * (n - up), [-1] * up + [1] * (n - up)):
+            p = permutation_p(values)
+            error = abs(p - want) / math.sqrt(want * (1 - want) / 10_000)
+            assert error < 4, (
+                f"{n} differences, {values.count(1)} are 1 and {values.count(-1)} are -1: {p:.4f}, "
+                f"is {want:.4f} by the binomial distribution ({error:.0f} standard errors off)"
+            )
+    found = 100 * permutation_p([1] * 14 + [-1] * 6, flips=99)
+    assert abs(found - round(found)) < 1e-6 and found > 1.5, (
+        f"99 random patterns and the one that was found: p is {found:.2f} of 100"
+    )
+
+
 PERMUTATION = Exercise(
     "permutation",
     "Could it be chance?",
@@ -415,8 +434,19 @@ PERMUTATION = Exercise(
             "The pattern that was found is one of them. 0.1 + 0.1 + 0.1 is not 0.3.",
             never_zero,
         ),
+        Check(
+            1,
+            "20 and 40 differences: near the exact value",
+            "For many differences, too, count the patterns whose sum is as far from 0, or farther.",
+            many_differences,
+        ),
     ],
-    {"11_permutation_a.py": 2, "11_permutation_b.py": 3, "11_permutation_c.py": 3},
+    {
+        "11_permutation_a.py": 2,
+        "11_permutation_b.py": 3,
+        "11_permutation_c.py": 3,
+        "11_permutation_d.py": 4,
+    },
 )
 
 

@@ -353,13 +353,15 @@ def resumes_bit_for_bit():
 
     objective, optimizers = start_training()
     train_steps(objective, optimizers, range(3))
-    saved = {name: t.clone() for name, t in training_state(objective, optimizers).items()}
+    state = training_state(objective, optimizers)
+    saved = {name: tensor.detach().clone() for name, tensor in state.items()}
     train_steps(objective, optimizers, range(3, 6))
 
     resumed, new_optimizers = start_training()
     create_optimizer_state(new_optimizers)
-    for name, tensor in training_state(resumed, new_optimizers).items():
-        tensor.copy_(saved[name])
+    with torch.no_grad():
+        for name, tensor in training_state(resumed, new_optimizers).items():
+            tensor.copy_(saved[name])
     train_steps(resumed, new_optimizers, range(3, 6))
     for (name, one), two in zip(objective.named_parameters(), resumed.parameters()):
         assert torch.equal(one, two), f"{name} differs from that of the run without a stop"

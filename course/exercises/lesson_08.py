@@ -220,6 +220,38 @@ def steps_on_two_ranks():
     near(got, gradient_of_mean(batches), "two ranks with the same 8 targets", 1e-5)
 
 
+def steps_as_often_as_other_rank():
+    # The other rank has 4 micro-batches, with as many targets in all.
+    import train
+    from training import distributed
+
+    def reduce(values, process, op=torch.distributed.ReduceOp.SUM):
+        if op == torch.distributed.ReduceOp.MAX:
+            return [max(value, 4) for value in values]
+        return [2 * value for value in values]
+
+    forwards, old_forward = [], SumObjective.forward
+
+    def watch(self, batch):
+        forwards.append(int((batch["targets"] != -100).sum()))
+        return old_forward(self, batch)
+
+    batches, old = batches_of(2, 6), distributed.all_reduce
+    train.all_reduce = distributed.all_reduce = reduce
+    SumObjective.forward = watch
+    try:
+        got, stats, _ = accumulate(batches, world_size=2)
+    finally:
+        train.all_reduce = distributed.all_reduce = old
+        SumObjective.forward = old_forward
+    assert len(forwards) == 4, (
+        f"this rank has 2 micro-batches, the other one 4: {len(forwards)} forward passes here, "
+        "must be 4; with FSDP the other rank would wait for ever"
+    )
+    assert stats.num_targets == 16, f"{stats.num_targets} targets on two ranks of 8"
+    near(got, gradient_of_mean(batches), "2 micro-batches here, 4 on the other rank", 1e-5)
+
+
 # ------------------------------------------------------------------------------------ the order
 def sampler(count=1000, batch_size=16, seed=0, **options):
     from training.sampler import LengthGroupedSampler
@@ -492,11 +524,18 @@ EXERCISES = [
                 "DDP has divided the gradients by world_size. The count is that of all ranks.",
                 steps_on_two_ranks,
             ),
+            Check(
+                1,
+                "a rank with fewer micro-batches",
+                "Packed ranks may have 2 and 4. pad_micro_batches adds what is missing.",
+                steps_as_often_as_other_rank,
+            ),
         ],
         wrong={
             "08_accumulate_a.py": 2,
             "08_accumulate_b.py": 3,
             "08_accumulate_c.py": 5,
+            "08_accumulate_d.py": 6,
         },
     ),
     Exercise(

@@ -153,8 +153,9 @@ def preprocess(image, size, image_aspect_ratio="pad"):
 
 
 def pad_and_resize(image, size):
-    """Pads to a square and resizes. Pillow resizes along x, then along y. The first pass runs in
-    bands of rows: the same pixels, and the padded square of a long image is never in memory."""
+    """Pads to a square and resizes. An odd pixel of padding goes to the right or to the bottom.
+    Pillow resizes along x, then along y. The first pass runs in bands of rows: the same pixels, and
+    the padded square of a long image is never in memory."""
     width, height = image.size
     side = max(width, height)
     left, top = (side - width) // 2, (side - height) // 2

@@ -73,7 +73,7 @@ def test_the_pixels_of_pillow():
 
     from vision import MEAN_COLOUR
 
-    for width, height in ((37, 20), (20, 37), (200, 3)):
+    for width, height in ((37, 20), (20, 37), (200, 3), (23, 20), (20, 23)):
         side = max(width, height)
         square = Image.new("RGB", (side, side), MEAN_COLOUR)
         square.paste(noise(width, height), ((side - width) // 2, (side - height) // 2))
@@ -133,7 +133,7 @@ PAD = Exercise(
         Check(
             1,
             "the same pixels as padding, then resizing",
-            "Pad first. Pillow resizes along x, then along y.",
+            "Pad first. Of 3 pixels 1 goes to the left. Pillow resizes along x, then along y.",
             test_the_pixels_of_pillow,
         ),
         Check(
@@ -143,7 +143,7 @@ PAD = Exercise(
             test_a_long_image_needs_little_memory,
         ),
     ],
-    {"03_pad_a.py": 1, "03_pad_b.py": 4, "03_pad_c.py": 1},
+    {"03_pad_a.py": 1, "03_pad_b.py": 4, "03_pad_c.py": 1, "03_pad_d.py": 3},
 )
 
 

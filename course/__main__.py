@@ -99,8 +99,7 @@ def run_check(args):
     number = int(args.what)
     if number not in notes["lessons"]:
         raise ValueError(f"{folder}: lesson {number:02} was not started there; `start` empties it")
-    grades = grade.grade(number, folder, args.only, notes["given"])
-    grade.print_grades(grades)
+    grades = grade.grade(number, folder, args.only, notes["given"], grade.print_grade)
     path = grade.save_grades(number, folder, grades)
     points, most = sum(each.points for each in grades), sum(each.most for each in grades)
     print(f"\n{points} of {most} points; {path} is for your teacher")

@@ -21,24 +21,37 @@ from vocabulary.files import read_json, write_json
 
 START_LIMIT = 180  # seconds until torch is imported, on a slow disk
 CHECK_LIMIT = 60  # of one check; each takes under 5 on an idle computer
+NOT_RUN = "not run: a check above was still running"
 GIVEN = "not yours: it was given to you for a later lesson; `start` empties it again"
 WORKER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from course.worker import main; main()"
 
 
 def run_checks(what: str, folder: Path, numbers: list[int], limit=CHECK_LIMIT) -> dict:
     """{number: None if it passes, else what is wrong} of some checks of a lesson or repair."""
-    results, left = {}, list(numbers)
+    return dict(each_result(what, folder, numbers, limit))
+
+
+def each_result(what: str, folder: Path, numbers: list[int], limit=CHECK_LIMIT, exercises=()):
+    """Yields the pairs of run_checks as they come. exercises: lists of numbers; if one check runs
+    too long, those behind it in its exercise are not run, for they would most likely, too."""
+    left = list(numbers)
     while left:
-        done, ending = run_worker(what, folder, left, limit)
-        results |= done
-        left = [number for number in left if number not in done]
-        if left:  # the process ended during the first of them
-            results[left.pop(0)] = ending
-    return results
+        for number, message in run_worker(what, folder, list(left), limit):
+            left.remove(number)
+            yield number, message
+            if message == too_long(limit):
+                others = {n for some in exercises if number in some for n in some}
+                for other in [n for n in left if n in others]:
+                    left.remove(other)
+                    yield other, NOT_RUN
 
 
-def run_worker(what: str, folder: Path, numbers: list[int], limit: float) -> tuple[dict, str]:
-    """(results until the process ended, why it ended)."""
+def too_long(limit: float) -> str:
+    return f"still running after {limit:g} seconds: an endless loop?"
+
+
+def run_worker(what: str, folder: Path, numbers: list[int], limit: float):
+    """Yields (number, message) until all are done or the process ends; the last message says so."""
     environment = os.environ | {
         "PYTHONDONTWRITEBYTECODE": "1",  # a file may change twice in one second
         "PYTHONIOENCODING": "utf-8",
@@ -58,20 +71,20 @@ def run_worker(what: str, folder: Path, numbers: list[int], limit: float) -> tup
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    done = {}
+    number = numbers[0]
     try:
         if lines.get(timeout=START_LIMIT) != "ready":
             raise ValueError(f"the checks of {what} do not start; the lines above say why")
-        while len(done) < len(numbers):
+        for number in numbers:
             if (answer := lines.get(timeout=limit)) is None:
-                return done, f"Python stopped during this check (exit code {process.wait()})"
-            done[answer[0]] = answer[1]
+                yield number, f"Python stopped during this check (exit code {process.wait()})"
+                return
+            yield tuple(answer)
     except queue.Empty:
-        return done, f"still running after {limit:g} seconds: an endless loop?"
+        yield number, too_long(limit)
     finally:
         process.kill()
         process.wait()
-    return done, ""
 
 
 @dataclass
@@ -99,9 +112,10 @@ class Grade:
         return {"name": name, "points": self.points, "of": self.most, "checks": checks}
 
 
-def grade(number: int, folder: Path, only: str | None = None, given=()) -> list[Grade]:
+def grade(number: int, folder: Path, only=None, given=(), show=None) -> list[Grade]:
     """The grades of a lesson's exercises, or of one of them. given: names of exercises that the
-    copy has from the project, which give no points."""
+    copy has from the project, which give no points. show: called with each grade when it is there.
+    """
     exercises, chosen, first = load_lesson(number).EXERCISES, {}, 0
     for exercise in exercises:
         numbers = range(first, first + len(exercise.checks))
@@ -112,28 +126,34 @@ def grade(number: int, folder: Path, only: str | None = None, given=()) -> list[
         names = ", ".join(exercise.name for exercise in exercises)
         raise ValueError(f"lesson {number:02} has no exercise {only}; it has {names}")
     wanted = [n for name, (_, numbers) in chosen.items() for n in numbers if name not in given]
-    results = dict.fromkeys(range(first), GIVEN)
-    results |= run_checks(f"{number:02}", folder, wanted)
-    return [Grade(exercise, [results[n] for n in numbers]) for exercise, numbers in chosen.values()]
+    done = each_result(f"{number:02}", folder, wanted, exercises=[n for _, n in chosen.values()])
+    results, grades = {}, []
+    for name, (exercise, numbers) in chosen.items():
+        while name not in given and numbers[-1] not in results:
+            results.update([next(done)])
+        grades.append(Grade(exercise, [results.get(n, GIVEN) for n in numbers]))
+        if show:
+            show(grades[-1])
+    return grades
 
 
-def print_grades(grades: list[Grade]) -> None:
+def print_grade(grade: Grade) -> None:
     """Each check in a line; below a failed one what is wrong, and a hint."""
-    for each in grades:
-        print(
-            f"\n{each.exercise.name}: {each.exercise.title} ({each.points} of {each.most} points)"
-        )
-        if set(each.messages) == {GIVEN}:
-            print(f"  {GIVEN}")
-            continue
-        if all(message and message.endswith(STILL_EMPTY) for message in each.messages):
-            print(f"  {', '.join(each.exercise.functions)} in {each.exercise.file}{STILL_EMPTY}")
-            continue
-        for check, message in zip(each.exercise.checks, each.messages):
-            mark = "ok     " if message is None else "not yet"
-            print(f"  {mark}  {check.what}")
-            if message is not None:
-                print(f"           {message}\n           Hint: {check.hint}")
+    exercise, messages = grade.exercise, grade.messages
+    print(f"\n{exercise.name}: {exercise.title} ({grade.points} of {grade.most} points)")
+    if set(messages) == {GIVEN}:
+        print(f"  {GIVEN}", flush=True)
+        return
+    if all(message and message.endswith(STILL_EMPTY) for message in messages):
+        print(f"  {', '.join(exercise.functions)} in {exercise.file}{STILL_EMPTY}", flush=True)
+        return
+    for check, message in zip(exercise.checks, messages):
+        print(f"  {'ok     ' if message is None else 'not yet'}  {check.what}")
+        if message is not None:
+            print(f"           {message}")
+        if message not in (None, NOT_RUN):
+            print(f"           Hint: {check.hint}")
+    sys.stdout.flush()
 
 
 def save_grades(number: int, folder: Path, grades: list[Grade]) -> Path:

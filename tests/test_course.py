@@ -141,7 +141,7 @@ def small(tmp_path, monkeypatch):
     def check(points, what, test):
         return Check(points, what, f"hint: {what}", test)
 
-    # Each is called in this process's place: see `run_checks` below.
+    # Each is called in this process's place: see `each_result` below.
     one = [check(1, "one of 1", None), check(2, "one of many", None)]
     first = Exercise("one", "Add one", "sums.py", ["one"], 20, one, {"x": 1})
     second = Exercise("two", "Double", "sums.py", ["two"], 20, [check(3, "two", None)], {"x": 1})
@@ -288,6 +288,8 @@ def test_each_check_gives_one_plain_line_whatever_the_code_does(tmp_path):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(grade, "ROOT", root)
         results = grade.run_checks("01", mine, list(range(8)), limit=5)
+        exercises = [[2, 3, 4, 5], [6, 7]]
+        stopped = list(grade.each_result("01", mine, list(range(2, 8)), 2, exercises))
         (mine / "sums.py").write_text("def one(x:\n", encoding="utf-8")
         broken = grade.run_checks("01", mine, [0])[0]
     assert results[0] is None and results[7] is None
@@ -297,6 +299,15 @@ def test_each_check_gives_one_plain_line_whatever_the_code_does(tmp_path):
     assert results[4] == "Python stopped during this check (exit code 7)"
     assert results[5] == "SystemExit: done"
     assert results[6] == "is not right yet"
+    # The rest of its exercise is not run, the next exercise is.
+    assert [number for number, _ in stopped] == [2, 3, 4, 5, 6, 7]
+    assert [message for _, message in stopped[1:]] == [
+        "still running after 2 seconds: an endless loop?",
+        grade.NOT_RUN,
+        grade.NOT_RUN,
+        "is not right yet",
+        None,
+    ]
     assert broken.startswith("sums.py, line 1: Python can't read it: ")
 
 
@@ -305,10 +316,10 @@ def graded(small, tmp_path, monkeypatch):
     """Grades of the small project, with results that a test chooses."""
     results = {}
 
-    def run_checks(what, folder, numbers, limit=None):
-        return {number: results.get((what, number)) for number in numbers}
+    def each_result(what, folder, numbers, exercises):
+        yield from ((number, results.get((what, number))) for number in numbers)
 
-    monkeypatch.setattr(grade, "run_checks", run_checks)
+    monkeypatch.setattr(grade, "each_result", each_result)
     return results
 
 
@@ -316,8 +327,7 @@ def test_points_hints_and_the_teachers_file(graded, tmp_path, capsys):
     mine = tmp_path / "mine"
     copies.start(1, mine)
     graded["01", 1] = "one(5) is 7"
-    grades = grade.grade(1, mine)
-    grade.print_grades(grades)
+    grades = grade.grade(1, mine, show=grade.print_grade)
     shown = capsys.readouterr().out.splitlines()
     assert shown[1] == "one: Add one (1 of 3 points)"
     assert [line.split() for line in shown[2:4]] == [
@@ -333,7 +343,7 @@ def test_points_hints_and_the_teachers_file(graded, tmp_path, capsys):
     assert [check["message"] for check in checks] == [None, "one(5) is 7"]
 
     graded["01", 0] = graded["01", 1] = "lesson 01, exercise one: still empty"
-    grade.print_grades(grade.grade(1, mine))
+    grade.grade(1, mine, show=grade.print_grade)
     assert capsys.readouterr().out.splitlines()[-1] == "  one in sums.py: still empty"
     (grades,) = grade.grade(1, mine, given=["one"])
     assert grades.points == 0 and set(grades.messages) == {grade.GIVEN}

@@ -43,8 +43,9 @@ class StreamDecoder:
         return out + text
 
     def take_characters(self, final: bool = False) -> str:
-        """Take the complete characters from `pending`; if there are any, text has `started`. Each
-        impossible byte becomes U+FFFD: b"\\xea\\xb0A" two and an A."""
+        """Take the complete characters from `pending`; if there are any, text has `started`. A byte
+        that can never be part of one becomes U+FFFD at once: b"\\xea\\xb0A" two and an A,
+        b"\\xed\\xa0" two."""
         out = ""
         while self.pending:
             # The first byte of a UTF-8 character gives its length.

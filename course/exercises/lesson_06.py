@@ -166,6 +166,9 @@ def streams_past_impossible_bytes():
     # 0xff starts no character. 0xea announces two more bytes, and a letter comes.
     must_show([b"\xffA", b"B"], ["\ufffdA", "B"])
     must_show([b"\xea", b"\xb0", b"A"], ["", "", "\ufffd\ufffdA"])
+    # UTF-8 leaves out surrogates, a longer way to write a character, and all above 10FFFF.
+    must_show([b"\xed", b"\xa0", b"\x80"], ["", "\ufffd\ufffd", "\ufffd"])
+    must_show([b"\xe0\x80", b"\xc0", b"\xf4\x90"], ["\ufffd\ufffd", "\ufffd", "\ufffd\ufffd"])
 
 
 def streams_the_end():
@@ -237,7 +240,8 @@ def generates_until_the_end():
     end = tokens[4]
     tokens = tokens[: tokens.index(end)]
     got = generated(prompts[:1], max_new_tokens=10, eos_id=end)
-    assert got == [[token] for token in tokens] + [[None]], f"with end {end}: {got}"
+    want = [[token] for token in tokens] + [[None]]
+    assert got == want, f"{end} is the end: {got}, must be {want}"
 
 
 def generates_batches():
@@ -378,7 +382,7 @@ EXERCISES = [
                 streams_the_end,
             ),
         ],
-        wrong={"06_stream_a.py": 1, "06_stream_b.py": 2, "06_stream_c.py": 3},
+        wrong={"06_stream_a.py": 1, "06_stream_b.py": 2, "06_stream_c.py": 3, "06_stream_d.py": 3},
     ),
     Exercise(
         name="generate",

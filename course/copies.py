@@ -164,7 +164,7 @@ def start(number: int, folder: Path) -> dict[str, list[str]]:
     done = {"empty": [], "kept": [], "given": []}
 
     # All files are worked out before one is written.
-    given = set(notes["given"]) - {each.name for each in exercises}
+    given = set(notes["given"]) - {place for each in exercises for place in each.places()}
     every = [(i, each, name) for i in lessons for each in lessons[i] for name in each.functions]
     for n, each, name in every:
         real, what = (ROOT / each.file).read_bytes(), f"{each.file}: {name} ({each.name})"
@@ -176,7 +176,7 @@ def start(number: int, folder: Path) -> dict[str, list[str]]:
         is_blank, is_real = (now == normal(split(x, name)[1]) for x in (blank, real))
         if n != number and is_blank:
             sources[each.file] = replace_functions(sources[each.file], [name], real)
-            given.add(each.name)
+            given.add(f"{each.file}: {name}")
             done["given"].append(what)
         elif n == number and (is_blank or is_real):
             sources[each.file] = replace_functions(sources[each.file], [name], blank)

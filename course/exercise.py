@@ -13,6 +13,7 @@ COURSE = Path(__file__).resolve().parent
 ROOT = COURSE.parent
 LAST_LESSON = 12
 STILL_EMPTY = ": still empty"  # ends the message of a check that met an empty function
+GIVEN = "not yours: it was given to you for a later lesson; `start` empties it again"
 
 
 @dataclass
@@ -36,6 +37,10 @@ class Exercise:
     minutes: int  # of honest effort: about 20 (ten lines) or 120 (an afternoon)
     checks: list[Check]
     wrong: dict[str, int]  # {"01_bpe_a.py": 1}: a wrong solution, and the first check it fails
+
+    def places(self) -> list[str]:
+        """ "model.py: RMSNorm.forward" for each function."""
+        return [f"{self.file}: {name}" for name in self.functions]
 
 
 @dataclass

@@ -15,14 +15,13 @@ from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
 
-from course.exercise import ROOT, STILL_EMPTY, Exercise, load_lesson, load_repairs
+from course.exercise import GIVEN, ROOT, STILL_EMPTY, Exercise, load_lesson, load_repairs
 from vocabulary.command import text_width
 from vocabulary.files import read_json, write_json
 
 START_LIMIT = 180  # seconds until torch is imported, on a slow disk
 CHECK_LIMIT = 60  # of one check; each takes under 5 on an idle computer
 NOT_RUN = "not run: a check above was still running"
-GIVEN = "not yours: it was given to you for a later lesson; `start` empties it again"
 WORKER = "import sys; sys.path.insert(0, sys.argv.pop(1)); from course.worker import main; main()"
 
 
@@ -31,12 +30,15 @@ def run_checks(what: str, folder: Path, numbers: list[int], limit=CHECK_LIMIT) -
     return dict(each_result(what, folder, numbers, limit))
 
 
-def each_result(what: str, folder: Path, numbers: list[int], limit=CHECK_LIMIT, exercises=()):
+def each_result(
+    what: str, folder: Path, numbers: list[int], limit=CHECK_LIMIT, exercises=(), given=()
+):
     """Yields the pairs of run_checks as they come. exercises: lists of numbers; if one check runs
-    too long, those behind it in its exercise are not run, for they would most likely, too."""
+    too long, those behind it in its exercise are not run, for they would most likely, too. given:
+    functions that raise an error in these checks, since they are not the student's."""
     left = list(numbers)
     while left:
-        for number, message in run_worker(what, folder, list(left), limit):
+        for number, message in run_worker(what, folder, list(left), limit, given):
             left.remove(number)
             yield number, message
             if message == too_long(limit):
@@ -50,7 +52,7 @@ def too_long(limit: float) -> str:
     return f"still running after {limit:g} seconds: an endless loop?"
 
 
-def run_worker(what: str, folder: Path, numbers: list[int], limit: float):
+def run_worker(what: str, folder: Path, numbers: list[int], limit: float, given=()):
     """Yields (number, message) until all are done or the process ends; the last message says so."""
     environment = os.environ | {
         "PYTHONDONTWRITEBYTECODE": "1",  # a file may change twice in one second
@@ -59,7 +61,8 @@ def run_worker(what: str, folder: Path, numbers: list[int], limit: float):
         "OMP_NUM_THREADS": "1",
         "TRITON_INTERPRET": "1",  # checks run on a CPU
     }
-    command = [sys.executable, "-c", WORKER, str(ROOT), what, *map(str, numbers)]
+    words = [what, json.dumps([*given]), *map(str, numbers)]
+    command = [sys.executable, "-c", WORKER, str(ROOT), *words]
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
     )
@@ -113,9 +116,9 @@ class Grade:
 
 
 def grade(number: int, folder: Path, only=None, given=(), show=None) -> list[Grade]:
-    """The grades of a lesson's exercises, or of one of them. given: names of exercises that the
-    copy has from the project, which give no points. show: called with each grade when it is there.
-    """
+    """The grades of a lesson's exercises, or of one of them. given: functions that the copy
+    has from the project, "model.py: loss", which give no points. show: called with each grade when
+    it is there."""
     exercises, chosen, first = load_lesson(number).EXERCISES, {}, 0
     for exercise in exercises:
         numbers = range(first, first + len(exercise.checks))
@@ -125,11 +128,15 @@ def grade(number: int, folder: Path, only=None, given=(), show=None) -> list[Gra
     if not chosen:
         names = ", ".join(exercise.name for exercise in exercises)
         raise ValueError(f"lesson {number:02} has no exercise {only}; it has {names}")
-    wanted = [n for name, (_, numbers) in chosen.items() for n in numbers if name not in given]
-    done = each_result(f"{number:02}", folder, wanted, exercises=[n for _, n in chosen.values()])
+    # An exercise may be half the student's: then what was given is empty for its checks.
+    own = {name for name, (each, _) in chosen.items() if {*each.places()} - {*given}}
+    given = [place for name in own for place in chosen[name][0].places() if place in given]
+    groups = [numbers for name, (_, numbers) in chosen.items() if name in own]
+    wanted = [n for numbers in groups for n in numbers]
+    done = each_result(f"{number:02}", folder, wanted, exercises=groups, given=given)
     results, grades = {}, []
     for name, (exercise, numbers) in chosen.items():
-        while name not in given and numbers[-1] not in results:
+        while name in own and numbers[-1] not in results:
             results.update([next(done)])
         grades.append(Grade(exercise, [results.get(n, GIVEN) for n in numbers]))
         if show:

@@ -3,13 +3,14 @@
 Pipeline: started by grade.py, in the student's copy. It imports no file of the project itself.
 """
 
+import importlib
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
 
-from course.exercise import ROOT, STILL_EMPTY, load_lesson, load_repairs
+from course.exercise import GIVEN, ROOT, STILL_EMPTY, load_lesson, load_repairs
 
 
 def all_checks(what: str) -> list:
@@ -30,10 +31,34 @@ def forget_project() -> None:
             del sys.modules[name]
 
 
+class Given:
+    """In place of a function that is not the student's."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, *_, **__):
+        raise NotImplementedError(f"{self.name}: {GIVEN}")
+
+    __getitem__ = __call__  # a kernel is called as kernel[grid](…)
+
+
+def take_back(place: str) -> None:
+    """Put a Given in place of "model.py: RMSNorm.forward"."""
+    file, name = place.split(": ")
+    owner = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    *classes, last = name.split(".")
+    for each in classes:
+        owner = getattr(owner, each)
+    setattr(owner, last, Given(name))
+
+
 def explain(error: BaseException) -> str:
     """One plain line about an error. An assertion speaks for itself."""
     text = " ".join(str(error).split())
     if isinstance(error, AssertionError):
+        return text
+    if isinstance(error, NotImplementedError) and text.endswith(GIVEN):
         return text
     if isinstance(error, NotImplementedError) and text.startswith("lesson "):
         return text + STILL_EMPTY
@@ -51,17 +76,20 @@ def explain(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Arguments: what to check, and the numbers of its checks. Prints a JSON line for each."""
-    what, *numbers = sys.argv[1:]
+    """Arguments: what to check, the functions that are not the student's, as JSON, and the numbers
+    of the checks. Prints a JSON line for each."""
+    what, given, *numbers = sys.argv[1:]
     # What the student prints goes to the terminal's error stream, the results to the parent.
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    tests = all_checks(what)
+    tests, given = all_checks(what), json.loads(given)
     forget_project()
     print(json.dumps("ready"), file=results, flush=True)
 
     for number in map(int, numbers):
         try:
+            for place in given:
+                take_back(place)
             tests[number]()
             message = None
         except (Exception, SystemExit) as error:

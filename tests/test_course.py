@@ -203,11 +203,11 @@ def test_what_an_earlier_lesson_left_empty_is_given_and_may_be_emptied_again(sma
     assert copies.start(2, mine)["given"] == ["sums.py: one (one)"]
     source = (mine / "sums.py").read_text(encoding="utf-8")
     assert "return x + 1" in source and "lesson 02, exercise two" in source
-    assert copies.read_notes(mine)["given"] == ["one"]
+    assert copies.read_notes(mine)["given"] == ["sums.py: one"]
 
     done = copies.start(1, mine)
     assert (done["empty"], done["given"]) == (["sums.py: one (one)"], ["sums.py: two (two)"])
-    assert copies.read_notes(mine)["given"] == ["two"]
+    assert copies.read_notes(mine)["given"] == ["sums.py: two"]
 
 
 def test_a_folder_of_somebody_is_left_alone(small, tmp_path):
@@ -290,6 +290,9 @@ def test_each_check_gives_one_plain_line_whatever_the_code_does(tmp_path):
         results = grade.run_checks("01", mine, list(range(8)), limit=5)
         exercises = [[2, 3, 4, 5], [6, 7]]
         stopped = list(grade.each_result("01", mine, list(range(2, 8)), 2, exercises))
+        # What is not the student's raises an error, and only that.
+        given = dict(grade.each_result("01", mine, [0, 6], given=["sums.py: one"]))
+        assert given == {0: f"one: {grade.GIVEN}", 6: "is not right yet"}
         (mine / "sums.py").write_text("def one(x:\n", encoding="utf-8")
         broken = grade.run_checks("01", mine, [0])[0]
     assert results[0] is None and results[7] is None
@@ -316,7 +319,7 @@ def graded(small, tmp_path, monkeypatch):
     """Grades of the small project, with results that a test chooses."""
     results = {}
 
-    def each_result(what, folder, numbers, exercises):
+    def each_result(what, folder, numbers, exercises, given):
         yield from ((number, results.get((what, number))) for number in numbers)
 
     monkeypatch.setattr(grade, "each_result", each_result)
@@ -345,10 +348,34 @@ def test_points_hints_and_the_teachers_file(graded, tmp_path, capsys):
     graded["01", 0] = graded["01", 1] = "lesson 01, exercise one: still empty"
     grade.grade(1, mine, show=grade.print_grade)
     assert capsys.readouterr().out.splitlines()[-1] == "  one in sums.py: still empty"
-    (grades,) = grade.grade(1, mine, given=["one"])
+    (grades,) = grade.grade(1, mine, given=["sums.py: one"])
     assert grades.points == 0 and set(grades.messages) == {grade.GIVEN}
     with pytest.raises(ValueError, match="lesson 01 has no exercise two; it has one"):
         grade.grade(1, mine, only="two")
+
+
+def test_of_a_half_written_exercise_the_written_half_counts(small, tmp_path, monkeypatch):
+    both = grade.load_lesson(1).EXERCISES[0]
+    both.functions, mine, seen = ["one", "two"], tmp_path / "mine", []
+    other = Exercise("three", "Three", "three.py", ["three"], 20, both.checks, {"x": 1})
+    (small / "three.py").write_text("def three(x):\n    return 3\n", encoding="utf-8")
+    lessons = {1: [both], 2: [other]}
+    for module in (copies, grade):
+        by_number = lambda number: type("L", (), {"EXERCISES": lessons[number]})  # noqa: E731
+        monkeypatch.setattr(module, "load_lesson", by_number)
+    copies.start(1, mine)
+    source = (mine / "sums.py").read_text(encoding="utf-8")
+    source = source.replace('raise NotImplementedError("lesson 01, exercise one")', "return 5", 1)
+    (mine / "sums.py").write_text(source, encoding="utf-8")
+    assert copies.start(2, mine)["given"] == ["sums.py: two (one)"]
+
+    def each_result(what, folder, numbers, exercises, given):
+        seen.append(given)
+        yield from ((number, None) for number in numbers)
+
+    monkeypatch.setattr(grade, "each_result", each_result)
+    (half,) = grade.grade(1, mine, given=copies.read_notes(mine)["given"])
+    assert half.points == 3 and seen == [["sums.py: two"]]
 
 
 def test_one_exercise_alone_keeps_the_grades_of_the_others(graded, tmp_path, monkeypatch):

@@ -95,7 +95,8 @@ def run_check(args):
         number = int(args.what.removeprefix("repair-"))
         if number not in notes["repairs"]:
             raise ValueError(f"{folder}: fault {number} is not there; `break {number}` plants it")
-        return grade.check_repair(number, folder)
+        is_mended = grade.check_repair(number, folder)
+        return copies.tell_fault(load_repairs()[number], folder, is_mended)
     number = int(args.what)
     if number not in notes["lessons"]:
         raise ValueError(f"{folder}: lesson {number:02} was not started there; `start` empties it")

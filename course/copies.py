@@ -15,7 +15,7 @@ from vocabulary.files import read_json, write_atomically, write_json
 NOTES = "course.json"
 FOLDERS = ("tests", "docs", "assets")  # copied beside the folders that hold Python
 LEFT_OUT = ("course", "out")
-MEND = "- mend what causes this: "
+MEND, MENDED = "- mend what causes this: ", "- mended: "
 README = """\
 # Your copy
 
@@ -136,7 +136,7 @@ def write_notes(folder: Path, notes: dict, lines: list[str]) -> None:
     write_json(folder / NOTES, notes)
     readme = folder / "README.md"
     before = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
-    faults = [line for line in before if line.startswith(MEND)]
+    faults = [line for line in before if line.startswith((MEND, MENDED))]
     content = (README + "\n".join([*lines, *faults]) + "\n").encode()
     write_atomically(readme, writer(content))
 
@@ -221,5 +221,13 @@ def plant(repair: Repair, folder: Path) -> None:
     write_atomically(path, writer(source.replace(sound, faulty).encode()))
     notes |= {"repairs": sorted({*notes["repairs"], repair.number})}
     write_json(folder / NOTES, notes)
-    with open(folder / "README.md", "a", encoding="utf-8") as file:
-        file.write(f"{MEND}{repair.symptom}\n")
+    tell_fault(repair, folder, is_mended=False)
+
+
+def tell_fault(repair: Repair, folder: Path, is_mended: bool) -> None:
+    """Say in the copy's README whether a planted fault is mended."""
+    readme, symptom = folder / "README.md", repair.symptom
+    before = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
+    lines = [line for line in before if line not in (MEND + symptom, MENDED + symptom)]
+    lines.append((MENDED if is_mended else MEND) + symptom)
+    write_atomically(readme, writer("\n".join([*lines, ""]).encode()))

@@ -230,6 +230,11 @@ def test_a_fault_is_planted_once_and_only_where_the_code_is_ours(small, tmp_path
     copies.start(1, mine)
     told = (mine / "README.md").read_text(encoding="utf-8").splitlines()
     assert told.count("- mend what causes this: Doubles are odd.") == 1
+    copies.tell_fault(fault, mine, is_mended=True)
+    copies.start(1, mine)
+    told = (mine / "README.md").read_text(encoding="utf-8").splitlines()
+    assert told[-1] == "- mended: Doubles are odd." and "- mend what" not in "".join(told)
+    assert "- write sums.py: one (one)" in told
     copies.start(1, tmp_path / "other")
     copies.start(2, tmp_path / "other")
     with pytest.raises(ValueError, match="was changed where the fault belongs"):

@@ -14,6 +14,8 @@ from vocabulary.files import read_json, write_atomically, write_json
 
 NOTES = "course.json"
 FOLDERS = ("tests", "docs", "assets")  # copied beside the folders that hold Python
+FILES = ("LICENSE", "Makefile", "README.md", "pyproject.toml", "requirements.txt")
+FILES += tuple(f"{name}.py" for name in "data generate model tokenizer train vision".split())
 LEFT_OUT = ("course", "out")
 MEND, MENDED = "- mend what causes this: ", "- mended: "
 README = """\
@@ -120,12 +122,12 @@ def make_copy(folder: Path) -> None:
 
 
 def copy_project(folder: Path) -> None:
-    """Copy the project without the course, and without what was trained."""
+    """Copy the project without the course, what was trained, and files that somebody left there."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(ROOT.iterdir()):
         if path.name.startswith(".") or path.name in LEFT_OUT or is_copy(path):
             continue
-        if path.is_file():
+        if path.name in FILES:
             shutil.copy(path, folder / path.name)
         elif path.name in FOLDERS or (path / "__init__.py").is_file():
             shutil.copytree(path, folder / path.name, ignore=SKIPPED)

@@ -50,7 +50,11 @@ macOS and Linux:
     source .venv/bin/activate
 
 Then begin: python -m course start 01 -o mine
-The lessons are in project/course/lessons. The wheels are for Python {versions}: {systems}.
+The lessons are in project/course/lessons.
+"""
+MISSING = """\
+Not all wheels for these could be loaded: {lost}.
+There pip needs the network: leave out --no-index.
 """
 
 
@@ -97,12 +101,11 @@ def pack(out: Path, run: Path, systems: list[str], versions: list[str], index: s
         raise ValueError(f"{out}: is there, and was not written by `pack`; give another -o")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / NOTES, {"systems": systems, "python": versions})
-    lost = [
-        f"{system}, Python {version}"
-        for system in systems
-        for version in versions
-        if not download(out / "wheels", system, version, index)
-    ]
+    found, lost = [], []
+    for system in systems:
+        for version in versions:
+            is_there = download(out / "wheels", system, version, index)
+            (found if is_there else lost).append(f"{system}, Python {version}")
 
     # The project is copied anew: it may have changed.
     shutil.rmtree(out / "project", ignore_errors=True)
@@ -110,7 +113,11 @@ def pack(out: Path, run: Path, systems: list[str], versions: list[str], index: s
     shutil.copytree(COURSE, out / "project" / "course", ignore=SKIPPED)
     copy_run(run, out / "project" / "out" / "quick")
     (out / "needed.txt").write_text("\n".join(needed()) + "\n", encoding="utf-8")
-    text = README.format(versions=", ".join(versions), systems=", ".join(systems))
+    text = README
+    if found:
+        text += f"The wheels are for {'; '.join(found)}.\n"
+    if lost:
+        text += MISSING.format(lost="; ".join(lost))
     (out / "READ-ME.txt").write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 2**20:,.0f} MiB; READ-ME.txt says what to type")

@@ -125,6 +125,7 @@ def small(tmp_path, monkeypatch):
     (root / "out").mkdir()
     (root / "part").mkdir()
     (root / "part" / "__init__.py").touch()
+    (root / "few.txt").touch()  # somebody's
     (root / "README.md").write_text("the project's\n", encoding="utf-8")
     source = '''
     def one(x):
@@ -155,6 +156,7 @@ def small(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "load_lesson", Lesson)
     for module in (copies, prove):
         monkeypatch.setattr(module, "ROOT", root)
+    monkeypatch.setattr(copies, "FILES", ("README.md", "sums.py", "three.py"))
     monkeypatch.chdir(tmp_path)
     return root
 
@@ -477,12 +479,28 @@ def test_a_stick_has_wheels_for_each_system_the_project_and_its_models(tmp_path,
     lines = (out / "needed.txt").read_text(encoding="utf-8").split()
     assert set(lines) < {*windows, *torch_of_windows}
 
+    text = (out / "READ-ME.txt").read_text(encoding="utf-8")
+    assert "The wheels are for windows, Python 3.10; linux, Python 3.10.\n" in text
+    assert "could be loaded" not in text
+
     pack.pack(out, run, [], [], "https://index")  # what is ours may be written again
     with pytest.raises(ValueError, match="no wheels for mac, Python 3.13; windows, .*: pip says"):
         pack.pack(out, run, ["mac", "windows"], ["3.13"], "https://index")
+    text = (out / "READ-ME.txt").read_text(encoding="utf-8")
+    assert "for these could be loaded: mac, Python 3.13; windows, Python 3.13.\n" in text
+    assert "The wheels are for" not in text
     assert "win_amd64" in calls[-1], "one system without wheels stops no other"
     with pytest.raises(ValueError, match="was not written by `pack`"):
         pack.pack(tmp_path, run, [], [], "https://index")
+
+
+def test_a_copy_and_the_stick_have_all_files_of_the_project_and_no_others():
+    command = ["git", "-C", str(ROOT), "ls-files"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip("not a clone")
+    files = {path for path in found.stdout.split("\n") if path and "/" not in path}
+    assert files - {".gitignore"} == {*copies.FILES}
 
 
 @pytest.mark.parametrize("version", ["3.10", "3.12"])

@@ -23,6 +23,7 @@ from kernels import Operator, autocast_dtype, flatten_to_2d, num_sms, tl, triton
 
 
 def rms_norm_reference(x, weight, eps=1e-5):
+    """The definition. x (..., C), weight (C,) -> (..., C) in x's dtype."""
     wide = x if x.dtype == torch.float64 else x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide * scale * weight).to(x.dtype)
@@ -41,6 +42,7 @@ class ExplicitGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps, dtype):
+        """Saves n, r and weight for backward; n and r in float32, or in float64 if x has it."""
         x = x if x.dtype == torch.float64 else x.float()
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = torch.rsqrt(norm.square() / x.shape[-1] + eps)

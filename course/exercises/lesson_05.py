@@ -59,6 +59,25 @@ def norm_in_float64():
     assert is_exact, "the gradient of float64 is not that of finite differences"
 
 
+def norm_with_its_gradient():
+    from kernels.rms_norm import ExplicitGradient
+
+    x, weight = randn(3, 6), randn(6, seed=1)
+    want = F.rms_norm(x, (6,), weight, 1e-5)
+    for dtype, error in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
+        got = ExplicitGradient.apply(x, weight, 1e-5, dtype)
+        assert got.dtype == dtype, f"{dtype} is asked for, the result is {got.dtype}"
+        near(got, want, f"ExplicitGradient, {dtype} asked for", error)
+
+    x, weight = x.double().requires_grad_(), weight.double().requires_grad_()
+    is_exact = torch.autograd.gradcheck(
+        lambda x, weight: ExplicitGradient.apply(x, weight, 1e-5, torch.float64),
+        (x, weight),
+        raise_exception=False,
+    )
+    assert is_exact, "backward makes another gradient of what forward saved than it should"
+
+
 # ------------------------------------------------------------------------------------ RoPE
 def angles(length, half):
     """cos and sin of random angles, float32 (length, half)."""
@@ -357,8 +376,8 @@ EXERCISES = [
         name="rms_norm",
         title="RMSNorm",
         file="kernels/rms_norm.py",
-        functions=["rms_norm_reference"],
-        minutes=15,
+        functions=["rms_norm_reference", "ExplicitGradient.forward"],
+        minutes=20,
         checks=[
             Check(
                 1,
@@ -384,8 +403,14 @@ EXERCISES = [
                 "The input of finite differences is float64. Does your code make it narrower?",
                 norm_in_float64,
             ),
+            Check(
+                1,
+                "once more, for a gradient by formulas",
+                "ctx.save_for_backward keeps tensors: those that `backward` unpacks, in its order.",
+                norm_with_its_gradient,
+            ),
         ],
-        wrong={"05_rms_norm_a.py": 1, "05_rms_norm_b.py": 2},
+        wrong={"05_rms_norm_a.py": 1, "05_rms_norm_b.py": 2, "05_rms_norm_c.py": 4},
     ),
     Exercise(
         name="rope",

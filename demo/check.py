@@ -22,7 +22,7 @@ PLACEHOLDERS = {*KEYS, "it", "other", "notes", "word", "name"}
 OWN = ("vocab_size", "tokenizer_flags", "script", "agreement", "names", "forms")
 # Patterns, of which each language has as many as it likes.
 WORDINGS = ("grammar", "varied", "unseen")
-OPTIONAL = ("base", "default", "called", "noun_class", "class_forms", "capitals", "synonyms")
+OPTIONAL = ("base", "default", "called", "noun_class", "class_forms", "capitals")
 
 
 def check_tables(languages):
@@ -66,14 +66,6 @@ def find_problems(language, languages):
             yield f"agreement.{form} is missing, which {path} uses"
     yield from agreement_problems(words)
     yield from wording_problems(words)
-
-    # synonyms, if there are any: the meanings of the base language, each word in one of them
-    synonyms = words["synonyms"]
-    if synonyms:
-        for key in sorted(synonyms.keys() ^ base.get("synonyms", {}).keys()):
-            yield f"synonyms.{key} is " + ("in no other table" if key in synonyms else "missing")
-        told = Counter(word for line in synonyms.values() for word in line)
-        yield from (f"synonyms: {word!r} is there twice" for word in told if told[word] > 1)
 
     # two words alike would give a question two right answers
     for name, answers in answer_tables(words).items():

@@ -11,8 +11,7 @@ from demo.world import SKILLS, random_for, random_scene
 # The tables of the dictionary, and what a translation asks for, some of it more often.
 TABLES = ("kind", "colour", "size", "background", "direction", "other_kind")
 FURTHER_SHARE = 0.3  # of the texts are asked for a caption, or what they do not answer
-SYNONYM_SHARE = 0.1  # of the texts in one language are words that mean the same
-GLOSSARY = ("kind", "kind", *TABLES, "place", "phrase", "phrase", "synonyms", "synonyms")
+GLOSSARY = ("kind", "kind", *TABLES, "place", "phrase", "phrase")
 
 
 def sentence(language, number, thing):
@@ -61,29 +60,12 @@ def questions_on(text, scene, language, rng, num_turns):
     return [(text + question, answer), *rest]
 
 
-def synonyms(language, table, key):
-    """The words of one meaning, the one of the table first. table: None for what questions are made
-    of, such as "colour", of which the world has no table."""
-    words = WORDS[language]
-    own = [words[table][key]] if table else []
-    return own + words.get("synonyms", {}).get(key, [])
-
-
-def asked_about():
-    """The meanings of the table `synonyms` that no other table has."""
-    found = {key for words in WORDS.values() for key in words.get("synonyms", {})}
-    return sorted(found - {key for table in TABLES for key in WORDS[LANGUAGES[0]][table]})
-
-
 def glossary(rng):
-    """{language: words or phrases of one meaning}, the same in all languages."""
+    """{language: the same word or phrase}."""
     table = rng.choice(GLOSSARY)
-    if table == "synonyms" and all("synonyms" in words for words in WORDS.values()):
-        key = rng.choice(asked_about())
-        return {language: synonyms(language, None, key) for language in LANGUAGES}
     if table in TABLES:
         key = rng.choice(list(WORDS[LANGUAGES[0]][table]))
-        return {language: synonyms(language, table, key) for language in LANGUAGES}
+        return {language: words[table][key] for language, words in WORDS.items()}
 
     # a phrase about a thing, or a place alone
     things = random_scene(rng).things
@@ -93,18 +75,17 @@ def glossary(rng):
     found = {}
     for code, words in WORDS.items():
         text = words["location"] if n is None else [*words["phrases"], words["full"]][n]
-        found[code] = [fill(code, text, **thing_words(code, thing))]
+        found[code] = fill(code, text, **thing_words(code, thing))
     return found
 
 
 def dictionary():
-    """Lines of words that mean the same, "cat = 고양이 = 猫", "colour = hue = 색 = 颜色"."""
-    meanings = [(table, key) for table in TABLES for key in WORDS[LANGUAGES[0]][table]]
-    meanings += [(None, key) for key in asked_about()]
+    """Lines of words that mean the same, "cat = 고양이 = 猫"."""
     lines = []
-    for table, key in meanings:
-        names = [word for language in LANGUAGES for word in synonyms(language, table, key)]
-        lines += [" = ".join(names)] if len(names) > 1 else []
+    for table in TABLES:
+        for key in WORDS[LANGUAGES[0]][table]:
+            names = [words[table][key] for words in WORDS.values()]
+            lines += [" = ".join(names)] if len(names) > 1 else []
     return lines
 
 
@@ -116,8 +97,7 @@ def translation(rng):
     if language not in (source, target):
         language = source
     template, name = rng.choice(WORDS[language]["translate"]), WORDS[language]["names"][target]
-    word = rng.choice(words[source])
-    return language, (fill(language, template, word=word, name=name), words[target][0])
+    return language, (fill(language, template, word=words[source], name=name), words[target])
 
 
 def dialogue(turns):
@@ -130,15 +110,8 @@ def document(kind, rng):
     if kind == "parallel":
         return _parallel_document(scene, rng)
 
-    # words that mean the same
-    words = WORDS[kind]
-    if "synonyms" in words and rng.random() < SYNONYM_SHARE:
-        lines = rng.sample(list(words["synonyms"].values()), 3)
-        lines = [" = ".join(rng.sample(line, min(3, len(line)))) for line in lines]
-        return words["gap"].join(line + words["stop"] for line in lines)
-
     # sentences, with more on the mood and on who is beside whom
-    text = description(scene, kind, rng, plain=True)
+    words, text = WORDS[kind], description(scene, kind, rng, plain=True)
     if rng.random() < 0.3:
         more = [fill(kind, words["mood_says"], mood=words["mood"][scene.background])]
         pairs = [pair for thing in scene.things for pair in beside_pairs(scene, thing)]
@@ -166,7 +139,7 @@ def _parallel_document(scene, rng):
 
     if style < 0.55:
         words = glossary(rng)
-        return rng.choice((" = ", " / ", ": ")).join(rng.choice(words[code]) for code in languages)
+        return rng.choice((" = ", " / ", ": ")).join(words[code] for code in languages)
     if style < 0.75:
         return dialogue([translation(rng)[1] for _ in range(rng.randint(1, 3))])
     text = description(scene, languages[0], rng) + " "

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from training.phrases import LINE_WORDS, PhraseDataset
+from training.phrases import PhraseDataset
 
 
 def write_records(file, *records):
@@ -129,17 +129,6 @@ def test_words_of_a_dictionary_line_mean_the_same_and_each_pair_is_compared_once
     assert batch["word_known"].tolist() == known
     halves = [dataset.batch([0, 1], rank, 2)["word_known"].int() for rank in range(2)]
     assert (halves[0] + halves[1]).tolist() == [[int(pair) for pair in row] for row in known]
-
-
-def test_of_a_long_dictionary_line_some_words_are_drawn_others_at_another_step(
-    tokenizer, config, world, tmp_path
-):
-    file = tmp_path / "words.txt"
-    file.write_text("cat = 고양이\n" + " = ".join("abcdefghi") + "\n", encoding="utf-8")
-    dataset = PhraseDataset([world / "captions.json"], tokenizer, config, file)
-    drawn = [texts_of(dataset.batch([0, 1], seed=n), tokenizer, "word_") for n in range(20)]
-    assert all({"cat", "고양이"} < {*words} and len({*words}) == 2 + LINE_WORDS for words in drawn)
-    assert {word for words in drawn for word in words} == {"cat", "고양이", *"abcdefghi"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from data import ImageCache
 from vocabulary.conversations import read_conversations, record_name
 from vocabulary.files import read_lines
 
-DICTIONARY_LINES, LINE_WORDS = 96, 6  # drawn for each step; of each line
+DICTIONARY_LINES = 64  # drawn for each step
 
 
 class DescribedImage(NamedTuple):
@@ -163,9 +163,7 @@ class PhraseDataset:
             return {}
 
         count = min(DICTIONARY_LINES, len(self.dictionary))
-        rng = random.Random(f"{seed} dictionary")
-        lines = rng.sample(self.dictionary, count)
-        lines = [rng.sample(line, LINE_WORDS) if len(line) > LINE_WORDS else line for line in lines]
+        lines = random.Random(f"{seed} dictionary").sample(self.dictionary, count)
         words = [ids for line in lines for ids in line]
 
         # Each word's line, and the first word of its spelling. In numpy: to compare some 200 words

@@ -156,7 +156,7 @@ def test_every_error_is_one_line(parsers, capsys):
         ("train.py instruct --batch-size 0", "--batch-size: 0: must be 1 or more"),
         ("train.py instruct --estimate 0", "--estimate: 0: must be 1 or more"),
         (
-            "train.py align --preset tiny --tokenizer x.model --data x.json -o x --estimate 1 "
+            "train.py align --preset tiny --tokenizer README.md --data x.json -o x --estimate 1 "
             "--precision fp32",
             "--estimate counts bf16",
         ),

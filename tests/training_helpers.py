@@ -32,7 +32,8 @@ def command(stage, start, data_file, out, *more, processes=1):
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     args = [ROOT / "train.py", stage, "--model", start, "--data", data_file, "-o", out]
-    return [*launcher, *map(str, [*args, "--precision", "fp32", *more])]
+    exact = [] if "--estimate" in more else ["--precision", "fp32"]
+    return [*launcher, *map(str, [*args, *exact, *more])]
 
 
 def run(*args, processes=1):
@@ -54,8 +55,9 @@ class TrainHere:
 
     def __call__(self, stage, file, *more, out="out"):
         handlers = [signal.getsignal(number) for number in SIGNALS]
-        words = command(stage, self.start, self.world / file, self.tmp_path / out)[1:]
-        words += ["--batch-size", "4", *map(str, more)]
+        words = command(
+            stage, self.start, self.world / file, self.tmp_path / out, "--batch-size", 4, *more
+        )[1:]
         self.monkeypatch.setattr(sys, "argv", words)
         code = 0
         try:

@@ -413,7 +413,7 @@ def main() -> None:
     add = commands.add_parser("merge", help="append new pieces to a model").add_argument
     base = ".model, or the model folder that it belongs to; its pieces keep their ids"
     add("base", type=flags.path, metavar="BASE", help=base)
-    add("new", nargs="*", type=flags.path, metavar="NEW", help=".model, a piece a line; .json")
+    add("new", nargs="*", type=flags.path, metavar="NEW", help=".model, a piece a line, or .json")
     add("-o", "--out", type=flags.text, required=True, help="the .model to write")
     choices = {"choices": ("drop", "repair", "keep"), "default": "drop"}
     add("--unreachable", **choices, help="pieces that no merges reach")

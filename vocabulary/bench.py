@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "tokenizer.py"
 
@@ -27,7 +28,7 @@ tokenizer.train([file], trainers.BpeTrainer(
 }
 
 
-def run_measured(command: list[str], errors) -> tuple[int, str]:
+def run_measured(command: list[str], errors: BinaryIO) -> tuple[int, str]:
     """Run a command on one thread -> (exit status, its time and memory in words). What it says on
     stderr goes into the file `errors`."""
     names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"

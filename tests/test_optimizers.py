@@ -33,7 +33,8 @@ def test_the_learning_rate_rises_then_falls_to_zero():
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
-def test_muon_is_pytorchs_and_moves_a_matrix_by_all_its_directions_alike(shape):
+def test_muon_is_pytorchs_and_moves_a_matrix_by_all_its_directions_alike(monkeypatch, shape):
+    monkeypatch.setattr("kernels.device.has_bf16", lambda device: True)  # PyTorch's has no other
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for _ in range(3)]
     theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
@@ -52,6 +53,22 @@ def test_muon_is_pytorchs_and_moves_a_matrix_by_all_its_directions_alike(shape):
 
     low, high = torch.linalg.svdvals(orthogonalise(torch.randn(2, *shape)).float()).aminmax()
     assert 0.4 < low and high < 1.3
+
+
+@pytest.mark.parametrize("has_bf16, digits", [(False, 1e-4), (True, 0.03)])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_muon_multiplies_in_what_the_hardware_is_fast_in(monkeypatch, has_bf16, digits, shape):
+    monkeypatch.setattr("kernels.device.has_bf16", lambda device: has_bf16)
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    update = orthogonalise(x)
+    assert update.dtype == (torch.bfloat16 if has_bf16 else torch.float32)
+
+    # In float64, each singular value for itself.
+    u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
+    s /= s.norm(dim=1, keepdim=True)
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    assert torch.allclose(update.double(), u * s[:, None] @ v, atol=digits)
 
 
 def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest(config):

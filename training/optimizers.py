@@ -5,6 +5,7 @@ import math
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from kernels.device import pick_precision
 from training.distributed import full_tensor
 
 
@@ -100,10 +101,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(x):
-    """Matrices U·S·Vᵀ (N, A, B) -> about U·Vᵀ, bfloat16: five Newton-Schulz iterations bring all
-    singular values to about 0.5 … 1.2."""
+    """Matrices U·S·Vᵀ (N, A, B) -> about U·Vᵀ: five Newton-Schulz iterations bring all singular
+    values to about 0.5 … 1.2. In bfloat16 where the hardware has it. A CPU that has not multiplies
+    such matrices some fifty times slower than float32."""
     is_tall = x.shape[1] > x.shape[2]
-    x = x.bfloat16()
+    x = x.to(pick_precision("auto", x.device))
     x = x.mT if is_tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from demo.recipe import QUICK_SIZES, SIZES, TEST_SPLITS, report_step, world_step
-from demo.steps import Run, Step, short_path, shown
+from demo.steps import FLOAT32_TAKES, Run, Step, multiplies_bf16, short_path, shown
 from demo.words import AVAILABLE, DEFAULT
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
 from vocabulary.files import require_writable
 
-MINUTES, QUICK_MINUTES = (13, 30), (2.5, 6)  # that one run takes on one core
+MINUTES, QUICK_MINUTES = (13, 30), (2.5, 6)  # that one run takes on one core with bfloat16
 BASE = DEFAULT[0]
 EVERY = (BASE, *sorted(set(AVAILABLE) - {BASE}))
 PERCENT = (30, 10, 3, 1)  # of the images, that a poor language describes
@@ -273,7 +273,8 @@ def hours(runs, variants, jobs, quick):
     left = [folder for folder in runs if not (folder / "eval.json").exists()]
     length = sum(variants[folder.name.rpartition(".")[0]].length for folder in left)
     minutes = QUICK_MINUTES if quick else MINUTES
-    low, high = (length * each / 60 / jobs for each in minutes)
+    pace = 1 if multiplies_bf16() else FLOAT32_TAKES
+    low, high = (length * pace * each / 60 / jobs for each in minutes)
     return f"{len(left)} of {len(runs)} runs to do: {low:.1f} to {high:.1f} hours with a core each"
 
 

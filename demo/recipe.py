@@ -20,7 +20,7 @@ class Stage(NamedTuple):
     flags: str
     steps: int
     quick_steps: int  # with --quick
-    seconds: int  # about how long the steps take on two cores
+    seconds: int  # about how long the steps take on two cores, with bfloat16
 
 
 STAGES = {

@@ -22,6 +22,7 @@ from vocabulary.identity import digest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vocabulary", "kernels", "checkpoint", "training", "evaluation", "demo")
 CODE = ("*.py", *(f"{name}/**/*.py" for name in PACKAGES), "demo/**/*.json")
+FLOAT32_TAKES = 2.5  # times as long to train, on two cores of one age
 
 
 class Step(NamedTuple):
@@ -29,7 +30,7 @@ class Step(NamedTuple):
     command: list  # what comes after `python`
     reads: list  # files whose contents decide the result
     writes: Path  # the file that is there when the step is complete
-    seconds: int = 0  # about how long it takes on two cores
+    seconds: int = 0  # about how long it takes on two cores, training with bfloat16
     trains: bool = False  # into the folder of `writes`, where it can resume
     again: bool = False  # quick: made again, not refused, where it was made otherwise
 
@@ -69,6 +70,12 @@ def digests(paths):
 def code_digests():
     """{path: digest} of the code that steps may run."""
     return digests(short_path(path) for pattern in CODE for path in sorted(ROOT.glob(pattern)))
+
+
+def multiplies_bf16():
+    from kernels.device import has_bf16, pick_device  # importing torch takes seconds
+
+    return has_bf16(pick_device())
 
 
 def difference(old, new):
@@ -136,9 +143,12 @@ class Run:
             if changed:
                 print(f"It is kept, though code has changed since: {', '.join(sorted(changed))}")
         if left:
-            minutes = sum(step.seconds for step in left) / 60
+            is_slow = not multiplies_bf16()
+            factors = (FLOAT32_TAKES if step.trains and is_slow else 1 for step in left)
+            minutes = sum(step.seconds * factor for step, factor in zip(left, factors)) / 60
             print(f"{self.out}: to do: {', '.join(step.name for step in left)}")
-            print(f"About {minutes:.0f} to {1.75 * minutes:.0f} minutes on two cores")
+            why = ": this processor does not multiply bfloat16 numbers" if is_slow else ""
+            print(f"About {minutes:.0f} to {1.75 * minutes:.0f} minutes on two cores{why}")
 
         for step in steps:
             if not self.is_done(step):

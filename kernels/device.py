@@ -1,5 +1,8 @@
 """Which device and precision a run uses, and what GPUs reach. Imports nothing of the project."""
 
+import sys
+from functools import cache
+
 import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -37,12 +40,20 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products. auto: bfloat16 where the hardware has it, else float32."""
     if name == "bf16" and device.type == "mps":
         raise ValueError("--precision bf16: not supported with --device mps, use fp32")
+    if name == "bf16" and not has_bf16(device):
+        say_once(f"--precision bf16: this {device.type} imitates it; fp32 is many times faster")
     if name == "bf16" or (name == "auto" and has_bf16(device)):
         return torch.bfloat16
     return torch.float32
 
 
+@cache
+def say_once(text):
+    print(text, file=sys.stderr)
+
+
 def has_bf16(device):
+    """Whether the hardware multiplies bfloat16. Of CPUs: AMD's from Zen 4 on, Intel's with AMX."""
     if device.type == "cuda":
         # torch.cuda.is_bf16_supported() is true for older GPUs, too, which emulate it slowly.
         return torch.cuda.get_device_capability(device) >= (8, 0)

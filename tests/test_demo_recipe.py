@@ -97,6 +97,12 @@ class FakeRunner:
         (out / "world.json").write_text(json.dumps({"arguments": arguments}), encoding="utf-8")
 
 
+@pytest.fixture(autouse=True)
+def with_bf16(monkeypatch):
+    """The processor for which the recipe has its seconds."""
+    monkeypatch.setattr("kernels.device.has_bf16", lambda device: True)
+
+
 @pytest.fixture
 def out(tmp_path, monkeypatch):
     """An empty working directory; the name of the run's folder."""
@@ -295,6 +301,14 @@ def test_ctrl_c_lets_the_command_save_first(tmp_path):
 
 
 # ---- what is skipped, and what is refused
+
+
+def test_without_bfloat16_it_says_that_training_takes_longer(out, capsys, monkeypatch):
+    monkeypatch.setattr("kernels.device.has_bf16", lambda device: False)
+    assert len(run().commands) == len(NAMES)
+    printed = capsys.readouterr().out
+    # 2.5 × 570 s of training, and 64 s of the rest
+    assert "About 25 to 43 minutes on two cores: this processor does not multiply" in printed
 
 
 def test_a_finished_run_is_not_run_again(out, capsys):

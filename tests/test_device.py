@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.device import pick_device, pick_precision
+from kernels.device import pick_device, pick_precision, say_once
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
@@ -50,11 +50,16 @@ def test_a_gpu_takes_bf16_where_the_hardware_has_it(machine, capability, dtype):
         ((), torch.float32),
     ],
 )
-def test_a_cpu_takes_bf16_where_it_has_the_instructions(machine, cpu, dtype):
+def test_a_cpu_takes_bf16_where_it_has_the_instructions(machine, capsys, cpu, dtype):
     machine(cpu=cpu)
+    say_once.cache_clear()
     assert pick_device("auto") == CPU
     assert pick_precision("auto", CPU) == dtype
-    assert pick_precision("bf16", CPU) == torch.bfloat16
+    assert capsys.readouterr().err == ""
+
+    # Asked for, it is taken; that it is slow is said once.
+    assert pick_precision("bf16", CPU) == pick_precision("bf16", CPU) == torch.bfloat16
+    assert capsys.readouterr().err.count("this cpu imitates it") == (dtype == torch.float32)
 
 
 def test_apples_gpu_is_taken_on_request_only_and_in_fp32(machine):

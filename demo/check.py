@@ -171,26 +171,35 @@ def wording_problems(words):
     if "grammar" in unknown:
         return
 
+    grammar = words["grammar"]
+    without_words = {name: list(map(skeleton, patterns)) for name, patterns in grammar.items()}
     for table in WORDINGS[1:]:
         for path, pattern in flatten(words[table]).items():
             where = f"{table}.{path}"
             if where in unknown:
                 continue
-            required = plain.get(path.rpartition(".")[0])
-            for template in all_templates(pattern, words["grammar"]):
-                if "[" in template or "]" in template:
-                    yield f"{where}: a bracket is open"
-                    break
-                own, model, more = properties(words, template), set(), {"kind", "it"}
-                if required:
-                    model, more = properties(words, required[0]), {"kind"}
-                if not model <= own <= model | more:
-                    names = ", ".join(sorted(own ^ model))
-                    yield f"{where}: {template!r} differs in {names} from the plain templates"
-                    break
+            model, more = set(), {"kind", "it"}
+            if required := plain.get(path.rpartition(".")[0]):
+                model, more = properties(words, required[0]), {"kind"}
+
+            # A pattern stands for up to thousands of templates, but for few without their words.
+            skeletons = all_templates(skeleton(pattern), without_words)
+            if any("[" in template or "]" in template for template in skeletons):
+                yield f"{where}: a bracket is open"
+            elif any(difference(words, template, model, more) for template in skeletons):
+                for template in all_templates(pattern, grammar):
+                    if found := difference(words, template, model, more):
+                        names = ", ".join(sorted(found))
+                        yield f"{where}: {template!r} differs in {names} from the plain templates"
+                        break
         for path in plain.keys() - {"it.kind", "it.colour", "it.pronoun"}:
             if not any(key.startswith(path + ".") for key in flatten(words[table])):
                 yield f"{table}.{path} is missing"
+
+
+def skeleton(pattern):
+    """A pattern without its words: placeholders, names of the grammar, brackets."""
+    return "".join(re.findall(r"{\w*}|@[a-z_]+|[][|]", pattern))
 
 
 def flatten(table, path=""):
@@ -227,6 +236,12 @@ def properties(words, template):
     a noun is none."""
     forms = {name: table for table, name, _ in form_names(words)}
     return {forms.get(name, name) for name in re.findall(r"{(\w*)}", template)} - {"class"}
+
+
+def difference(words, template, model, more):
+    """The placeholders that a template lacks of `model`, or has beyond `model` and `more`."""
+    own = properties(words, template)
+    return set() if model <= own <= model | more else own ^ model
 
 
 def wording_overlaps(words):

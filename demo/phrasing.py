@@ -26,7 +26,7 @@ def all_templates(pattern, grammar):
         match = BRACKETS.search(template)
         if match:
             before, after = template[: match.start()], template[match.end() :]
-            pending += [before + choice + after for choice in match[1].split("|")]
+            pending += [before + choice + after for choice in {*match[1].split("|")}]
         else:
             found.add(" ".join(template.split()))
     return sorted(found)

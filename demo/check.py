@@ -22,6 +22,7 @@ PLACEHOLDERS = {*KEYS, "it", "other", "notes", "word", "name"}
 OWN = ("vocab_size", "tokenizer_flags", "script", "agreement", "names", "forms")
 # Patterns, of which each language has as many as it likes.
 WORDINGS = ("grammar", "varied", "unseen")
+PLACEHOLDER = re.compile(r"{(\w*)}")
 OPTIONAL = ("base", "default", "called", "noun_class", "class_forms", "capitals")
 
 
@@ -171,8 +172,7 @@ def wording_problems(words):
     if "grammar" in unknown:
         return
 
-    grammar = words["grammar"]
-    without_words = {name: list(map(skeleton, patterns)) for name, patterns in grammar.items()}
+    known = {}  # placeholders of a template -> its properties
     for table in WORDINGS[1:]:
         for path, pattern in flatten(words[table]).items():
             where = f"{table}.{path}"
@@ -181,25 +181,21 @@ def wording_problems(words):
             model, more = set(), {"kind", "it"}
             if required := plain.get(path.rpartition(".")[0]):
                 model, more = properties(words, required[0]), {"kind"}
-
-            # A pattern stands for up to thousands of templates, but for few without their words.
-            skeletons = all_templates(skeleton(pattern), without_words)
-            if any("[" in template or "]" in template for template in skeletons):
-                yield f"{where}: a bracket is open"
-            elif any(difference(words, template, model, more) for template in skeletons):
-                for template in all_templates(pattern, grammar):
-                    if found := difference(words, template, model, more):
-                        names = ", ".join(sorted(found))
-                        yield f"{where}: {template!r} differs in {names} from the plain templates"
-                        break
+            for template in all_templates(pattern, words["grammar"]):
+                if "[" in template or "]" in template:
+                    yield f"{where}: a bracket is open"
+                    break
+                placeholders = tuple(PLACEHOLDER.findall(template))
+                if placeholders not in known:
+                    known[placeholders] = properties(words, template)
+                own = known[placeholders]
+                if not model <= own <= model | more:
+                    names = ", ".join(sorted(own ^ model))
+                    yield f"{where}: {template!r} differs in {names} from the plain templates"
+                    break
         for path in plain.keys() - {"it.kind", "it.colour", "it.pronoun"}:
             if not any(key.startswith(path + ".") for key in flatten(words[table])):
                 yield f"{table}.{path} is missing"
-
-
-def skeleton(pattern):
-    """A pattern without its words: placeholders, names of the grammar, brackets."""
-    return "".join(re.findall(r"{\w*}|@[a-z_]+|[][|]", pattern))
 
 
 def flatten(table, path=""):
@@ -235,13 +231,7 @@ def properties(words, template):
     """The placeholders of a template; of further forms, their tables. What only takes the class of
     a noun is none."""
     forms = {name: table for table, name, _ in form_names(words)}
-    return {forms.get(name, name) for name in re.findall(r"{(\w*)}", template)} - {"class"}
-
-
-def difference(words, template, model, more):
-    """The placeholders that a template lacks of `model`, or has beyond `model` and `more`."""
-    own = properties(words, template)
-    return set() if model <= own <= model | more else own ^ model
+    return {forms.get(name, name) for name in PLACEHOLDER.findall(template)} - {"class"}
 
 
 def wording_overlaps(words):

@@ -9,27 +9,38 @@ braces are left for `words.fill`.
 
 import re
 
-REFERENCE, BRACKETS = re.compile(r"@([a-z_]+)"), re.compile(r"\[([^\[\]]*)\]")
+REFERENCE = re.compile(r"@([a-z_]+)")
+MARKS = re.compile(r"(@[a-z_]+|[][|])")
 # A word of a template: letters that are neither in a placeholder nor in a form such as a/an.
 WORD = re.compile(r"(?<![^\W\d_])(?<!/)[^\W\d_]+(?![^\W\d_/]*/|[^{}]*\})")
 
 
 def all_templates(pattern, grammar):
-    """Every template of a pattern, sorted."""
-    while REFERENCE.search(pattern):
-        pattern = REFERENCE.sub(lambda match: f"[{'|'.join(grammar[match[1]])}]", pattern)
+    """Every template of a pattern, sorted. A bracket that has no other one stays in the text."""
+    found = read_alternatives(iter(MARKS.split(pattern)), grammar)
+    return sorted({" ".join(template.split()) for template in found})
 
-    # Replace an innermost bracket by each of its alternatives, until none is left.
-    pending, found = [pattern], set()
-    while pending:
-        template = pending.pop()
-        match = BRACKETS.search(template)
-        if match:
-            before, after = template[: match.start()], template[match.end() :]
-            pending += [before + choice + after for choice in {*match[1].split("|")}]
+
+def read_alternatives(marks, grammar, is_inside=False):
+    """What a pattern stands for, from here to the bracket that closes: the texts of its
+    alternatives. marks: an iterator over a pattern that is cut at MARKS."""
+    found, texts = set(), {""}
+    for mark in marks:
+        if mark == "]" and is_inside:
+            return found | texts
+        if mark == "|":
+            found, texts = found | texts, {""}
+            continue
+
+        if mark == "[":
+            choices = read_alternatives(marks, grammar, is_inside=True)
+        elif mark.startswith("@"):
+            own = (iter(MARKS.split(text)) for text in grammar[mark[1:]])
+            choices = {text for marks in own for text in read_alternatives(marks, grammar)}
         else:
-            found.add(" ".join(template.split()))
-    return sorted(found)
+            choices = [mark]
+        texts = {text + choice for text in texts for choice in choices}
+    return {"[" * is_inside + text for text in found | texts}
 
 
 def make_word(nouns, known, script, rng):

@@ -158,14 +158,18 @@ def test_a_conversation_that_outgrows_the_model_is_refused(model, tokenizer):
 
 # ------------------------------------------------------------------------------------ command line
 @pytest.fixture(scope="module")
-def ask(config, tokenizer_file, tmp_path_factory):
+def model_folder(config, tokenizer_file, tmp_path_factory):
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("model") / "m"
     weights = XLlava(config).init_weights().state_dict().items()
     checkpoint.write_model(config, weights, tokenizer_file, folder)
+    return folder
 
+
+@pytest.fixture
+def ask(model_folder):
     def ask(*args, stdin=None):
-        command = [sys.executable, ROOT / "generate.py", "--model", folder, *map(str, args)]
+        command = [sys.executable, ROOT / "generate.py", "--model", model_folder, *map(str, args)]
         command += ["--max-new-tokens", "4"]
         return subprocess.run(command, capture_output=True, encoding="utf-8", input=stdin)
 
@@ -182,16 +186,18 @@ def ask(config, tokenizer_file, tmp_path_factory):
         (["--device", "mps", "What?"], ""),
     ],
 )
-def test_a_users_mistake_gets_one_clear_line(ask, tmp_path, monkeypatch, args, message):
+def test_a_users_mistake_gets_one_clear_line(
+    model_folder, run_here, tmp_path, monkeypatch, args, message
+):
     if "mps" in args and torch.backends.mps.is_available():
         pytest.skip("this machine has MPS")
     monkeypatch.chdir(tmp_path)
     Path("text.png").write_text("hello", encoding="utf-8")
     Path("empty.png").touch()
-    done = ask(*args)
-    assert done.returncode in (1, 2)
-    assert done.stderr.startswith(f"generate.py: {message}")
-    assert done.stderr.count("\n") == 1
+    status, error = run_here(ROOT / "generate.py", "--model", model_folder, *args)
+    assert status in (1, 2)
+    assert error.startswith(f"generate.py: {message}")
+    assert error.count("\n") == 1
 
 
 def test_one_question_and_a_chat_as_commands(ask, world):

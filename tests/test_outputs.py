@@ -1,9 +1,6 @@
 """Whose file is it? No command replaces a file that it did not write, and none its own input."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -70,7 +67,9 @@ TRAIN = ("tokenizer.py", "train", "text.txt", "--vocab-size", "290")
         (STAGE, "model"),
     ],
 )
-def test_a_file_that_a_command_did_not_write_is_refused_untouched(folder, command, out):
+def test_a_file_that_a_command_did_not_write_is_refused_untouched(
+    folder, run_here, monkeypatch, command, out
+):
     def contents():
         files = sorted(path for path in (folder / out).rglob("*") or [folder / out])
         return {path: path.read_bytes() for path in [folder / out, *files] if path.is_file()}
@@ -79,16 +78,11 @@ def test_a_file_that_a_command_did_not_write_is_refused_untouched(folder, comman
     words = [str(ROOT / word) if word.endswith(".py") else word for word in command]
     if words[-1] not in ("-o", "--sheet"):
         words.append("-o")
-    done = subprocess.run(
-        [sys.executable, *words, out],
-        capture_output=True,
-        encoding="utf-8",
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode not in (0, None)
-    assert done.stderr.strip().count("\n") == 0, done.stderr
-    assert out in done.stderr and "another -o" in done.stderr
+    monkeypatch.chdir(folder)
+    status, error = run_here(*words, out)
+    assert status != 0
+    assert error.strip().count("\n") == 0, error
+    assert out in error and "another -o" in error
     assert contents() == before
 
 

@@ -39,14 +39,14 @@ demo: .venv/installed
 ablation: .venv/installed
 	@$(PYTHON) -m demo.ablation $(ARGS)
 
-# Two processes of one thread each: the kernels in Triton's interpreter and the demo's world take about
+# Two processes of one thread each: the kernels in Triton's interpreter and the demo's words take about
 # as long as all other tests. The report on the others is printed last.
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed
 	@report=$$(mktemp); \
-	$(PYTHON) -m pytest -q tests --ignore-glob='*test_kernels_*' --ignore-glob='*test_demo_w*' \
+	$(PYTHON) -m pytest -q tests --ignore-glob='*test_kernels_*' --ignore-glob='*test_demo_words*' \
 		> $$report 2>&1 & others=$$!; \
-	$(PYTHON) -m pytest -q tests/test_kernels_*.py tests/test_demo_w*.py; first=$$?; \
+	$(PYTHON) -m pytest -q tests/test_kernels_*.py tests/test_demo_words.py; first=$$?; \
 	wait $$others; others=$$?; cat $$report; rm $$report; exit $$((first + others))
 
 lint: .venv/installed

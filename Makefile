@@ -39,8 +39,8 @@ demo: .venv/installed
 ablation: .venv/installed
 	@$(PYTHON) -m demo.ablation $(ARGS)
 
-# Two processes of one thread each: the kernels in Triton's interpreter and the demo's words take about
-# as long as all other tests. The report on the others is printed last.
+# Two processes of one thread each: the kernels in Triton's interpreter and the demo's words take
+# about as long as all other tests. The report on the others is printed last.
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed
 	@report=$$(mktemp); \

@@ -3,6 +3,7 @@
     [What|Which] @colour is {it}?
 
 [a|b|] stands for one of its alternatives, which may be empty and may hold brackets themselves.
+So does a|b without brackets.
 @name stands for one of the list of that name in the language's table `grammar`. Placeholders in
 braces are left for `words.fill`.
 """
@@ -35,8 +36,9 @@ def read_alternatives(marks, grammar, is_inside=False):
         if mark == "[":
             choices = read_alternatives(marks, grammar, is_inside=True)
         elif mark.startswith("@"):
-            own = (iter(MARKS.split(text)) for text in grammar[mark[1:]])
-            choices = {text for marks in own for text in read_alternatives(marks, grammar)}
+            choices = set()
+            for own in grammar[mark[1:]]:
+                choices |= read_alternatives(iter(MARKS.split(own)), grammar)
         else:
             choices = [mark]
         texts = {text + choice for text in texts for choice in choices}

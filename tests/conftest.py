@@ -58,14 +58,12 @@ def run_here(monkeypatch, capsys):
     and torch anew takes three to five seconds."""
 
     def run(*words):
+        if words[0] == "-m":
+            words = [Path(__file__).parent.parent / words[1] / "__main__.py", *words[2:]]
         monkeypatch.setattr(sys, "argv", list(map(str, words)))
         status = 0
         try:
-            if words[0] == "-m":
-                sys.argv.pop(0)
-                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(str(words[0]), run_name="__main__")
+            runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end:
             status = end.code or 0
             if isinstance(status, str):

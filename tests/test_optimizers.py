@@ -55,9 +55,11 @@ def test_muon_is_pytorchs_and_moves_a_matrix_by_all_its_directions_alike(monkeyp
     assert 0.4 < low and high < 1.3
 
 
-@pytest.mark.parametrize("has_bf16, digits", [(False, 1e-4), (True, 0.03)])
+# Fifteen products are rounded to 2⁻⁹ of at most 1; in float32 a small singular value grows 3.4⁵
+# times, and with it its error of 2⁻²⁴.
+@pytest.mark.parametrize("has_bf16, tolerance", [(False, 1e-4), (True, 0.03)])
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
-def test_muon_multiplies_in_what_the_hardware_is_fast_in(monkeypatch, has_bf16, digits, shape):
+def test_muon_multiplies_in_what_the_hardware_is_fast_in(monkeypatch, has_bf16, tolerance, shape):
     monkeypatch.setattr("kernels.device.has_bf16", lambda device: has_bf16)
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     update = orthogonalise(x)
@@ -68,7 +70,7 @@ def test_muon_multiplies_in_what_the_hardware_is_fast_in(monkeypatch, has_bf16, 
     s /= s.norm(dim=1, keepdim=True)
     for _ in range(5):
         s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
-    assert torch.allclose(update.double(), u * s[:, None] @ v, atol=digits)
+    assert torch.allclose(update.double(), u * s[:, None] @ v, atol=tolerance)
 
 
 def test_muon_takes_the_matrices_inside_blocks_and_adamw_the_rest(config):

@@ -308,16 +308,16 @@ def collate(samples, pad_id, T=None):
 
 
 def side_by_side(samples, firsts, lengths, T):
-    """The Layout of samples with several records, end to end in one row. Attention has a row for
-    each prefix of P tokens, and one for each record's own tokens, with the prefix among its keys:
+    """The Layout of samples that hold several records. All T tokens lie in one row. For attention
+    they stand in rows of two kinds: each sample's prefix, the P tokens that all of its records
+    begin with, and each record's own tokens, whose keys are the prefix and themselves:
 
         ids (simplified)  ▁USER : ▪ ▪ ▪ What ? cat Where ? left     keys  ▁USER : ▪ ▪ ▪ What ? cat
         positions             0 1 2 3 4    5 6   7     5 6    7           ▁USER : ▪ ▪ ▪ Where ? left
 
-    firsts, lengths (B,): each sample's first place in the row, and how many input ids it has.
-    split_index: places among the T tokens. prefixes (B, P); groups of records of similar length,
-    each own (R, U) and keys (R, P + U); merge (T,), where each token's output is, in the rows of
-    all prefixes and then of all groups."""
+    firsts, lengths (B,): the place of each sample's first token, and how many it has.
+    split_index: places among the T tokens: prefixes (B, P); groups of records of similar length,
+    each own (R, U), keys (R, P + U). merge (T,): each token's output, among those of all rows."""
     merge, positions, size = np.zeros(T, np.int64), np.zeros(T, np.int64), 0
 
     def rows(starts, stops, width, position):

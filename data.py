@@ -315,9 +315,9 @@ def side_by_side(samples, firsts, lengths, T):
         ids (simplified)  ▁USER : ▪ ▪ ▪ What ? cat Where ? left     keys  ▁USER : ▪ ▪ ▪ What ? cat
         positions             0 1 2 3 4    5 6   7     5 6    7           ▁USER : ▪ ▪ ▪ Where ? left
 
-    firsts, lengths (B,): the place of each sample's first token, and how many it has.
-    split_index: places among the T tokens: prefixes (B, P); groups of records of similar length,
-    each own (R, U), keys (R, P + U). merge (T,): each token's output, among those of all rows."""
+    firsts, lengths (B,): each sample's first place in the row, and how many input ids it has.
+    split_index: prefixes (B, P) and groups of records of similar length, each own (R, U) and keys
+    (R, P + U), hold places in the row. merge (T,): each token's place in prefixes, then in owns."""
     merge, positions, size = np.zeros(T, np.int64), np.zeros(T, np.int64), 0
 
     def rows(starts, stops, width, position):

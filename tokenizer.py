@@ -265,8 +265,8 @@ def select_pieces(
     too, "keep" appends them as they are. foreign_only: only pieces that plain English can't hold.
     same_normalizer: ValueError if the two models normalise text differently.
 
-    A new piece can be reached exactly if the merges of higher rank leave at most two symbols of its
-    text: its own merge joins these. Pieces that are appended later rank lower and change nothing.
+    A new piece is reachable if and only if the merges of higher rank leave at most two symbols of
+    its text: its own merge joins them. Pieces that are appended later rank lower, change nothing.
     """
     if unreachable not in ("drop", "repair", "keep"):
         raise ValueError(f'unreachable is "drop", "repair" or "keep", not {unreachable!r}')

@@ -267,9 +267,8 @@ def train(args):
 def check_args(args, world_size):
     """ValueError where flags contradict each other, before anything is loaded."""
     num_processes, micro_batch_size = args.estimate or world_size, args.micro_batch_size
-    if args.batch_size % (num_processes * max(micro_batch_size, 1)):
-        factors = f"{num_processes} process(es) × --micro-batch-size {max(micro_batch_size, 1)}"
-        raise ValueError(f"--batch-size {args.batch_size} is not a multiple of {factors}")
+    if args.batch_size < num_processes:
+        raise ValueError(f"--batch-size {args.batch_size}: too few for {num_processes} processes")
 
     if args.stage == "vision" and (micro_batch_size or args.pack or args.fsdp or args.weights):
         raise ValueError(

@@ -245,8 +245,8 @@ def test_two_nodes_of_one_process_each_train_as_one_process(start, world, tmp_pa
 
 # ------------------------------------------------------------------------------------ resuming
 def test_a_sharded_run_goes_on_with_another_number_of_processes(start, world, tmp_path):
-    """16 samples, 4 a step: 2 processes with FSDP2 for 5 steps, then one without; against one
-    process all the way."""
+    """16 samples, 4 a step: 2 processes with FSDP2 for 5 steps, then 3 with DDP, of which one has
+    two samples; against one process all the way."""
     args = ("instruct", start, world / "chats.json")
     more = ("--batch-size", 4, "--steps", 8, "--lr", 1e-3)
     whole, out = tmp_path / "whole", tmp_path / "cut"
@@ -257,7 +257,7 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(start, world, tm
     sharded = weights(out)
 
     (out / "config.json").unlink()  # as if it had been stopped after step 5
-    second = run(*args, out, *more, "--resume")
+    second = run(*args, out, *more, "--resume", processes=3)
     assert second.returncode == 0 and "from step 5" in second.stderr, second.stderr
     assert [row["step"] for row in rows(out)] == list(range(1, 9)), "every step once"
     assert losses(out) == pytest.approx(losses(whole), rel=1e-5)

@@ -68,23 +68,23 @@ def test_weights_give_each_file_its_share_and_every_sample_its_turn():
 
 
 # ------------------------------------------------------------------------------------ micro-batches
+@pytest.mark.parametrize("world_size", [2, 3])  # 3: ranks of three and two samples
 @pytest.mark.parametrize("options", [{}, {"micro_batch_size": 2}, {"token_budget": 120}])
 def test_ranks_and_micro_batches_have_each_sample_of_a_step_once_with_its_numbers(
-    chats, tokenizer, options
+    chats, tokenizer, options, world_size
 ):
-    whole = sampler.MicroBatchDataset(chats, 8, 5)
+    whole, most = sampler.MicroBatchDataset(chats, 8, 5), options.get("micro_batch_size", 8)
     for step in range(whole.steps):
-        per_rank = []
-        for rank in range(2):
+        seen = []
+        for rank in range(world_size):
             batches = sampler.MicroBatchDataset(
-                chats, 8, 5, pad_id=tokenizer.pad_id, rank=rank, world_size=2, **options
+                chats, 8, 5, pad_id=tokenizer.pad_id, rank=rank, world_size=world_size, **options
             )
             if not options.get("token_budget"):
                 assert len(batches[step]) == batches.num_micro_batches
-            per_rank.append(batches[step])
             for batch in batches[step]:
                 lengths = [len(chats.sample(i).ids) - 1 for i in batch["sample_indices"]]
-                assert batch["num_tokens"] == sum(lengths)
+                assert batch["num_tokens"] == sum(lengths) and len(lengths) <= most
                 masks = [chats.sample(i).loss_mask for i in batch["sample_indices"]]
                 assert batch["num_targets"] == sum(map(sum, masks))
                 assert batch["attention_pairs"] == sum(length**2 for length in lengths)
@@ -92,10 +92,9 @@ def test_ranks_and_micro_batches_have_each_sample_of_a_step_once_with_its_number
                 assert batch["ids"].numel() <= options.get("token_budget", 1000)
             indices = [i for batch in batches[step] for i in batch["sample_indices"]]
             if not options.get("token_budget"):  # packing draws from another order
-                assert sorted(indices) == sorted(whole.sampler[step][rank::2])
-            per_rank[rank] = indices
-        assert not set(per_rank[0]) & set(per_rank[1])
-        assert len(per_rank[0] + per_rank[1]) == min(8, len(chats) - 8 * step)
+                assert sorted(indices) == sorted(whole.sampler[step][rank::world_size])
+            seen += indices
+        assert len(set(seen)) == len(seen) == min(8, len(chats) - 8 * step)
 
 
 def test_a_rank_without_samples_takes_part_with_nothing_to_learn(chats, tokenizer):

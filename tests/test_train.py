@@ -302,8 +302,8 @@ def test_frozen_weights_in_bf16_compute_what_autocast_computes_and_are_saved_exa
     "args, message",
     [
         (
-            ["--batch-size", "5", "--micro-batch-size", "2"],
-            "--batch-size 5 is not a multiple of 1 process(es) × --micro-batch-size 2",
+            ["--batch-size", "4", "--estimate", "5", "--precision", "auto"],
+            "--batch-size 4: too few for 5 processes",
         ),
         (["--pack", "100"], "--pack 100: must hold the longest sample (--max-length 2048)"),
         (["--data", "a.json:0.7", "b.json"], "--data: 1 of 2 files have a weight; all must"),

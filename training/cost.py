@@ -131,7 +131,7 @@ def memory_per_rank(model, args, stats):
         num_copied = sum(size(module.parameters()) for module in whole)
 
     # A micro-batch.
-    samples = args.micro_batch_size or args.batch_size // args.estimate
+    samples = args.micro_batch_size or math.ceil(args.batch_size / args.estimate)
     tokens = args.pack or samples * stats.max_tokens
     targets = tokens * stats.num_targets / stats.num_tokens
     patches = tokens * stats.num_images / stats.num_tokens * vision.num_patches
@@ -203,7 +203,7 @@ def memory_verdict(model, args, stats, total, available):
     # What may still help.
     given = vars(args)
     smallest = "--micro-batch-size 1" + (" instead of --pack" if args.pack else "")
-    samples = args.micro_batch_size or args.batch_size // args.estimate
+    samples = args.micro_batch_size or math.ceil(args.batch_size / args.estimate)
     is_smallest = not args.pack and samples == 1
     options = {
         "--activation-checkpointing": {"activation_checkpointing": True},

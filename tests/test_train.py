@@ -136,6 +136,19 @@ def test_lora_trains_adapters_that_are_merged_and_saved_by_themselves(
     assert torch.linalg.matrix_rank(change, atol=1e-5) <= 2
 
 
+def test_beside_adapters_the_embeddings_train_whole_if_they_are_named(train_here, start, tmp_path):
+    """So a new vocabulary is learned with LoRA, too."""
+    whole = ("embed_tokens", "lm_head")
+    names = ("projector", "decoder", *(f"decoder.{name}" for name in whole))
+    more = ("--steps", 2, "--lr", 1e-2, "--lora-rank", 2, "--trainable", *names)
+    text, code = train_here("instruct", "chats.json", *more)
+    assert code == 0, text
+    before, after = weights(start), weights(tmp_path / "out")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert all(any(part in name for name in changed) for part in (*whole, "q_proj"))
+    assert not any("layernorm" in name or name.endswith("model.norm.weight") for name in changed)
+
+
 @pytest.mark.parametrize("bias", [False, True])  # Qwen2's q, k and v have one
 def test_a_merged_adapter_computes_what_it_computed_in_training(bias):
     from training.lora import LoRALinear
@@ -318,6 +331,10 @@ def test_frozen_weights_in_bf16_compute_what_autocast_computes_and_are_saved_exa
         (["--trainable", "projektor"], "--trainable projektor: the model has no such module"),
         (["--device", "mps"], "--device mps: PyTorch finds none here"),
         (["--lora-rank", "2", "--trainable", "projector"], "--lora-rank: needs decoder in"),
+        (
+            ["--lora-rank", "2", "--trainable", "decoder", "decoder.layers.0"],
+            "--lora-rank: adapts the blocks, so no decoder.layers in --trainable decoder",
+        ),
     ],
 )
 def test_a_users_mistake_gets_one_clear_line(run_here, start, world, tmp_path, args, message):

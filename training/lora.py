@@ -9,7 +9,8 @@ from training.distributed import full_tensor, is_rank0
 
 
 def set_trainable(model, trainable, lora_rank=0):
-    """Only the submodules named in `trainable` train; with lora_rank the decoder's adapters."""
+    """Only the submodules named in `trainable` train. With lora_rank, "decoder" means adapters of
+    its blocks; what else of the decoder is named, such as decoder.embed_tokens, trains whole."""
     model.exact_weights = {}  # see round_frozen_weights
     model.requires_grad_(False)
     for name in trainable:
@@ -25,9 +26,15 @@ def set_trainable(model, trainable, lora_rank=0):
     # LoRA: the decoder itself is frozen, and the matrices of its blocks get adapters.
     if not lora_rank:
         return
+    given = f"--trainable {' '.join(trainable)}"
     if "decoder" not in trainable:
-        raise ValueError(f"--lora-rank: needs decoder in --trainable {' '.join(trainable)}")
+        raise ValueError(f"--lora-rank: needs decoder in {given}")
+    if any(name.startswith("decoder.layers") for name in trainable):
+        raise ValueError(f"--lora-rank: adapts the blocks, so no decoder.layers in {given}")
     model.decoder.requires_grad_(False)
+    for name in trainable:
+        if name.startswith("decoder."):
+            model.get_submodule(name).requires_grad_(True)
     for name, layer in list(model.decoder.layers.named_modules()):
         if isinstance(layer, nn.Linear):
             model.decoder.layers.set_submodule(name, LoRALinear(layer, lora_rank))

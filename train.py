@@ -159,16 +159,19 @@ def train_loop(args, process, wrapped, optimizers, log, observer):
         log.write_step(step + 1, stats, loss, lr, grad_norm)
         if not is_finite:
             log.report_skip(step + 1, micro_batches, losses)
-        observer.observe(step + 1, log)
 
         # Save every --save-every steps, and when asked to stop. The last step saves the model.
         is_last = step + 1 == batches.steps
         is_due = args.save_every and (step + 1) % args.save_every == 0
-        if not is_last and (is_due or stats.stop_requests):
+        must_stop = stats.stop_requests and not is_last
+        if must_stop or (is_due and not is_last):
             is_saved = save_checkpoint(args, step + 1, wrapped, optimizers)
-            if stats.stop_requests:
-                log.report_stop(step + 1, is_saved)
-                return False
+
+        # Then validate: should that fail, the step is saved.
+        observer.observe(step + 1, log)
+        if must_stop:
+            log.report_stop(step + 1, is_saved)
+            return False
     return True
 
 

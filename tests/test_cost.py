@@ -83,7 +83,7 @@ def test_the_memory_of_weights_gradients_and_optimizer_is_counted_by_hand(config
     set_trainable(model, RECIPES["instruct"].trainable)
     stats = SampleStats(40.0, 10.0, 1.0, 1600.0, 50, 1.0)
     flags = {"micro_batch_size": 0, "batch_size": 8, "estimate": 4, "pack": 0, "muon_lr": 0.01}
-    flags |= {"activation_checkpointing": False, "fsdp": False}
+    flags |= {"activation_checkpointing": False, "fsdp": False, "validate": None}
     args = argparse.Namespace(**flags)
     total = sum(weight.numel() for weight in model.parameters())
     vision = sum(weight.numel() for weight in model.vision.parameters())
@@ -114,12 +114,36 @@ def test_the_memory_of_weights_gradients_and_optimizer_is_counted_by_hand(config
     # Each block keeps its input in fp32, one block is recomputed.
     assert sharded["activations (estimate)"] == 2 * 50 * (2 * 4 * 32 + block)
 
+    # A validation needs a whole model in bf16, and 2 GiB, when what a step needs is free again.
+    args.validate, kept = "questions.json", ("weights (fp32)", "frozen weights (bf16)", "optimizer")
+    watched = sum(memory_per_rank(model, args, stats).values())
+    assert watched == sum(sharded[name] for name in kept) + 2 * total + 2 * 2**30
+
+
+def test_the_longest_sample_decides_what_a_batch_holds():
+    """Of 1,000 samples one is long, and none of the 200 that are evenly spread."""
+
+    class Samples:
+        sort_keys, paths = np.full(1000, 9), ["a.json"]
+        sort_keys[501] = 90
+
+        def __len__(self):
+            return 1000
+
+        def sample(self, i):
+            n = int(self.sort_keys[i])
+            return Sample([1] * (n + 1), [0] + [1] * n, [])
+
+    stats = measure_samples(Samples(), "error")
+    assert stats.max_tokens == 90 and stats.num_tokens == 9
+
 
 def test_the_verdict_names_the_fewest_flags_with_which_a_run_fits(config):
     """The tiny model on a GPU of as many bytes as are left to it: 10% of them are not used."""
     stats = SampleStats(40.0, 10.0, 1.0, 1600.0, 50, 1.0)
     flags = {"micro_batch_size": 0, "batch_size": 8, "estimate": 4, "pack": 0, "muon_lr": 0}
     flags |= {"activation_checkpointing": False, "fsdp": False, "gpu": "L4", "lora_rank": 0}
+    flags["validate"] = None
     args = argparse.Namespace(**flags, trainable=RECIPES["instruct"].trainable)
 
     def trained(rank=0):

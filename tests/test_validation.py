@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from training_helpers import rows, run, same_weights
+from training_helpers import checkpoints, rows, run, same_weights
 
 import train
-from checkpoint import load_config, load_tokenizer, write_model
+from checkpoint import load_config, load_model, load_tokenizer, write_model
 from generate import load_for_inference
-from model import XLlava
+from model import PRESETS, XLlava
 from training import lora, validation
 
 
@@ -134,6 +134,40 @@ def test_a_full_disk_costs_the_snapshot_and_not_the_run(train_here, tmp_path, mo
     text, code = train_here("align", "captions.json", "--steps", 3, "--snapshots", 2)
     assert code == 0 and "snapshots/2: the snapshot could not be saved" in text.replace("\\", "/")
     assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_validation_that_fails_leaves_the_step_saved(train_here, watched, tmp_path, monkeypatch):
+    def out_of_memory(*_):
+        raise ValueError("CUDA out of memory")
+
+    monkeypatch.setattr(validation, "measure", out_of_memory)
+    more = ("--steps", 6, "--save-every", 4, *watched)
+    assert "out of memory" in train_here("instruct", "chats.json", *more)[1]
+    assert [path.name for path in checkpoints(tmp_path / "out")] == ["step-00000004"]
+
+
+def test_with_adapters_the_model_that_answers_is_the_one_that_is_saved(
+    train_here, watched, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(validation, "measure", lambda model, *_: asked.append(model) or {"n": {}})
+    monkeypatch.setattr(train.RunLog, "write_validation", lambda *_: None)
+    more = ("--steps", 4, "--lr", 1e-1, "--lora-rank", 2, *watched[:-3])
+    assert train_here("instruct", "chats.json", *more)[1] == 0
+    saved, ids = load_model(tmp_path / "out").eval(), torch.arange(9)[None]
+    with torch.no_grad():
+        # Merged or not, in another order of additions: 1e-5 of numbers of about 1.
+        assert torch.allclose(asked[-1](ids), saved(ids), atol=1e-4)
+    assert any("down" in name for name in asked[-1].state_dict()), "adapters take no copy"
+
+
+def test_keys_and_values_of_a_validation_have_a_limit():
+    """Of Llama 2 7B a token has 2 × 32 layers × 4,096 numbers of 2 bytes: half a MiB. So a GiB
+    holds three answers of 576 + 40 + 64 tokens."""
+    shape = PRESETS["x-llava-7b"].text
+    assert validation.num_at_once(shape, 576 + 40) == 2**30 // (680 * 2**19) == 3
+    assert validation.num_at_once(PRESETS["tiny"].text, 100) == validation.BATCH_SIZE
+    assert validation.num_at_once(shape, 4_000) == 1
 
 
 @pytest.mark.parametrize("more", [(), ("--fsdp", "--lora-rank", 2)])

@@ -15,6 +15,7 @@ from data import BadSample, attention_pairs, record_lengths
 from kernels.device import GPUS
 from training.lora import frozen_linear_weights, set_trainable, used_layers
 from training.optimizers import takes_muon
+from training.validation import CACHE_BYTES
 
 GIB = 2**30  # also the bytes of logits that linear_cross_entropy computes at a time
 
@@ -151,15 +152,22 @@ def memory_per_rank(model, args, stats):
     loss = min(GIB, logits) + 2 * targets * C
     if decoder.lm_head.weight.requires_grad:
         loss += (6 if logits > GIB else 2) * V * C
-    return {
-        "weights (fp32)": 4 * num_fp32 / num_shards,
+    of_step = {
         "their bf16 copies": 2 * num_copied,
-        "frozen weights (bf16)": 2 * num_bf16,
         "gradients (fp32)": 4 * num_trained / num_shards,
-        "optimizer": (8 * (num_trained - num_muon) + 4 * num_muon) / num_shards,
         "activations (estimate)": activations,
         "the ViT's (estimate)": patches * kept_layers * vit_block,
         "the loss's logits": loss,
+    }
+    # Between steps, a validation: keys and values, and with FSDP the whole model in bf16.
+    validation = 2 * CACHE_BYTES + 2 * size(model.parameters()) * args.fsdp
+    more = validation - sum(of_step.values())
+    return {
+        "weights (fp32)": 4 * num_fp32 / num_shards,
+        "frozen weights (bf16)": 2 * num_bf16,
+        "optimizer": (8 * (num_trained - num_muon) + 4 * num_muon) / num_shards,
+        **of_step,
+        **({"more, in a validation": more} if args.validate and more > 0 else {}),
     }
 
 

@@ -84,22 +84,19 @@ def round_frozen_weights(model, folder, dtype):
         parameter.data = parameter.data.to(dtype)
 
 
-def merged_weights(model, adapters, exact=True):
-    """Yields (name, tensor) of the trained model, gathered. Adapters are merged into their weights,
-    and also put into the dict `adapters`. exact: frozen weights are as they were read."""
+def merged_weights(model, adapters):
+    """Yields (name, tensor) of the trained model, gathered, frozen weights as they were read.
+    Adapters are merged into their weights, and also put into the dict `adapters`."""
     state = model.state_dict()
     for name, tensor in state.items():
         if name.endswith((".down", ".up")):
             continue  # an adapter: comes with its weight
 
-        layer = name.removesuffix(".weight")
-        has_adapter = f"{layer}.down" in state
-        if exact or has_adapter:
-            tensor = model.exact_weights.get(name, tensor)
+        layer, tensor = name.removesuffix(".weight"), model.exact_weights.get(name, tensor)
         tensor = full_tensor(tensor)
 
         # W + 2·up·down.
-        if has_adapter:
+        if f"{layer}.down" in state:
             for part in ("down", "up"):
                 adapters[f"{layer}.{part}"] = full_tensor(state[f"{layer}.{part}"]).cpu()
             up, down = adapters[f"{layer}.up"], adapters[f"{layer}.down"]

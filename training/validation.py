@@ -19,13 +19,14 @@ import torch
 from data import ConversationDataset, encode_chat
 from generate import answer_batch
 from model import XLlava
-from training.distributed import is_rank0, print_rank0
-from training.lora import export_model, merged_weights
+from training.distributed import full_tensor, is_rank0, print_rank0
+from training.lora import export_model, set_trainable
 from vocabulary import flags
 from vocabulary.conversations import read_conversation, without_images
 from vocabulary.scripts import normalise
 
 BATCH_SIZE, MAX_NEW_TOKENS = 32, 64
+CACHE_BYTES = 2**30  # of keys and values, at most; twice as many while the cache grows
 
 
 def add_arguments(parser):
@@ -81,21 +82,21 @@ class Observer:
 
     def validate(self):
         """What `measure` returns on rank 0, None on the others."""
-        tensors = merged_weights(self.model, {}, exact=False)
+        weights = ((name, full_tensor(w)) for name, w in self.model.state_dict().items())
         if not is_rank0():
-            for _ in tensors:
+            for _ in weights:
                 pass  # takes part in gathering
             return None
 
         # The weights in a second model: the one that trains keeps its mode, its compiled blocks and
         # its shards. Tensors that are whole on this rank are shared, not copied.
-        device, dtype = self.process.device, self.process.dtype
+        args, device, dtype = self.args, self.process.device, self.process.dtype
         with torch.device("meta"):
             model = XLlava(self.model.config).eval()
-        trained, state = self.model.state_dict(), {}
-        for name, tensor in tensors:
-            state[name] = tensor.to(device, dtype if self.args.fsdp else trained[name].dtype)
-        model.load_state_dict(state, assign=True)
+            set_trainable(model, args.trainable, args.lora_rank)  # for the adapters
+        if args.fsdp:
+            weights = ((name, weight.to(device, dtype)) for name, weight in weights)
+        model.load_state_dict(dict(weights), assign=True)
         if model.config.text.tie_word_embeddings:
             model.decoder.lm_head.weight = model.decoder.embed_tokens.weight
 
@@ -143,11 +144,17 @@ def measure(model, tokenizer, questions):
     return accuracy
 
 
+def num_at_once(config, length):
+    """How many prompts of this length are answered at a time."""
+    per_token = 4 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
+    return max(1, min(BATCH_SIZE, CACHE_BYTES // (per_token * (length + MAX_NEW_TOKENS))))
+
+
 def answer_all(model, tokenizer, questions):
     """Greedy answers to questions, each (prompt, its images)."""
-    answers = []
-    for start in range(0, len(questions), BATCH_SIZE):
-        batch = questions[start : start + BATCH_SIZE]
+    answers, size = [], num_at_once(model.config.text, max(len(prompt) for prompt, _ in questions))
+    for start in range(0, len(questions), size):
+        batch = questions[start : start + size]
         prompts, images = [prompt for prompt, _ in batch], [i for _, own in batch for i in own]
         pixels = torch.stack(images).to(model.device) if images else None
         answers += answer_batch(model, tokenizer, prompts, pixels, max_new_tokens=MAX_NEW_TOKENS)

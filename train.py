@@ -18,8 +18,8 @@ Each stage reads a model folder and writes another:
     python train.py instruct … --validate questions.json    # right answers while it trains
     torchrun --nproc-per-node 2 train.py instruct …     # the same losses; --fsdp shards the model
 
-Each step is a line of OUT/log.jsonl. Ctrl-C and SIGTERM finish the step and save; --resume goes on
-from the last checkpoint to the same weights, bit for bit on a CPU.
+Each step is a line of OUT/log.jsonl. Ctrl-C, SIGTERM and a closed terminal finish the step and
+save; --resume goes on from the last checkpoint to the same weights, bit for bit on a CPU.
 
 What trains is float32. --precision bf16 rounds matrix products only: bf16 keeps 8 bits, so adding
 an update of 2e-5 to a weight would be rounded away.
@@ -57,7 +57,13 @@ from training.lora import export_model, round_frozen_weights, set_trainable
 from training.objectives import build_objective
 from training.optimizers import lr_multiplier, make_optimizers, orthogonalise, set_learning_rate
 from training.phrases import PhraseDataset
-from training.resume import StopSignals, claim_folder, load_checkpoint, save_checkpoint
+from training.resume import (
+    StopSignals,
+    claim_folder,
+    load_checkpoint,
+    require_shared,
+    save_checkpoint,
+)
 from training.run_log import RunLog
 from training.sampler import MicroBatchDataset, make_loader, split_weights
 from training.texts import TextDataset
@@ -259,6 +265,7 @@ def train(args):
     # Train, then write the model.
     observer = Observer(args, process, model, tokenizer)
     log = RunLog(args, process, objective, dataset, batches)
+    require_shared(Path(args.out) / "runs.jsonl", process)
     if train_loop(args, process, wrapped, optimizers, log, observer):
         log.require_updates()
         if hasattr(dataset, "load_image") and process.rank == 0:

@@ -45,7 +45,8 @@ LINES = [
 def signal_handlers():
     """Training in this process takes the signals over. Worker processes of a later test would
     inherit that, and never end."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has two
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before):

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+import torch
 from training_helpers import (
     ENVIRONMENT,
     checkpoints,
@@ -17,6 +18,8 @@ from training_helpers import (
 )
 
 import train
+from training import resume
+from training.distributed import Process
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(start, world, tmp_path):
@@ -91,10 +94,27 @@ def test_each_setting_that_changes_the_result_is_named(train_here, tmp_path, mor
     assert changed in train_here("align", "captions.json", *common, "--resume", *more)[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_disk_of_its_own_is_noticed_on_a_node_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume.dist, "barrier", lambda: None)
+    monkeypatch.setattr(resume, "all_reduce", lambda values, *_: [min(*values, other)])
+    process, file = Process(1, 2, torch.device("cpu"), torch.float32), tmp_path / "runs.jsonl"
+    other = True
+    with pytest.raises(ValueError, match="give an -o on a disk that they share"):
+        resume.require_shared(file, process, patience=0)
+    file.touch()
+    resume.require_shared(file, process, patience=0)
+    other = False
+    with pytest.raises(ValueError, match="not all nodes see runs.jsonl"):
+        resume.require_shared(file, process, patience=0)
+
+
+# SIGTERM comes twice where a supervisor and torchrun both send it.
+@pytest.mark.parametrize("name, times", [("SIGTERM", 2), ("SIGINT", 1), ("SIGHUP", 1)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
-    train_here, tmp_path, monkeypatch, number
+    train_here, tmp_path, monkeypatch, name, times
 ):
+    if not hasattr(signal, name):
+        pytest.skip(f"this system has no {name}")
     more = ("--steps", 6, "--lr", 1e-3, "--resume")
     assert train_here("instruct", "chats.json", *more, out="whole")[1] == 0
     real, calls = train.accumulate_gradients, []
@@ -102,7 +122,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     def interrupted(*args):
         calls.append(1)
         if len(calls) == 3:
-            signal.raise_signal(number)  # os.kill would end the process on Windows
+            for _ in range(times):  # os.kill would end the process on Windows
+                signal.raise_signal(getattr(signal, name))
         return real(*args)
 
     monkeypatch.setattr(train, "accumulate_gradients", interrupted)

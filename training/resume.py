@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import warnings
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.device import pick_device, pick_precision
-from training.distributed import is_rank0, print_rank0
+from training.distributed import all_reduce, is_rank0, print_rank0
 from vocabulary.files import require_writable, set_aside
 from vocabulary.identity import describe_files, describe_model, require_same
 from vocabulary.records import read_complete_lines
@@ -83,6 +84,21 @@ def check_earlier_run(args, out):
     last = json.loads(read_complete_lines(out / "runs.jsonl")[-1])
     require_same(where, last["settings"], settings, "give the same, or --fresh, or another -o")
     return is_finished
+
+
+def require_shared(file, process, patience=60):
+    """ValueError on all ranks if one of them does not see `file`, which rank 0 has written: each
+    node would save its part of a checkpoint on a disk of its own. All ranks must call it."""
+    if process.world_size > 1:
+        dist.barrier()
+    end = time.monotonic() + patience  # a network disk may show a new file late
+    while not file.exists() and time.monotonic() < end:
+        time.sleep(1)
+    if min(all_reduce([file.exists()], process, dist.ReduceOp.MIN)) == 0:
+        raise ValueError(
+            f"{file.parent}: not all nodes see {file.name}, which the first one wrote: give an -o "
+            "on a disk that they share"
+        )
 
 
 def training_state(wrapped, optimizers):
@@ -175,13 +191,19 @@ def create_optimizer_state(optimizers):
 
 
 class StopSignals:
-    """Counts Ctrl-C and SIGTERM: the run ends after its step, saved. A second one acts at once."""
+    """Counts what asks for an end, after which the run ends with its step, saved: Ctrl-C, SIGTERM,
+    a closed terminal. A second Ctrl-C acts at once. SIGTERM comes twice by itself where both a
+    supervisor and torchrun send it."""
 
     def __init__(self):
         self.count = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            # Under nohup SIGHUP is ignored, and stays so.
+            if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+                signal.signal(number, self.handle)
 
     def handle(self, number, frame):
         self.count += 1
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)

@@ -232,6 +232,7 @@ def make_loader(batches, num_workers=0, pin_memory=False):
 
 def ignore_signals(_):
     """In workers: a signal reaches all processes of a group, only the trainer acts on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)

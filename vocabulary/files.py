@@ -5,6 +5,7 @@ Pipeline: below everything. checkpoint/ and the other folders write through thes
 
 import json
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +21,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
     So `path` is the old file or the whole new one, never half. On failure the neighbour goes.
     """
     path = Path(path)
-    # Several processes may write the same file, and somebody may have a file of this name.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Several processes may write the same file, on several machines, too.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)

@@ -2,9 +2,11 @@
 
 import argparse
 
+import numpy as np
 import torch
 from training_helpers import write_captions
 
+from data import Sample
 from kernels.device import peak_flops
 from model import XLlava
 from train import RECIPES, StepStats
@@ -12,6 +14,7 @@ from training.cost import (
     GIB,
     SampleStats,
     flops_per_unit,
+    measure_samples,
     memory_per_rank,
     memory_verdict,
     step_flops,
@@ -75,6 +78,9 @@ def test_an_estimate_counts_what_the_run_would_hold(train_here, config, tmp_path
     assert "12 samples" in text and "3 steps an epoch" in text
     assert "hours on 2 × H200 at an MFU of 40%" in text
     assert text.rstrip().endswith("fits on a H200 of 141 GiB")
+    # Weights, for the projector a gradient's two means.
+    gib = [4 * n / 2**30 for n in (vision + projector + decoder, 3 * projector)]
+    assert f"the model {gib[0]:.2f} GiB, up to 3 checkpoints of {gib[1]:.2f} GiB" in text
     assert not (tmp_path / "out").exists()
 
 

@@ -9,6 +9,7 @@ from argparse import Namespace
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from data import BadSample, attention_pairs, record_lengths
@@ -87,11 +88,14 @@ class SampleStats(NamedTuple):
 
 
 def measure_samples(dataset, bad_samples):
-    """SampleStats of 200 samples, evenly spread. BadSample if bad_samples is "error"."""
-    samples, num_bad = [], 0
-    for i in range(0, len(dataset), max(1, len(dataset) // 200)):
+    """SampleStats of 200 samples, evenly spread; max_tokens also of the 20 that seem longest, which
+    share a batch. BadSample if bad_samples is "error"."""
+    samples, longest, num_bad = [], [], 0
+    spread = range(0, len(dataset), max(1, len(dataset) // 200))
+    rest = [i for i in np.argsort(dataset.sort_keys)[-20:].tolist() if i not in spread]
+    for found, i in [(samples, i) for i in spread] + [(longest, i) for i in rest]:
         try:
-            samples.append(dataset.sample(i))
+            found.append(dataset.sample(i))
         except BadSample:
             if bad_samples == "error":
                 raise
@@ -99,7 +103,7 @@ def measure_samples(dataset, bad_samples):
 
     number = len(samples)
     if num_bad:
-        print(f"of {number + num_bad:,} samples looked at {num_bad:,} can't be used")
+        print(f"of {len(spread) + len(rest):,} samples looked at {num_bad:,} can't be used")
     if not number:
         raise ValueError(f"{dataset.paths[0]}: none of the samples looked at can be used")
     lengths = [len(sample.ids) - 1 for sample in samples]
@@ -109,7 +113,7 @@ def measure_samples(dataset, bad_samples):
         num_targets=sum(sum(sample.loss_mask) for sample in samples) / number,
         num_images=sum(len(sample.pixels) for sample in samples) / number,
         attention_pairs=sum(map(attention_pairs, samples)) / number,
-        max_tokens=max(lengths),
+        max_tokens=max(len(sample.ids) - 1 for sample in samples + longest),
         prefix_repeats=in_attention / sum(lengths),
     )
 
@@ -197,6 +201,14 @@ def print_estimate(model, dataset, args):
     hours = flops / (args.estimate * teraflops * 1e12 * args.mfu) / 3600
     gpus = f"{args.estimate} × {args.gpu}"
     print(f"{flops:.3g} FLOPs: {hours:,.2f} hours on {gpus} at an MFU of {args.mfu:.0%}")
+
+    # float32, and for each weight that trains the optimizer's numbers.
+    model_gib, optimizer_gib = 4 * size(model.parameters()) / GIB, memory["optimizer"] / GIB
+    checkpoint_gib = 4 * trained / GIB + optimizer_gib * (args.estimate if args.fsdp else 1)
+    print(
+        f"on disk: the model {model_gib:.2f} GiB, up to {args.keep_checkpoints + 1} checkpoints of "
+        f"{checkpoint_gib:.2f} GiB; in CPU memory: {model_gib:.2f} GiB a process while it loads"
+    )
     print(memory_verdict(model, args, stats, total, available))
 
 

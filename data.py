@@ -374,8 +374,8 @@ def select_loss_positions(targets, multiple=64):
 
 
 # ---------------- command line
-def check(path, tokenizer, config, max_length, images=None, limit=20):
-    """Prints the first bad samples of a file, and what it holds. Returns whether all is well."""
+def check(path, tokenizer, config, max_length, images=None):
+    """Prints the bad samples of a file, and what it holds. Returns whether all is well."""
     dataset = ConversationDataset([path], tokenizer, config, max_length, images=images)
     count, languages, kinds = Counter(), Counter(), Counter()
     for i in range(len(dataset)):
@@ -384,8 +384,7 @@ def check(path, tokenizer, config, max_length, images=None, limit=20):
         except BadSample as error:
             count["bad"] += 1
             count["unanswered"] += str(error).endswith(UNANSWERED)
-            if count["bad"] <= limit:
-                print(error)
+            print(error)
             continue
         conversation, targets = read_conversation(dataset.record(i)), sum(sample.loss_mask)
         count.update(images=len(sample.pixels), tokens=len(sample.ids), targets=targets)
@@ -393,8 +392,6 @@ def check(path, tokenizer, config, max_length, images=None, limit=20):
         languages[conversation.language] += 1
         kinds[conversation.kind] += 1
 
-    if count["bad"] > limit:
-        print(f"… and {count['bad'] - limit} more")
     mix = [first_few(f"{name} {n:,}" for name, n in c.most_common()) for c in (languages, kinds)]
     line = (
         f"{path}: {len(dataset):,} records, {count['bad']:,} bad; {count['images']:,} images; "

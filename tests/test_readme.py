@@ -122,8 +122,9 @@ def test_flags_named_without_a_command_are_some_commands(monkeypatch):
         every |= options(parser_of(module, "", monkeypatch))[0]
     named = set(re.findall(r"`(--[a-z][a-z0-9-]*)", "\n".join(PAGES)))
     assert len(named) > 5
-    of_others = {"--nproc-per-node", "--shutdown-timeout"} | {"--arch", "--only"}
-    assert named - every <= of_others, "torchrun's, and tests/compile_kernels.py's"
+    torchruns = "nproc-per-node nnodes node-rank master-addr master-port shutdown-timeout"
+    torchruns = {f"--{name}" for name in (*torchruns.split(), "signals-to-handle")}
+    assert named - every <= torchruns | {"--arch", "--only"}, "or tests/compile_kernels.py's"
 
 
 def test_files_and_links_that_the_readme_names_exist():

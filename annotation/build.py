@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
 
 from annotation.filters import (
     FILTERS,
@@ -117,7 +118,12 @@ def rejected_rows(item, pairs, rejected):
 
 def make_records(item, pairs, passed, args):
     """LLaVA records of an item: one a language, or with --one-pair-per-record one a pair."""
-    image = os.path.relpath(args.folder.resolve() / item.name, args.out.parent.resolve())
+    image = args.folder.resolve() / item.name
+    try:
+        image = Path(os.path.relpath(image, args.out.parent.resolve()))
+    except ValueError:  # on another drive of Windows
+        pass
+    image = image.as_posix()
     version = digest(generation_request(item, args).system, KINDS[item.kind])
     single = args.one_pair_per_record and item.kind != "conversation"
     groups = [passed] if passed else []

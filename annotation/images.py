@@ -1,7 +1,7 @@
 """Which images are in a folder, and what is known of their objects."""
 
 import hashlib
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from tqdm import tqdm
 
@@ -54,7 +54,7 @@ def image_digest(name, real, inside):
     if not inside:
         raise ValueError("leads out of the folder")
     # Bytes that are not UTF-8 arrive as surrogates.
-    if not name.isprintable():
+    if not all(c.isprintable() or category(c) == "Zs" for c in name):  # Zs: any kind of space
         raise ValueError("the file's name can't be written to JSON")
     return hashlib.sha256(real.read_bytes()).hexdigest()[:32]
 

@@ -53,6 +53,7 @@ def dry_run(items, args):
         most = price((tokens_in, len(items) * passes * args.max_tokens), args)
         likely = price((tokens_in, tokens_out), args)
         cost = f"cost about {likely:,.2f}, {most:,.2f} if every reply were --max-tokens long"
+        cost += f", {args.tries} times as much if none could be read"
     print(
         f"\n{len(items) * passes:,} requests, about {tokens_in:,} tokens in and {tokens_out:,} out "
         f"(guessed from one image): {cost}. Nothing was sent."

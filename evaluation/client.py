@@ -174,7 +174,8 @@ class Endpoint:
         self.failures = 0  # in a row
         self.sent = 0  # requests of this run
         self.spent = sum(price(tokens, args) for tokens in journal.tokens)
-        self.in_flight = 0.0  # what the requests on their way may cost at most
+        # The requests on their way, and what they may cost at most.
+        self.num_in_flight, self.in_flight = 0, 0.0
         self.dialect, self.refused_dialects, self.understood = DIALECTS[0], set(), False
         self.wants_new_limit = False  # the server named max_completion_tokens or temperature
 
@@ -241,6 +242,8 @@ class Endpoint:
             if status:
                 reason = f"HTTP {status}: {reason}"
             if status in BUSY or status >= 500:
+                # A limit by the minute: the waits of five tries add up to one.
+                back_off *= 4 if status == 429 else 1
                 self.pause(retry_after(headers))
             elif status not in REFUSED + NOT_UNDERSTOOD:
                 self.end(f"{args.base_url} answers {reason}{HINTS.get(status, '')}")
@@ -263,11 +266,14 @@ class Endpoint:
     def send(self, request, jpeg, body):
         """(status, headers, payload) of one request. A reply is counted and in the journal by
         then. Status 0: no whole answer came."""
-        most = self.reserve(request, jpeg)
+        most, lost = self.reserve(request, jpeg), 0.0
         try:
             status, headers, payload = self.post(body)
         except (OSError, http.client.HTTPException) as error:
             status, headers, payload = 0, {}, f"{type(error).__name__}: {error}"
+            # The server may have gone on, and bill it.
+            is_lost = isinstance(error, (TimeoutError, http.client.IncompleteRead))
+            lost = most if is_lost else 0.0
 
         # Some gateways pass on a server's error as a success.
         if status == 200 and payload.lstrip().startswith(b'{"error"'):
@@ -278,12 +284,16 @@ class Endpoint:
             text, fault, tokens = read_completion(payload, estimate_tokens(request, jpeg))
             if fault != CUT_OFF:
                 fault = self.redact(fault)
-            entry = {"text": self.redact(text), "fault": fault, "tokens": tokens}
+            # A key that a local server takes for show, such as EMPTY, may be a word of the reply.
+            if len(self.secret or "") >= 16:
+                text = self.redact(text)
+            entry = {"text": text, "fault": fault, "tokens": tokens}
             self.journal.append(request, **entry, max_tokens=self.args.max_tokens)
 
         with self.lock:
+            self.num_in_flight -= 1
             self.in_flight -= most
-            self.spent += price(tokens, self.args)
+            self.spent += price(tokens, self.args) + lost
         return status, headers, payload
 
     def reserve(self, request, jpeg):
@@ -301,9 +311,10 @@ class Endpoint:
                 most = price((tokens_in, args.max_tokens), args)
                 if args.max_cost is None or self.spent + self.in_flight + most <= args.max_cost:
                     self.sent += 1
+                    self.num_in_flight += 1
                     self.in_flight += most
                     return most
-                if self.in_flight < 1e-12:
+                if not self.num_in_flight:
                     self.end(
                         f"--max-cost {args.max_cost:g} reached: {self.spent:.4f} spent, one more "
                         f"request may cost {most:.4f}"

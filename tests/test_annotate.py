@@ -36,6 +36,7 @@ from fake_endpoint import Fake, completion, good, read_request  # noqa: E402
 import annotation.__main__ as annotate  # noqa: E402
 import annotation.build as annotation_build  # noqa: E402
 import annotation.filters as filters  # noqa: E402
+import annotation.images as annotation_images  # noqa: E402
 import annotation.prompts as prompts  # noqa: E402
 import data  # noqa: E402
 import evaluation.client as client  # noqa: E402
@@ -437,6 +438,49 @@ def test_retry_after_is_honoured(tmp_path, capsys, monkeypatch, status, wait):
     assert "asks to wait 86,400 seconds" in capsys.readouterr().err
 
 
+def test_a_limit_by_the_minute_is_waited_for(tmp_path, monkeypatch):
+    """A 429 that names no time: four waits of 1 + 2 + 4 + 8 seconds would end before a minute."""
+    folder, waits = make_images(tmp_path / "images", 1), []
+    monkeypatch.setattr(client.random, "uniform", lambda low, high: 1)
+    waiting = lambda self, seconds: waits.append(seconds) if seconds > 0 else None  # noqa: E731
+    monkeypatch.setattr(client.Endpoint, "wait", waiting)
+    with Fake(lambda body, count: (429, {}, "too many requests")) as fake:
+        annotate.main(options(folder, fake.url, "--kinds", "object", "--backoff", 1, "--tries", 5))
+    assert sum(waits) == 60
+
+
+def test_a_request_that_times_out_is_counted_at_the_most_it_may_have_cost(tmp_path, capsys):
+    folder = make_images(tmp_path / "images", 9)
+    more = ("--kinds", "object", "--timeout", 0.2, "--tries", 1, "--concurrency", 1)
+    prices = ("--price-in", 0, "--price-out", 1e6, "--max-tokens", 10, "--max-cost", 35)
+    with Fake(lambda body, count: time.sleep(0.5)) as fake:
+        assert annotate.main(options(folder, fake.url, *more, *prices)) == 1
+    assert len(fake.asked) == 3, "of 10 each"
+    assert "--max-cost 35 reached: 30.0000 spent" in capsys.readouterr().err
+
+
+def test_a_key_for_show_may_be_a_word_of_a_reply(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "red")
+    folder = make_images(tmp_path / "images", 1)
+    with always(lambda said: said) as fake:
+        annotate.main(options(folder, fake.url, "--kinds", "object"))
+    assert "***" not in json.dumps(result(folder))
+
+
+def test_an_image_on_another_drive_keeps_its_whole_path(tmp_path, monkeypatch):
+    """Windows has no relative path there, and writes others with backslashes."""
+
+    def no_relative_path(*_):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(annotation_build.os.path, "relpath", no_relative_path)
+    folder = make_images(tmp_path / "images", 1)
+    with always(lambda said: said) as fake:
+        annotate.main(options(folder, fake.url, "--kinds", "object"))
+    images = {record["image"] for record in result(folder)[0]}
+    assert images == {(folder / "000.png").resolve().as_posix()}
+
+
 def test_the_back_off_doubles_and_a_request_without_an_answer_is_set_aside_and_said(
     tmp_path, capsys, monkeypatch
 ):
@@ -679,6 +723,7 @@ def test_only_images_of_the_folder_are_read_and_each_once(tmp_path):
         "images/000.png",
         "images/001.png",
     }
+    assert annotation_images.image_digest("9.41\u202fPM.png", folder / "000.png", True), "of macOS"
     reasons = {row["image"]: row["reason"] for row in rejected if row["filter"] == "image"}
     assert set(reasons) == {"out.png", "outside", "inside.png", "copy.png", "broken.jpg"}
     assert len(rejected) == 5
@@ -863,7 +908,7 @@ def test_the_words_of_the_prompts_are_the_ones_that_journals_were_paid_for():
     texts = [prompts.SYSTEM, prompts.KINDS, prompts.PROMPTS["objects"], prompts.VERIFY]
     assert hash_of(texts).startswith("10cdc295ddb694a6")
     patterns = [filters.LANGUAGES, filters.REFUSALS, filters.DENIALS]
-    assert hash_of(patterns).startswith("c36c107a88242d26")
+    assert hash_of(patterns).startswith("097ed7723897d7e2")
 
     args = SimpleNamespace(model="m 1", languages=list(LANGUAGES))
     item = prompts.Item("a.png", Path("a.png"), "0" * 32, "object", ("cat",))
@@ -909,6 +954,16 @@ GOOD = {
         ("en", "answer", "I cannot see the image.", "ignores"),
         ("en", "answer", "As an AI language model, I have no eyes.", "ignores"),
         ("en", "answer", "I cannot see any people there.", None),
+        ("en", "answer", "I don't see any image attached to your message.", "ignores"),
+        ("en", "answer", "Please upload the image so I can help.", "ignores"),
+        ("en", "answer", "I'm unable to view it.", "ignores"),
+        ("en", "answer", "It is too dark, so you can't see inside.", None),
+        ("en", "answer", "The lid is stuck and he can't open it.", None),
+        ("ko", "answer", "이미지가 제공되지 않았습니다.", "ignores"),
+        ("ko", "answer", "이미지를 직접 볼 수는 없습니다.", "ignores"),
+        ("zh", "answer", "我看不到任何图片。", "ignores"),
+        ("zh", "answer", "您没有提供图片，请上传图片。", "ignores"),
+        ("zh", "answer", "看不到图中有其他人。", None),
         ("ko", "answer", "죄송하지만 답할 수 없어요.", "ignores"),
         ("ko", "answer", "이미지를 볼 수 없습니다.", "ignores"),
         ("zh", "answer", "抱歉，我无法回答。", "ignores"),

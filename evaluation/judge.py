@@ -21,7 +21,7 @@ import hashlib
 import json
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +51,7 @@ from evaluation.metrics import (
     sums_per_image,
     write_results,
 )
-from evaluation.questions import question_name, reference_answer
+from evaluation.questions import earlier_turns, image_names, question_name, reference_answer
 from vocabulary import flags
 from vocabulary.files import read_json, sibling
 from vocabulary.identity import describe_files, digest_text
@@ -90,12 +90,15 @@ def read_verdict(mode, text):
     raise ValueError(f"no verdict in {text[:80]!r}")
 
 
-def judge_request(args, question, image, first, second):
-    """The request for one question with its two answers in one order."""
+def judge_request(args, question, earlier, image, first, second):
+    """The request for one question with its two answers in one order. earlier: the questions of
+    the conversation before it, which the models were asked with their references."""
     # A language without prompts of its own is judged in English.
     prompts = PROMPTS.get(question.language, PROMPTS["en"])
+    turns = [f"{q.question}\n{reference_answer(q)}\n" for q in earlier]
+    asked = "\n".join([*turns, question.question])
     user = prompts["question"].format(
-        question=question.question, truth=reference_answer(question), first=first, second=second
+        question=asked, truth=reference_answer(question), first=first, second=second
     )
     user += prompts[args.mode]
 
@@ -200,11 +203,16 @@ def read_side(given):
 
 def choose_questions(args, first, second):
     """Names of questions that are in both files, drawn by --seed, as many of each language."""
-    common = [name for name in first if name in second]
+    common = sorted(name for name in first if name in second)
     if not common:
         raise ValueError(f"{args.answers[0]} and {args.answers[-1]} have no question in common")
     if len(common) < max(len(first), len(second)):
         print(f"{len(common):,} questions are in both files ({len(first):,} and {len(second):,})")
+
+    seen = [name for name in common if len(image_names(first[name])) < 2]
+    if len(seen) < len(common):
+        print(f"{len(common) - len(seen):,} questions are left out: the judge sees one image")
+    common = seen
 
     # The share is rounded up, so that no language gets none.
     random.Random(args.seed).shuffle(common)
@@ -247,6 +255,10 @@ def make_requests(args):
             f"{args.answers[0]} was written"
         )
 
+    records = defaultdict(list)
+    for question in first.values():
+        records[question.split, question.id].append(question)
+
     # Grades compare the model with the reference, in the place of a second model.
     requests = []
     for name, question, image in zip(names, questions, images):
@@ -254,7 +266,8 @@ def make_requests(args):
         if args.mode == "grade":
             theirs = reference_answer(question)
         for pair in ((ours, theirs), (theirs, ours)):
-            requests.append((judge_request(args, question, image, *pair), image))
+            earlier = earlier_turns(question, records[question.split, question.id])
+            requests.append((judge_request(args, question, earlier, image, *pair), image))
     return questions, requests
 
 

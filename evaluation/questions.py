@@ -75,6 +75,18 @@ def reference_answer(question):
     return truth if isinstance(truth, str) else Counter(truth).most_common(1)[0][0]
 
 
+def earlier_turns(question, questions):
+    """The questions before this one in its record."""
+    record = [q for q in questions if (q.split, q.id) == (question.split, question.id)]
+    return sorted((q for q in record if q.turn < question.turn), key=lambda q: q.turn)
+
+
+def image_names(question):
+    """The names of its images."""
+    images = question.image if isinstance(question.image, list) else [question.image]
+    return [name for name in images if name]
+
+
 def read_file(path, images=None, annotations=None, bad=None):
     """The questions of one file, not yet encoded. What is wrong with a record is appended to the
     list `bad`: file, record, id, reason. Without one it is a ValueError."""

@@ -265,6 +265,35 @@ def test_another_judge_prompt_or_answer_file_is_named_before_anything_is_asked(
     assert (tmp_path / "out.journal.jsonl.old-1").exists()
 
 
+def test_which_questions_are_drawn_does_not_hang_on_the_order_of_a_file(tmp_path):
+    """A run that was interrupted has answered them in another one."""
+    path = answer_file(tmp_path / "a.answers.jsonl", "good", n=30)
+    args = SimpleNamespace(answers=[path, path], seed=0, limit=9)
+    drawn = []
+    for cut in (1, 17):
+        header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join([header, *rows[cut:], *rows[:cut]]), encoding="utf-8")
+        _, questions, _ = judge.read_side(str(path))
+        drawn.append(judge.choose_questions(args, questions, questions))
+    assert sorted(drawn[0]) == sorted(drawn[1]) and len(drawn[0]) == 9
+
+
+def test_the_judge_reads_the_conversation_and_gets_no_question_about_two_images(tmp_path, capsys):
+    path = answer_file(tmp_path / "a.answers.jsonl", "good", n=3)
+    header, *rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    rows = [row | {"id": 7, "turn": n, "language": "en"} for n, row in enumerate(rows)]
+    rows.append(rows[0] | {"id": 8, "image": ["p.png", "q.png"]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)), encoding="utf-8")
+    args = SimpleNamespace(answers=[str(path)], mode="grade", seed=0, limit=9, model="j")
+    questions, requests = judge.make_requests(args)
+    assert [q.turn for q in questions] and {q.id for q in questions} == {7}
+    assert "1 questions are left out: the judge sees one image" in capsys.readouterr().out
+    texts = {q.turn: requests[2 * n][0].user for n, q in enumerate(questions)}
+    assert "truth 0" not in texts[1].split("Reference")[1] and "truth 1" not in texts[1][:60]
+    start = "Question: question 0?\ntruth 0\n\nquestion 1?\ntruth 1\n\nquestion 2?\nReference"
+    assert texts[2].startswith(start)
+
+
 def test_the_same_answers_twice_are_refused(tmp_path, endpoint):
     one = answer_file(tmp_path / "a.answers.jsonl", "good")
     words = ["judge", "pairwise", one, one, "--base-url", endpoint(prefers_good).url]

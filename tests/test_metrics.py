@@ -28,7 +28,8 @@ def test_answers_that_differ_in_form_only_are_equal():
     decomposed = "\u1112\u1161\u11ab"
     assert metrics.normalise(decomposed) == metrics.normalise("한")
     assert metrics.normalise("a\u00a0cat\u3000there") == "a cat there", "any kind of space"
-    assert metrics.normalise("红色。") == "红色"
+    assert metrics.normalise("红色。") == metrics.normalise("红色！") == "红色"
+    assert metrics.normalise("a cat .") == "a cat"
     assert metrics.normalise("a cat") != metrics.normalise("cat")
 
 

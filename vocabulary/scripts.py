@@ -15,9 +15,10 @@ SCRIPTS = {
 
 
 def normalise(text: str) -> str:
-    """Unicode NFC, lower case, single spaces, no full stop at the end: for exact match."""
+    """Unicode NFC, lower case, single spaces, no full stop or exclamation mark at the end: for
+    exact match."""
     text = unicodedata.normalize("NFC", text).casefold()
-    return " ".join(text.split()).rstrip(".。!")
+    return " ".join(text.split()).rstrip(" .。．!！")
 
 
 def guess_language(text: str) -> str:

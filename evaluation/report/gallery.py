@@ -10,7 +10,7 @@ from PIL import Image
 import vision
 from evaluation.answer import image_path
 from evaluation.metrics import score_answer
-from evaluation.questions import reference_answer
+from evaluation.questions import earlier_turns, reference_answer
 from evaluation.tables import escape, language_name, plain_name
 
 PLURALS = {"right": "right", "wrong": "wrong", "caption": "captions"}  # of the verdicts
@@ -95,12 +95,6 @@ def gallery(header, questions, seed, per_group):
         note = f'<span class="soft small">shown: {", ".join(counts)}</span>'
         parts += [f"<h3>{language_name(language)} {note}</h3>", div("gallery", cards)]
     return "".join(parts)
-
-
-def earlier_turns(question, questions):
-    """The questions before this one in its record."""
-    record = [q for q in questions if (q.split, q.id) == (question.split, question.id)]
-    return sorted((q for q in record if q.turn < question.turn), key=lambda q: q.turn)
 
 
 def shown_image(header, question):

@@ -42,6 +42,9 @@ Windows (PowerShell):
     project\\.venv\\Scripts\\python -m pip install --no-index --find-links wheels -r needed.txt
     cd project
     .venv\\Scripts\\activate
+If that says that running scripts is disabled, type before it:
+    Set-ExecutionPolicy -Scope Process RemoteSigned
+If torch says that a DLL is missing: Microsoft's vc_redist.x64.exe, from the network.
 
 macOS and Linux:
     python3 -m venv project/.venv

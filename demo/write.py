@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import time
 from collections import defaultdict
 from dataclasses import asdict
@@ -122,6 +123,13 @@ def evaluation_lines(splits, seed):
     return to_lines(rows)
 
 
+def start_worker(languages):
+    """A process that starts afresh has the default languages. Ctrl-C is for its parent alone: one
+    that it ends would leave the parent waiting for its share."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    choose_languages(languages)
+
+
 def training_lines(folder, splits, documents, seed, workers):
     """Draws all images. Returns {file: lines} to train on."""
     drawings = [
@@ -133,8 +141,7 @@ def training_lines(folder, splits, documents, seed, workers):
     texts = [(kind, seed, i) for kind in kinds for i in range(documents)]
 
     # imap keeps the order of the jobs, so the number of processes changes nothing.
-    # Processes that start afresh have the default languages.
-    with multiprocessing.Pool(workers, choose_languages, (list(LANGUAGES),)) as pool:
+    with multiprocessing.Pool(workers, start_worker, (list(LANGUAGES),)) as pool:
         bar = partial(tqdm, disable=None, leave=False)
         written = bar(pool.imap(text_job, texts, chunksize=1000), "documents", len(texts))
         for (kind, *_), line in zip(texts, written):

@@ -24,6 +24,7 @@ import math
 import os
 import random
 import re
+import ssl
 import sys
 import threading
 import time
@@ -269,6 +270,11 @@ class Endpoint:
         most, lost = self.reserve(request, jpeg), 0.0
         try:
             status, headers, payload = self.post(body)
+        except ssl.SSLCertVerificationError as error:
+            self.end(
+                f"{self.args.base_url}: its certificate is not trusted ({error.verify_message}); "
+                "Python from python.org on a Mac needs Install Certificates.command once"
+            )
         except (OSError, http.client.HTTPException) as error:
             status, headers, payload = 0, {}, f"{type(error).__name__}: {error}"
             # The server may have gone on, and bill it.

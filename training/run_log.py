@@ -47,11 +47,11 @@ class RunLog:
         print_rank0(describe_run(args, process, objective, dataset, batches))
         is_shown = is_rank0() and sys.stderr.isatty()
         self.bar = make_bar(args.stage, batches.start, batches.steps, is_shown)
-        self.start_time = self.step_time = self.print_time = time.time()
+        self.start_time = self.step_time = self.print_time = time.perf_counter()
 
     def batch_ready(self, micro_batches):
         """Notes how long the step waited for its data, and reports what was left out of it."""
-        self.data_wait = time.time() - self.step_time
+        self.data_wait = time.perf_counter() - self.step_time
         for micro_batch in micro_batches:
             self.report_bad_samples(micro_batch["bad_samples"])
 
@@ -65,7 +65,7 @@ class RunLog:
 
     def write_step(self, step, stats, loss, lr, grad_norm):
         """Logs a step, counted from 1. It was skipped if loss or norm is infinite or NaN."""
-        seconds, self.step_time = time.time() - self.step_time, time.time()
+        seconds, self.step_time = time.perf_counter() - self.step_time, time.perf_counter()
         is_finite, self.loss = math.isfinite(loss) and math.isfinite(grad_norm), loss
         self.skips_in_a_row = 0 if is_finite else self.skips_in_a_row + 1
         self.num_skips += not is_finite
@@ -119,7 +119,7 @@ class RunLog:
 
     def restart_clock(self):
         """What was done between two steps does not count in the time of the next one."""
-        self.step_time = time.time()
+        self.step_time = time.perf_counter()
 
     def show_progress(self, step, learning, speed):
         """Moves the bar on a terminal; elsewhere prints every 30 seconds. On 80 columns."""
@@ -171,7 +171,7 @@ class RunLog:
     def print_summary(self):
         """The last line of a finished run. All ranks must call it."""
         self.bar.close()
-        seconds = time.time() - self.start_time
+        seconds = time.perf_counter() - self.start_time
         line = f"loss {self.loss:.4f} after {self.batches.steps:,} steps, {seconds:,.0f} s"
         counts = {
             "bad samples left out": all_reduce([self.num_bad_samples], self.process)[0],
@@ -235,10 +235,10 @@ def open_files(args, process, last_step):
 
 def describe_start(args, process):
     """Command, settings, code, versions and machine of a run."""
-    commit = None
-    if shutil.which("git"):
+    commit, folder = None, Path(__file__).parent.parent
+    # Without a repository nothing is asked: a Mac without git would offer to install it.
+    if (folder / ".git").exists() and shutil.which("git"):
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-        folder = Path(__file__).parent
         done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
         commit = done.stdout.strip() or None
 

@@ -75,9 +75,9 @@ class Observer:
 
         is_due = step % self.args.validate_every == 0 or step == self.args.steps
         if self.questions and is_due:
-            start, accuracy = time.time(), self.validate()
+            start, accuracy = time.perf_counter(), self.validate()
             if is_rank0():
-                log.write_validation(step, accuracy, time.time() - start)
+                log.write_validation(step, accuracy, time.perf_counter() - start)
             log.restart_clock()
 
     def validate(self):

@@ -33,7 +33,8 @@ class Parser(argparse.ArgumentParser):
 
 def text_width(text):
     """Length in columns: an East Asian character takes two."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    composed = unicodedata.normalize("NFC", text)  # file names of macOS are not
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in composed)
 
 
 def use_colour():

@@ -131,12 +131,13 @@ def test_progress_of_training_fits_too(monkeypatch, capsys):
     log.process.device, log.batches = None, SimpleNamespace(start=0, steps=200_000)
     log.num_skips = log.skips_in_a_row = log.num_targets = 999
     log.flops, log.peak_flops, log.data_wait = None, 1e15, 0.5
-    log.start_time, log.print_time = time.time() - 36_000, 0
+    now = time.perf_counter()
+    log.start_time, log.print_time = now - 36_000, now - 99
 
     stats = StepStats(10**6, 10**6, 10**6, 100, 10**9, 0)
     for is_terminal in (True, False):
         log.bar = run_log.make_bar("instruct", 100_000, 200_000, is_terminal)
-        log.step_time = time.time() - 1
+        log.step_time = time.perf_counter() - 1
         log.write_step(100_001, stats, 12.345, 3.8e-4, 123456.7)
         if is_terminal:
             bar = str(log.bar)

@@ -28,7 +28,7 @@ from evaluation.batching import (
     question_options,
 )
 from evaluation.metrics import score_answer
-from evaluation.questions import Question, question_name, read_questions
+from evaluation.questions import Question, image_names, question_name, read_questions
 from evaluation.scores import FAMILIES, accuracy_rows, metric_rows, most_frequent_answers
 from evaluation.tables import show_results
 from generate import answer_batch, load_for_inference
@@ -138,12 +138,11 @@ def read_answers(path):
 
 def image_path(header, question):
     """The first image of an answered question; None if it has none or it is gone."""
-    names = question.image if isinstance(question.image, list) else [question.image]
     files = map(Path, header["data"])
     # Splits may have images of the same name, each in the folder of its file.
     folders = [header.get("images")] if header.get("images") else []
     folders = folders or [file.parent for file in files if file.stem == question.split]
-    paths = [Path(folder, name) for folder in folders for name in names[:1] if name]
+    paths = [Path(folder, name) for folder in folders for name in image_names(question)[:1]]
     return next((path for path in map(find_file, paths) if path.is_file()), None)
 
 

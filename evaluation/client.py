@@ -243,7 +243,7 @@ class Endpoint:
             if status:
                 reason = f"HTTP {status}: {reason}"
             if status in BUSY or status >= 500:
-                # A limit by the minute: the waits of five tries add up to one.
+                # Most limits are by the minute: five tries wait for one in all.
                 back_off *= 4 if status == 429 else 1
                 self.pause(retry_after(headers))
             elif status not in REFUSED + NOT_UNDERSTOOD:
@@ -278,8 +278,8 @@ class Endpoint:
         except (OSError, http.client.HTTPException) as error:
             status, headers, payload = 0, {}, f"{type(error).__name__}: {error}"
             # The server may have gone on, and bill it.
-            is_lost = isinstance(error, (TimeoutError, http.client.IncompleteRead))
-            lost = most if is_lost else 0.0
+            if isinstance(error, (TimeoutError, http.client.IncompleteRead)):
+                lost = most
 
         # Some gateways pass on a server's error as a success.
         if status == 200 and payload.lstrip().startswith(b'{"error"'):

@@ -21,7 +21,7 @@ import hashlib
 import json
 import random
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -209,10 +209,11 @@ def choose_questions(args, first, second):
     if len(common) < max(len(first), len(second)):
         print(f"{len(common):,} questions are in both files ({len(first):,} and {len(second):,})")
 
-    seen = [name for name in common if len(image_names(first[name])) < 2]
-    if len(seen) < len(common):
-        print(f"{len(common) - len(seen):,} questions are left out: the judge sees one image")
-    common = seen
+    both, common = len(common), [name for name in common if len(image_names(first[name])) < 2]
+    if len(common) < both:
+        print(f"{both - len(common):,} questions are left out: the judge sees one image")
+    if not common:
+        raise ValueError(f"{args.answers[0]}: the judge sees one image, all questions have several")
 
     # The share is rounded up, so that no language gets none.
     random.Random(args.seed).shuffle(common)
@@ -255,18 +256,14 @@ def make_requests(args):
             f"{args.answers[0]} was written"
         )
 
-    records = defaultdict(list)
-    for question in first.values():
-        records[question.split, question.id].append(question)
-
     # Grades compare the model with the reference, in the place of a second model.
     requests = []
     for name, question, image in zip(names, questions, images):
         ours, theirs = getattr(question, which), getattr(second[name], other)
         if args.mode == "grade":
             theirs = reference_answer(question)
+        earlier = earlier_turns(question, first.values())
         for pair in ((ours, theirs), (theirs, ours)):
-            earlier = earlier_turns(question, records[question.split, question.id])
             requests.append((judge_request(args, question, earlier, image, *pair), image))
     return questions, requests
 

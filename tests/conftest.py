@@ -29,6 +29,7 @@ torch.set_num_threads(1)
 import checkpoint  # noqa: E402
 import tokenizer as tokenizer_module  # noqa: E402
 from model import DecoderConfig, ModelConfig, XLlava  # noqa: E402
+from training.resume import STOP_SIGNALS  # noqa: E402
 from vision import VisionConfig  # noqa: E402
 
 LINES = [
@@ -45,11 +46,9 @@ LINES = [
 def signal_handlers():
     """Training in this process takes the signals over. Worker processes of a later test would
     inherit that, and never end."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has two
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = [signal.getsignal(number) for number in numbers]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     yield
-    for number, handler in zip(numbers, before):
+    for number, handler in zip(STOP_SIGNALS, before):
         signal.signal(number, handler or signal.SIG_DFL)
 
 

@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -457,6 +458,22 @@ def test_a_request_that_times_out_is_counted_at_the_most_it_may_have_cost(tmp_pa
         assert annotate.main(options(folder, fake.url, *more, *prices)) == 1
     assert len(fake.asked) == 3, "of 10 each"
     assert "--max-cost 35 reached: 30.0000 spent" in capsys.readouterr().err
+
+
+def test_a_certificate_that_is_not_trusted_ends_the_run_at_once(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def post(self, body):
+        asked.append(body)
+        error = ssl.SSLCertVerificationError("certificate verify failed")
+        error.verify_message = "unable to get local issuer certificate"  # as OpenSSL sets it
+        raise error
+
+    monkeypatch.setattr(client.Endpoint, "post", post)
+    folder = make_images(tmp_path / "images", 3)
+    more = ("--kinds", "object", "--concurrency", 1)
+    assert annotate.main(options(folder, "https://127.0.0.1/v1", *more)) == 1
+    assert len(asked) == 1 and "is not trusted (unable to get local" in capsys.readouterr().err
 
 
 def test_a_key_for_show_may_be_a_word_of_a_reply(tmp_path, monkeypatch):

@@ -265,6 +265,7 @@ def hangs():
     time.sleep(600)
 
 def crashes():
+    print("seen to the end")
     os._exit(7)
 
 def leaves():
@@ -279,7 +280,7 @@ EXERCISES = [Exercise("one", "One", "sums.py", ["one"], 20, checks, {})]
 """
 
 
-def test_each_check_gives_one_plain_line_whatever_the_code_does(tmp_path):
+def test_each_check_gives_one_plain_line_whatever_the_code_does(tmp_path, capfd):
     """The real worker, with a course of its own beside a copy."""
     root, mine = tmp_path / "그 course", tmp_path / "my copy"
     (root / "course" / "exercises").mkdir(parents=True)
@@ -294,6 +295,7 @@ def test_each_check_gives_one_plain_line_whatever_the_code_does(tmp_path):
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(grade, "ROOT", root)
+        monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # few computers have it
         results = grade.run_checks("01", mine, list(range(8)), limit=5)
         exercises = [[2, 3, 4, 5], [6, 7]]
         stopped = list(grade.each_result("01", mine, list(range(2, 8)), 2, exercises))
@@ -307,6 +309,7 @@ def test_each_check_gives_one_plain_line_whatever_the_code_does(tmp_path):
     assert results[2] == "sums.py, line 5: KeyError: 'key'"
     assert results[3] == "still running after 5 seconds: an endless loop?"
     assert results[4] == "Python stopped during this check (exit code 7)"
+    assert "seen to the end" in capfd.readouterr().err, "what a student prints is not lost"
     assert results[5] == "SystemExit: done"
     assert results[6] == "is not right yet"
     # The rest of its exercise is not run, the next exercise is.

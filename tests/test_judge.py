@@ -288,6 +288,8 @@ def test_the_judge_reads_the_conversation_and_gets_no_question_about_two_images(
     questions, requests = judge.make_requests(args)
     assert [q.turn for q in questions] and {q.id for q in questions} == {7}
     assert "1 questions are left out: the judge sees one image" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="the judge sees one image, all questions have several"):
+        judge.choose_questions(args, two := {"8": SimpleNamespace(image=["p", "q"])}, two)
     texts = {q.turn: requests[2 * n][0].user for n, q in enumerate(questions)}
     assert "truth 0" not in texts[1].split("Reference")[1] and "truth 1" not in texts[1][:60]
     start = "Question: question 0?\ntruth 0\n\nquestion 1?\ntruth 1\n\nquestion 2?\nReference"

@@ -108,6 +108,13 @@ def test_a_disk_of_its_own_is_noticed_on_a_node_before_the_first_step(tmp_path, 
         resume.require_shared(file, process, patience=0)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
+def test_under_nohup_a_closed_terminal_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    resume.StopSignals()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 # SIGTERM comes twice where a supervisor and torchrun both send it.
 @pytest.mark.parametrize("name, times", [("SIGTERM", 2), ("SIGINT", 1), ("SIGHUP", 1)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(

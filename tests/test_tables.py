@@ -2,6 +2,7 @@
 
 import re
 import time
+import unicodedata
 from types import SimpleNamespace
 
 import pytest
@@ -96,6 +97,7 @@ def test_headings_name_what_left_the_lines():
 
 def test_east_asian_characters_take_two_columns():
     assert [text_width(text) for text in ("cat", "고양이", "猫", "ｶ", "é")] == [3, 6, 2, 1, 1]
+    assert text_width(unicodedata.normalize("NFD", "고양이 é")) == 8, "as macOS names files"
     results = every_result(["가나다", "abc"], ["en"])["models"]
     first, second = result_tables({"models": results})["models"]
     column = {line.index("100.0 (") for line in second.as_text().splitlines()[2:]}

@@ -12,11 +12,10 @@ import torch
 import checkpoint
 import train
 from model import XLlava
+from training.resume import STOP_SIGNALS
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has two
-SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 def write_random_model(config, tokenizer_file, folder):
@@ -55,7 +54,7 @@ class TrainHere:
         self.monkeypatch, self.capsys = monkeypatch, capsys
 
     def __call__(self, stage, file, *more, out="out"):
-        handlers = [signal.getsignal(number) for number in SIGNALS]
+        handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
         words = command(
             stage, self.start, self.world / file, self.tmp_path / out, "--batch-size", 4, *more
         )[1:]
@@ -65,7 +64,7 @@ class TrainHere:
             train.main()
         except ValueError as error:
             code = str(error)
-        for number, handler in zip(SIGNALS, handlers):
+        for number, handler in zip(STOP_SIGNALS, handlers):
             signal.signal(number, handler)
         captured = self.capsys.readouterr()
         return captured.err + captured.out, code

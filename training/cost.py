@@ -118,6 +118,11 @@ def measure_samples(dataset, bad_samples):
     )
 
 
+def samples_at_once(args):
+    """The most samples in a micro-batch of a rank."""
+    return args.micro_batch_size or math.ceil(args.batch_size / args.estimate)
+
+
 def memory_per_rank(model, args, stats):
     """{what: bytes} of a rank, in bf16 with the fused kernels."""
     text, vision, decoder = model.config.text, model.config.vision, model.decoder
@@ -136,7 +141,7 @@ def memory_per_rank(model, args, stats):
         num_copied = sum(size(module.parameters()) for module in whole)
 
     # A micro-batch.
-    samples = args.micro_batch_size or math.ceil(args.batch_size / args.estimate)
+    samples = samples_at_once(args)
     tokens = args.pack or samples * stats.max_tokens
     targets = tokens * stats.num_targets / stats.num_tokens
     patches = tokens * stats.num_images / stats.num_tokens * vision.num_patches
@@ -223,8 +228,7 @@ def memory_verdict(model, args, stats, total, available):
     # What may still help.
     given = vars(args)
     smallest = "--micro-batch-size 1" + (" instead of --pack" if args.pack else "")
-    samples = args.micro_batch_size or math.ceil(args.batch_size / args.estimate)
-    is_smallest = not args.pack and samples == 1
+    is_smallest = not args.pack and samples_at_once(args) == 1
     options = {
         "--activation-checkpointing": {"activation_checkpointing": True},
         smallest: {} if is_smallest else {"micro_batch_size": 1, "pack": 0},

@@ -21,6 +21,10 @@ from vocabulary.files import require_writable, set_aside
 from vocabulary.identity import describe_files, describe_model, require_same
 from vocabulary.records import read_complete_lines
 
+# Ctrl-C, a supervisor's, a closed terminal's. Windows has no SIGHUP.
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 CHECKPOINTS = "step-*[0-9]"  # step-00000200, but not step-00000200.tmp
 # What the result of a run depends on.
 SETTINGS = (
@@ -94,7 +98,8 @@ def require_shared(file, process, patience=60):
     end = time.monotonic() + patience  # a network disk may show a new file late
     while not file.exists() and time.monotonic() < end:
         time.sleep(1)
-    if min(all_reduce([file.exists()], process, dist.ReduceOp.MIN)) == 0:
+    (all_see,) = all_reduce([file.exists()], process, dist.ReduceOp.MIN)
+    if not all_see:
         raise ValueError(
             f"{file.parent}: not all nodes see {file.name}, which the first one wrote: give an -o "
             "on a disk that they share"
@@ -191,16 +196,15 @@ def create_optimizer_state(optimizers):
 
 
 class StopSignals:
-    """Counts what asks for an end, after which the run ends with its step, saved: Ctrl-C, SIGTERM,
-    a closed terminal. A second Ctrl-C acts at once. SIGTERM comes twice by itself where both a
-    supervisor and torchrun send it."""
+    """Counts STOP_SIGNALS: the run ends after its step, saved. A second Ctrl-C acts at once. A
+    second SIGTERM does not: a supervisor and torchrun may both send one."""
 
     def __init__(self):
         self.count = 0
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            # Under nohup SIGHUP is ignored, and stays so.
-            if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+        for number in STOP_SIGNALS:
+            # Under nohup a closed terminal is ignored, and stays so.
+            is_ignored = signal.getsignal(number) == signal.SIG_IGN
+            if number in (signal.SIGINT, signal.SIGTERM) or not is_ignored:
                 signal.signal(number, self.handle)
 
     def handle(self, number, frame):

@@ -20,6 +20,7 @@ from data import BadSample, Sample, attention_pairs, collate, select_loss_positi
 from model import IGNORE_INDEX, Layout
 from training.graphs import round_shapes
 from training.phrases import PhraseDataset
+from training.resume import STOP_SIGNALS
 
 
 def split_weights(entries):
@@ -232,7 +233,6 @@ def make_loader(batches, num_workers=0, pin_memory=False):
 
 def ignore_signals(_):
     """In workers: a signal reaches all processes of a group, only the trainer acts on it."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

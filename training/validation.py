@@ -145,7 +145,8 @@ def measure(model, tokenizer, questions):
 
 
 def num_at_once(config, length):
-    """How many prompts of this length are answered at a time."""
+    """How many prompts of this length are answered at a time: their keys and values, 2 bytes a
+    number, are to fit into CACHE_BYTES."""
     per_token = 4 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
     return max(1, min(BATCH_SIZE, CACHE_BYTES // (per_token * (length + MAX_NEW_TOKENS))))
 

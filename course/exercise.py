@@ -5,6 +5,7 @@ student's copy, inside the checks.
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ COURSE = Path(__file__).resolve().parent
 ROOT = COURSE.parent
 LAST_LESSON = 12
 STILL_EMPTY = ": still empty"  # ends the message of a check that met an empty function
+NOT_POSSIBLE = "needs {}, which this computer lacks: not counted"
 GIVEN = "not yours: it was given to you for a later lesson; `start` empties it again"
 
 
@@ -37,10 +39,15 @@ class Exercise:
     minutes: int  # of honest effort: about 20 (ten lines) or 120 (an afternoon)
     checks: list[Check]
     wrong: dict[str, int]  # {"01_bpe_a.py": 1}: a wrong solution, and the first check it fails
+    needs: str = ""  # a package that some computers lack: there the exercise does not count
 
     def places(self) -> list[str]:
         """ "model.py: RMSNorm.forward" for each function."""
         return [f"{self.file}: {name}" for name in self.functions]
+
+    def is_possible(self) -> bool:
+        """Whether this computer can check it."""
+        return not self.needs or importlib.util.find_spec(self.needs) is not None
 
 
 @dataclass

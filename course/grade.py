@@ -15,7 +15,15 @@ from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
 
-from course.exercise import GIVEN, ROOT, STILL_EMPTY, Exercise, load_lesson, load_repairs
+from course.exercise import (
+    GIVEN,
+    NOT_POSSIBLE,
+    ROOT,
+    STILL_EMPTY,
+    Exercise,
+    load_lesson,
+    load_repairs,
+)
 from vocabulary.command import text_width
 from vocabulary.files import read_json, write_json
 
@@ -92,7 +100,7 @@ def run_worker(what: str, folder: Path, numbers: list[int], limit: float, given=
 
 @dataclass
 class Grade:
-    """An exercise with the results of its checks, in their order."""
+    """An exercise with the results of its checks, in their order; none if it is not possible."""
 
     exercise: Exercise
     messages: list
@@ -104,7 +112,7 @@ class Grade:
 
     @property
     def most(self) -> int:
-        return sum(check.points for check in self.exercise.checks)
+        return sum(check.points for check, _ in zip(self.exercise.checks, self.messages))
 
     def as_json(self) -> dict:
         checks = [
@@ -129,7 +137,8 @@ def grade(number: int, folder: Path, only=None, given=(), show=None) -> list[Gra
         names = ", ".join(exercise.name for exercise in exercises)
         raise ValueError(f"lesson {number:02} has no exercise {only}; it has {names}")
     # An exercise may be half the student's: then what was given is empty for its checks.
-    own = {name for name, (each, _) in chosen.items() if {*each.places()} - {*given}}
+    possible = {name for name, (each, _) in chosen.items() if each.is_possible()}
+    own = {name for name in possible if {*chosen[name][0].places()} - {*given}}
     given = [place for name in own for place in chosen[name][0].places() if place in given]
     groups = [numbers for name, (_, numbers) in chosen.items() if name in own]
     wanted = [n for numbers in groups for n in numbers]
@@ -138,6 +147,7 @@ def grade(number: int, folder: Path, only=None, given=(), show=None) -> list[Gra
     for name, (exercise, numbers) in chosen.items():
         while name in own and numbers[-1] not in results:
             results.update([next(done)])
+        numbers = numbers if name in possible else []
         grades.append(Grade(exercise, [results.get(n, GIVEN) for n in numbers]))
         if show:
             show(grades[-1])
@@ -148,6 +158,9 @@ def print_grade(grade: Grade) -> None:
     """Each check in a line; below a failed one what is wrong, and a hint."""
     exercise, messages = grade.exercise, grade.messages
     print(f"\n{exercise.name}: {exercise.title} ({grade.points} of {grade.most} points)")
+    if not messages:
+        print(f"  {NOT_POSSIBLE.format(exercise.needs)}", flush=True)
+        return
     if set(messages) == {GIVEN}:
         print(f"  {GIVEN}", flush=True)
         return
@@ -170,7 +183,7 @@ def save_grades(number: int, folder: Path, grades: list[Grade]) -> Path:
     old = {each["name"]: each for each in read_grades(path)["exercises"]} if path.exists() else {}
     exercises = []
     for exercise in load_lesson(number).EXERCISES:
-        blank = Grade(exercise, ["not checked"] * len(exercise.checks))
+        blank = Grade(exercise, ["not checked"] * len(exercise.checks) * exercise.is_possible())
         name = exercise.name
         exercises.append(new.get(name) or old.get(name) or blank.as_json())
     value = {

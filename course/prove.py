@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from course.copies import emptied, make_copy, plant, replace_functions
-from course.exercise import COURSE, ROOT, load_lesson, load_repairs
+from course.exercise import COURSE, NOT_POSSIBLE, ROOT, load_lesson, load_repairs
 from course.grade import grade, run_checks
 
 
@@ -61,7 +61,11 @@ def prove(numbers: list[int], only: str | None, repairs: bool) -> int:
         make_copy(folder)
         for number in numbers:
             for exercise in load_lesson(number).EXERCISES:
-                if only in (None, exercise.name):
+                if only not in (None, exercise.name):
+                    continue
+                if not exercise.is_possible():
+                    print(f"{number:02} {exercise.name}: {NOT_POSSIBLE.format(exercise.needs)}")
+                else:
                     problems = prove_exercise(number, exercise, folder)
                     count += show(f"{number:02} {exercise.name}", problems)
         for repair in load_repairs().values() if repairs else []:

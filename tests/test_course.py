@@ -399,6 +399,18 @@ def test_one_exercise_alone_keeps_the_grades_of_the_others(graded, tmp_path, mon
     assert [each["points"] for each in value["exercises"]] == [3, 3] and value["points"] == 6
 
 
+def test_what_a_computer_lacks_costs_no_points(graded, tmp_path, monkeypatch, capsys):
+    both = grade.load_lesson(1).EXERCISES + grade.load_lesson(2).EXERCISES
+    monkeypatch.setattr(both[1], "needs", "no_such_package")
+    monkeypatch.setattr(grade, "load_lesson", lambda number: type("L", (), {"EXERCISES": both}))
+    grades = grade.grade(1, tmp_path, show=grade.print_grade)
+    assert "needs no_such_package" in capsys.readouterr().out
+    for some in (grades, grades[:1]):  # whether it was asked for or not
+        value = json.loads(grade.save_grades(1, tmp_path, some).read_text(encoding="utf-8"))
+        assert (value["points"], value["of"]) == (3, 3)
+    assert grade.grade(1, tmp_path, only="two")[0].most == 0
+
+
 def test_a_class_is_a_table_with_a_row_for_each_student(graded, tmp_path, capsys):
     room = tmp_path / "class"
     for student, number, wrong in [("Ada", 1, 0), ("Ada", 2, None), ("김민수", 1, 1)]:

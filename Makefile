@@ -17,7 +17,7 @@ endif
 .PHONY: help demo ablation test lint bench gpu clean
 
 help:
-	@echo 'make demo      train and measure the demo, 11 to 18 minutes on two cores'
+	@echo 'make demo      train and measure the demo, 11 to 35 minutes on two cores'
 	@echo 'make ablation  the demo with one thing changed, 12 runs: hours'
 	@echo 'make test      all tests'
 	@echo 'make lint      formatter and linter'

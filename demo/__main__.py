@@ -44,7 +44,7 @@ def parse_args(words=None):
     add("--processes", type=int, choices=PROCESSES, default=1, metavar="N", help=about)
     about = f"steps to leave out, of {' '.join(OPTIONAL)}"
     add("--without", **some, choices=OPTIONAL, default=[], help=about)
-    about = "of the world; the default takes 11 to 18 minutes, six languages longer"
+    about = "of the world; more languages take longer"
     add("--languages", **some, choices=AVAILABLE, default=DEFAULT, help=about)
     about = "languages of the tokenizer (default: all of the world)"
     add("--vocabulary", **some, choices=AVAILABLE, help=about)

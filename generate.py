@@ -150,8 +150,10 @@ def sample_tokens(logits, sampling):
         return logits.argmax(dim=-1)
 
     p, order = (logits / sampling.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
-    # A token stays if those before it have less than top_p: the first one always does.
-    p[p.cumsum(dim=-1) - p > sampling.top_p] = 0
+    # A token stays if those before it have less than top_p. The first one always does.
+    is_dropped = p.cumsum(dim=-1) - p >= sampling.top_p
+    is_dropped[:, 0] = False
+    p[is_dropped] = 0
     return order.gather(1, torch.multinomial(p, 1, generator=sampling.generator))[:, 0]
 
 

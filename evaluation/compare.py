@@ -108,7 +108,7 @@ SENTENCES = read_json(Path(__file__).with_name("conclusions.json"))
 
 def evidence_level(row, level=0.05):
     """What a comparison shows: a key of SENTENCES."""
-    if row["low"] == row["high"] == 0:
+    if not row["different"]:
         return "same"
     if row["p_holm"] >= level or row["low"] <= 0 <= row["high"]:
         return "open"
@@ -127,9 +127,11 @@ def conclusions(pairs):
             if evidence_level(row) != level or row["language"] == "all":
                 continue
             mean, low, high = (100 * row[key] for key in ("difference", "low", "high"))
-            most = max(most, abs(low), abs(high))
             text = f"{row['split'].replace('_', ' ')} {row['language']}"
-            if level != "same":
+            if level != "same" and math.isinf(high):
+                text += f" {mean:+.1f} (too few images)"
+            elif level != "same":
+                most = max(most, abs(low), abs(high))
                 text += f" {mean:+.1f} ({low:+.1f} to {high:+.1f})"
             texts[row["model"]].append(text)
         if texts:

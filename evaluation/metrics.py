@@ -4,7 +4,7 @@ accuracy    LLaVA, GQA: equal to the reference. VQAv2: by its ten annotators. PO
             Captions: the reference's clauses, in any order
 f1          open answers: shared characters (KorQuAD 1.0)
 exact, chrf captions: equal to the reference; shared n-grams of 1 to 6 characters (Popović 2015)
-same_language    whether the answer is in the script of the question's language
+same_language    whether the answer is in the script of the reference; an empty one is in none
 
 Questions about one image are not independent, so statistics resample whole images.
 Dimensions: G images, Q questions, R resamples.
@@ -72,6 +72,7 @@ NEGATIONS = {
 def says_yes(answer, language):
     """POPE's reading (github.com/AoiDragon/POPE): "no" if the first sentence has No, no or not."""
     # Its authors read English alone.
+    answer = unicodedata.normalize("NFC", answer)
     first_sentence = re.split("[.。]", answer.strip())[0]
     if language in NEGATIONS:
         if re.match(YES[language], answer.strip()):
@@ -99,7 +100,8 @@ def character_f1(answer, reference):
 def chrf(answer, reference, order=6, beta=2):
     """F-score of character n-grams, n = 1 … order, without spaces. Recall weighs `beta` times as
     much. As in sacrebleu, an n longer than one of the texts is skipped."""
-    answer, reference = "".join(answer.split()), "".join(reference.split())
+    texts = (unicodedata.normalize("NFC", text) for text in (answer, reference))
+    answer, reference = ("".join(text.split()) for text in texts)
 
     def count_ngrams(text, n):
         return Counter(text[i : i + n] for i in range(len(text) - n + 1))
@@ -127,7 +129,8 @@ def score_answer(question, answer):
         flags = says == truth, says and truth, says, truth
         return dict(zip(("accuracy", "true_positive", "says_yes", "is_yes"), map(float, flags)))
 
-    scores = {"same_language": float(guess_language(answer) == guess_language(question.truth))}
+    is_same = bool(answer.strip()) and guess_language(answer) == guess_language(question.truth)
+    scores = {"same_language": float(is_same)}
     exact = float(normalise(answer) == normalise(question.truth))
     if question.metric == "caption":
         accuracy = float(clauses(answer) == clauses(question.truth))
@@ -138,7 +141,8 @@ def score_answer(question, answer):
 def clauses(caption):
     """The parts of a caption between its commas, sorted: their order does not matter, but a clause
     that is said twice counts."""
-    return sorted(part.strip() for part in re.split("[,，、،]", normalise(caption)))
+    parts = (normalise(part) for part in re.split("[,，、،]", caption))
+    return sorted(part for part in parts if part)
 
 
 @lru_cache
@@ -185,7 +189,8 @@ def ratio(sums):
 
 def bootstrap(columns, statistic=ratio):
     """(value, low, high): a statistic (…, m) -> (…) of columns (G, m) of sums_per_image, with its
-    95% bootstrap interval: percentiles over `resample_counts`, widened for few images.
+    95% bootstrap interval: percentiles over `resample_counts`, widened for few images. Of two to
+    four images it is still too narrow: no resample lies outside of what they show.
 
     Rows whose last column is 0 are left out. A ratio of one image, or of 0 or 1 in all of them, has
     Wilson's interval; any other statistic of one image an infinite one."""
@@ -224,13 +229,17 @@ def permutation_p(sums, flips=10_000):
         return 1.0
 
     # If two models are equal, the sign of each difference is random.
-    found = int(len(sums) > 12)
+    n, found = len(sums), int(len(sums) > 12)
     if found:
-        bits = np.random.default_rng(0).integers(0, 2, (flips, len(sums)), dtype=np.int8)
+        rng, block = np.random.default_rng(0), 500  # patterns at a time, to save memory
+        sizes = [min(block, flips - start) for start in range(0, flips, block)]
+        patterns = (rng.integers(0, 2, (size, n), dtype=np.int8) for size in sizes)
     else:
-        bits = (np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1
-    extreme = int((abs((1 - 2 * bits) @ sums) >= abs(sums.sum()) - 1e-9).sum())
-    return (extreme + found) / (len(bits) + found)
+        flips = 2**n
+        patterns = [(np.arange(flips)[:, None] >> np.arange(n)) & 1]
+    bound = abs(sums.sum()) - 1e-9
+    extreme = sum(int((abs((1 - 2 * bits) @ sums) >= bound).sum()) for bits in patterns)
+    return (extreme + found) / (flips + found)
 
 
 def holm(ps):
@@ -245,18 +254,21 @@ def holm(ps):
 
 def paired_comparison(questions, a, b):
     """Compares two models' scores (Q,): the mean of a − b. effect: the mean over the standard
-    deviation (Cohen's d_z); 0.2 is called small, 0.8 large."""
+    deviation (Cohen's d_z); 0.2 is called small, 0.8 large; infinite if all differ by the same.
+    different: the number of questions whose scores differ."""
     differences = np.asarray(a, float) - np.asarray(b, float)
     columns = sums_per_image(questions, differences)
     std = differences.std(ddof=1) if len(differences) > 1 else 0.0
 
     # Not `ratio` itself: Wilson's interval is for proportions.
     interval = bootstrap(columns, lambda sums: ratio(sums))
-    effect = float(differences.mean() / std) if std else 0.0
+    mean = float(differences.mean())
+    effect = mean / std if std else math.copysign(math.inf, mean) if mean else 0.0
     return dict(zip(("difference", "low", "high"), interval)) | {
         "effect": effect,
         "p": permutation_p(columns[:, 0]),
         "n": len(differences),
+        "different": int((differences != 0).sum()),
         "images": len(columns),
     }
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import data
 import vision
+from evaluation.metrics import NEGATIONS
 from generate import question_parts
 from vocabulary.command import first_few
 from vocabulary.conversations import (
@@ -31,7 +32,8 @@ from vocabulary.formats import open_text, shorten
 from vocabulary.records import read_record, scan_records
 from vocabulary.scripts import guess_language
 
-XGQA_LANGUAGES = "en|ko|zh|de|pt|ru|id|bn"
+# Codes that a file's or a folder's name may have: xGQA's, and some more
+CODES = "en|ko|zh|de|pt|ru|id|bn|ar|es|fr|ja|sw|tr"
 
 
 @dataclass
@@ -146,7 +148,7 @@ def public_question(path, image, text, number, kind, truth, metric):
     record_id({"id": number})
 
     # The file's or its folder's name has the language (xgqa/ko/…, …_ko.json), or the script.
-    named = re.findall(rf"(?<![a-z])({XGQA_LANGUAGES})(?=[/._-])", "/".join(path.parts[-2:]))
+    named = re.findall(rf"(?<![a-z])({CODES})(?=[/._-])", "/".join(path.parts[-2:]))
     language = named[-1] if named else guess_language(text)
     image = check_name(image, "image")
     question = Question(path.stem, number, language, kind, text, truth, kind, metric, image)
@@ -175,6 +177,8 @@ def read_annotations(path, content, annotations):
 def read_vqa(path, content, answers, question):
     answer = answers[question["question_id"]]
     truth = [one["answer"] for one in answer["answers"]]
+    if len(truth) < 4:  # three others must agree with an annotator
+        raise ValueError(f"{len(truth)} answers, VQAv2 has ten: below four none can be right")
     image = f"COCO_{content['data_subtype']}_{question['image_id']:012}.jpg"
     fields = answer["question_id"], answer["answer_type"], truth
     return public_question(path, image, question["question"], *fields, "vqa")
@@ -194,7 +198,10 @@ def read_turns(path, number, start, end):
         if label not in ("yes", "no"):
             raise ValueError(f"the label is {shorten(repr(label))}, must be yes or no")
         fields = record["text"], record["question_id"], "yes_no", label, "pope"
-        return public_question(path, record["image"], *fields)
+        questions = public_question(path, record["image"], *fields)
+        if (language := questions[0].language) not in ("en", *NEGATIONS):
+            raise ValueError(f"POPE's yes and no are read in en ko zh, not in {language}")
+        return questions
 
     conversation, questions = read_conversation(record), []
     names, kind = conversation.images, conversation.kind
@@ -222,7 +229,7 @@ def read_questions(
 
     ValueError, before the model answers anything, if there are none, or one can't be asked and
     bad_samples is not "skip"."""
-    questions, bad, named, image_faults = [], [], {}, {}
+    questions, bad, named, image_faults, repeated = [], [], {}, {}, 0
     found = [q for path in paths for q in read_file(path, bad=bad, **files)]
     for question in tqdm(found, desc="checking", unit="question", leave=False, disable=None):
         try:
@@ -233,13 +240,19 @@ def read_questions(
             check_images(question, image_faults)
 
             # Answers are kept by the question's name.
-            content = question.prompt, question.image_paths
-            if named.setdefault(question_name(question), content) != content:
+            content = question.prompt, question.image_paths, question.truth
+            name = question_name(question)
+            if named.setdefault(name, content) is content:
+                questions.append(question)
+            elif named[name] == content:
+                repeated += 1
+            else:
                 raise ValueError("another question has the same name; evaluate it apart")
-            questions.append(question)
         except ValueError as error:
             bad.append(f"{question.where}, turn {question.turn}: {error}")
     leave_out(bad, bad_samples)
+    if repeated:
+        print(f"{repeated:,} questions are there more than once; each is asked once")
     if not questions:
         raise ValueError(f"{first_few(paths)}: no questions")
     return questions

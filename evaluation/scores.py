@@ -7,7 +7,8 @@ import numpy as np
 from evaluation.metrics import bootstrap, make_row, normalise, ratio, sums_per_image
 from evaluation.questions import reference_answer
 
-# Keys of metrics.score_answer, and statistics of their sums. The last sum counts questions.
+# Keys of metrics.score_answer, and statistics of their sums. The last sum counts questions. A pair
+# of lists of columns is a share: the sum of the first ones by that of the second ones.
 FAMILIES = (
     (("f1",), {"character F1": ratio}),
     (("chrf",), {"chrF": ratio}),
@@ -16,10 +17,10 @@ FAMILIES = (
     (
         ("true_positive", "says_yes", "is_yes"),
         {
-            "POPE precision": lambda sums: sums[..., 0] / sums[..., 1],
-            "POPE recall": lambda sums: sums[..., 0] / sums[..., 2],
-            "POPE f1": lambda sums: 2 * sums[..., 0] / sums[..., 1:3].sum(-1),
-            "POPE yes_ratio": lambda sums: sums[..., 1] / sums[..., 3],
+            "POPE precision": ([0], [1]),
+            "POPE recall": ([0], [2]),
+            "POPE f1": ([0, 0], [1, 2]),
+            "POPE yes_ratio": ([1], [3]),
         },
     ),
 )
@@ -91,6 +92,10 @@ def metric_rows(model, questions, scores, families):
             for metric, statistic in statistics.items():
                 # Who never says yes has no precision: 0 / 0, which is shown as undefined.
                 with np.errstate(invalid="ignore", divide="ignore"):
-                    interval = bootstrap(sums, statistic)
+                    if isinstance(statistic, tuple):
+                        shares = np.stack([sums[:, part].sum(1) for part in statistic], axis=1)
+                        interval = bootstrap(shares)
+                    else:
+                        interval = bootstrap(sums, statistic)
                 rows.append(make_row(interval, len(scored), metric=metric, **labels))
     return rows

@@ -237,7 +237,8 @@ def pair_tables(pairs):
             seeds = f"{100 * row['seeds_low']:.1f} – {100 * row['seeds_high']:.1f}"
         name = " against ".join(labels(row, "model", "against"))
         names = [name, *labels(row, "split", "language", "n"), row_number(row, "difference")]
-        lines.append(("", [*names, f"{row['effect']:.2f}", f"{row['p_holm']:.4f}", seeds]))
+        effect = "–" if row["effect"] in (None, math.inf, -math.inf) else f"{row['effect']:.2f}"
+        lines.append(("", [*names, effect, f"{row['p_holm']:.4f}", seeds]))
     head = ["", "split", "language", "n", "points (95%)", "d_z", "p (Holm)", "over seeds (95%)"]
     return [Table("differences", head, lines, 2)]
 

@@ -74,6 +74,11 @@ def test_a_difference_that_chance_explains_is_not_claimed(tmp_path):
     assert "differ;" not in text
 
 
+def test_models_that_are_right_about_different_questions_are_not_called_the_same():
+    row = {"low": 0.0, "high": 0.0, "p_holm": 1.0, "different": 40}
+    assert evidence_level(row) == "open"
+
+
 @pytest.mark.parametrize(
     "low, high, p_holm, seeds, want",
     [
@@ -87,7 +92,7 @@ def test_a_difference_that_chance_explains_is_not_claimed(tmp_path):
     ],
 )
 def test_evidence_needs_the_corrected_p_the_interval_and_the_seeds(low, high, p_holm, seeds, want):
-    row = {"low": low, "high": high, "p": 0.01, "p_holm": p_holm}
+    row = {"low": low, "high": high, "p": 0.01, "p_holm": p_holm, "different": int(high != 0)}
     if seeds:
         row["seeds_low"], row["seeds_high"] = seeds
     assert evidence_level(row) == want

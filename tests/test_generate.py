@@ -120,6 +120,9 @@ def test_the_nucleus_is_the_smallest_set_that_has_top_p():
     for top_p, drawn in ((0.4, {0}), (0.6, {0, 1}), (0.79, {0, 1}), (0.9, {0, 1, 2})):
         ids = generate.sample_tokens(logits, generate.Sampling(1.0, top_p, generator))
         assert set(ids.tolist()) == drawn
+    # The first one has exactly half.
+    ids = generate.sample_tokens(torch.zeros(2000, 2), generate.Sampling(1.0, 0.5, generator))
+    assert len(set(ids.tolist())) == 1
 
 
 # ------------------------------------------------------------------------------------ answers

@@ -4,6 +4,7 @@ tables and simulations."""
 import json
 import math
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ def test_a_caption_is_right_if_it_has_the_same_clauses():
         scores = metrics.score_answer(caption, answer)
         assert (scores["accuracy"], scores["exact"]) == (accuracy, exact), answer
     assert metrics.clauses("左侧有猫，在夜晚。") == metrics.clauses("在夜晚，左侧有猫")
+    assert metrics.clauses("A cat, snow., ") == metrics.clauses("snow, a cat")
 
 
 def test_the_language_of_an_answer_is_that_of_its_reference():
@@ -104,6 +106,16 @@ def test_pope_reads_answers_as_its_authors_do():
     assert not metrics.says_yes("Yes, there is no doubt", "en"), (
         "the authors' quirk, kept so that numbers can be compared"
     )
+
+
+def test_one_text_in_two_encodings_scores_as_one():
+    korean = unicodedata.normalize("NFD", "아니요, 없어요")
+    assert not metrics.says_yes(korean, "ko")
+    assert metrics.chrf(korean, "아니요, 없어요") == 1
+    question = make_question("아니요, 없어요 3", "ko")
+    scores = metrics.score_answer(question, korean + " ３")
+    assert (scores["same_language"], scores["accuracy"]) == (1, 1)
+    assert metrics.score_answer(make_question("cat"), "")["same_language"] == 0
 
 
 def test_pope_reads_korean_and_chinese_answers_by_their_negations():
@@ -236,6 +248,15 @@ def test_where_nothing_varies_the_interval_is_wilsons_over_images():
     assert metrics.bootstrap(columns) == (0, *metrics.wilson(0, 20))
 
 
+def test_a_precision_of_one_of_thirty_images_is_not_certain():
+    questions = [make_question("yes", id=i, image=f"{i}.png", metric="pope") for i in range(30)]
+    scores = [metrics.score_answer(q, "Yes" if q.id == 0 else "No") for q in questions]
+    rows = {r["metric"]: r for r in metric_rows("full", questions, scores, FAMILIES)}
+    precision, recall = rows["POPE precision"], rows["POPE recall"]
+    assert (precision["value"], recall["value"]) == (1, pytest.approx(1 / 30))
+    assert (precision["low"], precision["high"]) == metrics.wilson(1, 1)
+
+
 def test_images_are_the_unit_and_splits_keep_theirs_apart():
     questions = [
         make_question("a", split=split, id=i, image="0.png") for split in "ab" for i in range(3)
@@ -255,6 +276,11 @@ def test_few_images_get_the_exact_permutation_p_and_many_the_sign_tests():
     sampling_error = math.sqrt(exact / 10_000)
     got = metrics.permutation_p([1] * 30 + [-1] * 14)
     assert got == pytest.approx(exact, abs=4 * sampling_error)
+    # as if all patterns were drawn at once
+    x = np.random.default_rng(1).normal(size=101)
+    signs = np.random.default_rng(0).integers(0, 2, (1200, 101), dtype=np.int8)
+    as_far = (abs((1 - 2 * signs) @ x) >= abs(x.sum()) - 1e-9).sum()
+    assert metrics.permutation_p(x, flips=1200) == pytest.approx((as_far + 1) / 1201)
 
 
 def test_equal_models_are_told_apart_5_times_in_a_hundred():
@@ -275,6 +301,11 @@ def test_a_model_against_itself_is_no_difference():
     row = metrics.paired_comparison(about(20, 3), scores, scores)
     assert [row[key] for key in ("difference", "low", "high", "effect", "p")] == [0, 0, 0, 0, 1]
     assert row["images"] == 20
+
+
+def test_a_difference_that_never_varies_has_no_finite_effect():
+    row = metrics.paired_comparison(about(20), np.zeros(20), np.ones(20))
+    assert row["effect"] == -math.inf and row["different"] == 20
 
 
 def test_a_known_difference_is_found_with_its_size():

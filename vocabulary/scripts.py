@@ -15,14 +15,15 @@ SCRIPTS = {
 
 
 def normalise(text: str) -> str:
-    """Unicode NFC, lower case, single spaces, no full stop or exclamation mark at the end: for
-    exact match."""
-    text = unicodedata.normalize("NFC", text).casefold()
+    """For exact match: Unicode NFKC (a full-width ３ is 3), lower case, single spaces, no full stop
+    or exclamation mark at the end."""
+    text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(text.split()).rstrip(" .。．!！")
 
 
 def guess_language(text: str) -> str:
     """The first language of SCRIPTS with a letter in the text; "en" if it has none of theirs."""
+    text = unicodedata.normalize("NFC", text)
     return next((language for language, letter in SCRIPTS.items() if letter.search(text)), "en")
 
 

@@ -321,7 +321,8 @@ def side_by_side(samples, firsts, lengths, T):
     merge, positions, size = np.zeros(T, np.int64), np.zeros(T, np.int64), 0
 
     def rows(starts, stops, width, position):
-        """(R, width): the places from each start to its stop, then 0, whose output isn't used."""
+        """(R, width): the places from each start to its stop, then 0, whose output isn't used.
+        Notes in `merge` and `positions` where these tokens stand."""
         nonlocal size
         index = starts[:, None] + np.arange(width)
         is_token = index < stops[:, None]
@@ -330,30 +331,27 @@ def side_by_side(samples, firsts, lengths, T):
         size += index.size
         return index * is_token
 
-    # Samples of one prefix length together: a system text makes it longer. In a sample of a single
-    # record any P tokens will do.
-    longest, groups = max(sample.starts[0] for sample in samples), []
-    prefix_lengths = np.array([sample.starts[0] or longest for sample in samples])
-    for P in np.unique(prefix_lengths)[::-1].tolist():
-        of_prefix = np.flatnonzero(prefix_lengths == P)
-        prefixes = rows(firsts[of_prefix], firsts[of_prefix] + lengths[of_prefix], P, 0)
-        groups.append((torch.from_numpy(prefixes), torch.from_numpy(prefixes)))
-        spans = [(r, *span) for r, b in enumerate(of_prefix) for span in record_spans(samples[b])]
-        row, starts, stops = np.array([span for span in spans if span[2] > P]).T
-        starts, stops = starts.clip(P) + prefixes[row, 0], stops + prefixes[row, 0]
+    # The prefix is the template's and the image's: as long in each sample. In a sample of a single
+    # record, where starts[0] is 0, any P tokens will do.
+    P = max(sample.starts[0] for sample in samples)
+    assert all(sample.starts[0] in (0, P) for sample in samples)
+    prefixes = rows(firsts, firsts + lengths, P, 0)
+    spans = [(b, *span) for b, sample in enumerate(samples) for span in record_spans(sample)]
+    b, starts, stops = np.array([span for span in spans if span[2] > P]).T
+    starts, stops = starts.clip(P) + firsts[b], stops + firsts[b]
 
-        # Rows grow by 32, 64, 128 … keys: little padding in few shapes. A CPU's softmax takes two
-        # to four times as long where the number of keys is not a multiple of 32.
-        more = -(-(P + stops - starts) // 32) - P // 32
-        widths = 32 * (P // 32 + 2 ** np.ceil(np.log2(more)).astype(int))
-        for width in np.unique(widths).tolist():
-            of_width = widths == width
-            own = rows(starts[of_width], stops[of_width], width - P, P)
-            keys = np.concatenate([prefixes[row[of_width]], own], axis=1)
-            groups.append((torch.from_numpy(own), torch.from_numpy(keys)))
+    # Rows grow by 32, 64, 128 … keys: little padding in few shapes. A CPU's softmax takes two to
+    # four times as long where the number of keys is not a multiple of 32.
+    more = -(-(P + stops - starts) // 32) - P // 32
+    widths = 32 * (P // 32 + 2 ** np.ceil(np.log2(more)).astype(int))
+    groups = []
+    for width in np.unique(widths).tolist():
+        of_width = widths == width
+        own = rows(starts[of_width], stops[of_width], width - P, P)
+        keys = np.concatenate([prefixes[b[of_width]], own], axis=1)
+        groups.append((torch.from_numpy(own), torch.from_numpy(keys)))
 
-    (prefixes, _), *groups = groups
-    split_index = prefixes, tuple(groups), torch.from_numpy(merge)
+    split_index = torch.from_numpy(prefixes), tuple(groups), torch.from_numpy(merge)
     return Layout(positions=torch.from_numpy(positions)[None], split_index=split_index)
 
 

@@ -18,6 +18,7 @@ Each stage reads a model folder and writes another:
     python train.py instruct … --validate questions.json    # right answers while it trains
     torchrun --nproc-per-node 2 train.py instruct …     # the same losses; --fsdp shards the model
 
+The recipes' learning rates are for published weights. demo/recipe.py has those for `tiny`.
 Each step is a line of OUT/log.jsonl. Ctrl-C, SIGTERM and a closed terminal finish the step and
 save; --resume goes on from the last checkpoint to the same weights, bit for bit on a CPU.
 
@@ -275,7 +276,8 @@ def train(args):
 
 
 def check_args(args, world_size):
-    """ValueError where flags contradict each other, before anything is loaded."""
+    """ValueError where flags contradict each other, before anything is loaded. Chooses the
+    kernels."""
     num_processes, micro_batch_size = args.estimate or world_size, args.micro_batch_size
     if args.batch_size < num_processes:
         raise ValueError(f"--batch-size {args.batch_size}: too few for {num_processes} processes")
@@ -285,11 +287,8 @@ def check_args(args, world_size):
             "the vision stage contrasts the whole batch at once: no --micro-batch-size, --pack, "
             "--fsdp or weighted --data; take a smaller --batch-size"
         )
-    if args.pack and (micro_batch_size or args.pack < args.max_length):
-        raise ValueError(
-            f"--pack {args.pack}: must hold the longest sample (--max-length {args.max_length}), "
-            "and replaces --micro-batch-size"
-        )
+    if args.pack and micro_batch_size:
+        raise ValueError("--pack replaces --micro-batch-size: give one of them")
     if args.pack and args.records_per_sample > 1:
         raise ValueError(
             f"--pack {args.pack} puts samples end to end, --records-per-sample "
@@ -333,6 +332,10 @@ def build_dataset(args, tokenizer, config):
     # The recipe's own value is for large models: cut it without a word.
     if max_length < args.max_length != RECIPES[args.stage].max_length:
         print_rank0(f"--max-length {args.max_length}: the model reads {limit}, so {limit}")
+    if 0 < args.pack < max_length:
+        raise ValueError(
+            f"--pack {args.pack}: must hold the longest sample; --max-length is {max_length}"
+        )
 
     if args.stage == "vision":
         options = args.dictionary, args.images, args.cache

@@ -318,7 +318,7 @@ def test_frozen_weights_in_bf16_compute_what_autocast_computes_and_are_saved_exa
             ["--batch-size", "4", "--estimate", "5", "--precision", "auto"],
             "--batch-size 4: too few for 5 processes",
         ),
-        (["--pack", "100"], "--pack 100: must hold the longest sample (--max-length 2048)"),
+        (["--pack", "30"], "--pack 30: must hold the longest sample; --max-length is "),
         (["--data", "a.json:0.7", "b.json"], "--data: 1 of 2 files have a weight; all must"),
         (
             ["--pack", "2048", "--records-per-sample", "2"],

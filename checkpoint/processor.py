@@ -20,9 +20,10 @@ def read_template(name):
 
 
 def chat_template(tokenizer):
-    """Jinja code for transformers' apply_chat_template: the same ids as data.encode_chat's."""
-    file = TEMPLATES / f"{chat_style(tokenizer)}.jinja"
-    template = file.read_text(encoding="utf-8").strip()
+    """Jinja code for transformers' apply_chat_template. A chat has the ids that a record of these
+    messages has in training: data.encode_chat of read_conversation."""
+    files = (TEMPLATES / f"{name}.jinja" for name in ("parts", chat_style(tokenizer)))
+    template = "\n".join(file.read_text(encoding="utf-8").strip() for file in files)
     template = template.replace("SYSTEM_MESSAGE", json.dumps(tokenizer.system_message))
     template = template.replace("<s>", tokenizer.bos_piece)
     return template.replace("</s>", tokenizer.eos_piece)

@@ -18,6 +18,7 @@ import tokenizer as tokenizer_module
 import vision
 from checkpoint.processor import chat_template, merge_rules, processor_files, tokenizer_json
 from model import XLlava
+from vocabulary.conversations import read_conversation
 
 TURNS = [(["", "\nWhat colour is the cat?"], "red"), ("고양이는?", "빨간색"), ("And?", None)]
 CHAT = [
@@ -43,6 +44,38 @@ def test_the_chat_template_gives_the_ids_that_we_train_on(tokenizer):
         ids += [tokenizer.id(part)] if is_control else tokenizer.encode(part)
     assert ids == data.encode_chat(TURNS, tokenizer, num_patches=1)[0]
     assert template.render(messages=CHAT[:2]).endswith(" ASSISTANT: red</s>")
+
+
+IMAGE, TEXT = {"type": "image", "image": "a.png"}, "What is different?"
+CONTENTS = [
+    [{"type": "text", "text": "First:"}, IMAGE, {"type": "text", "text": "Second:"}, IMAGE],
+    [IMAGE, IMAGE, {"type": "text", "text": TEXT}],
+    [IMAGE, {"type": "text", "text": "Look closely."}, {"type": "text", "text": TEXT}],
+    [{"type": "text", "text": " Look. "}, IMAGE, {"type": "text", "text": TEXT}],
+    [IMAGE],
+    " <image>\nWhat?  ",
+    "What?",
+]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_the_chat_template_puts_images_and_system_texts_where_training_has_them(
+    tokenizer, content, system
+):
+    jinja2 = pytest.importorskip("jinja2")
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": "user", "content": content}, {"role": "assistant", "content": "red"}]
+    messages += [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "cat"}]
+    images = ["a.png"] if isinstance(content, str) and "<image>" in content else None
+    found = read_conversation({"messages": messages, "images": images})
+    pieces = []
+    for question, answer in found.turns:
+        pieces.append("USER: " + "<image>".join(question) + f" ASSISTANT: {answer}</s>")
+
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(chat_template(tokenizer))
+    assert template.render(messages=messages) == "".join(pieces)
 
 
 def test_the_image_processor_is_told_what_preprocess_does(config, tokenizer):

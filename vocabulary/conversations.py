@@ -201,14 +201,16 @@ def find_messages(record: dict, needs_answers: bool) -> list[tuple]:
 
 def read_content(content: object) -> tuple[str, list]:
     """(text, names of images) of a message's content: a text, or a list of parts, {"type": "text",
-    "text"} and {"type": "image", …}."""
-    texts, names = [], []
+    "text"} and {"type": "image", …}. Between parts is a line break, but none between images."""
+    text, names = "", []
     parts = content if isinstance(content, list) else [{"text": content}]
-    for part in parts:
+    for number, part in enumerate(parts):
         part = part if isinstance(part, dict) else {}
         part_type = part.get("type", "text")
-        if part_type in ("image", "image_url"):
-            texts.append(IMAGE_TOKEN)
+        is_image = part_type in ("image", "image_url")
+        text += "\n" if number and not (is_image and text.endswith(IMAGE_TOKEN)) else ""
+        if is_image:
+            text += IMAGE_TOKEN
             name = next(filter(None, map(part.get, ("image", "image_url", "url", "path"))), None)
             name = name.get("url") if isinstance(name, dict) else name
             names += [name] if name else []
@@ -216,12 +218,11 @@ def read_content(content: object) -> tuple[str, list]:
             part_type = shorten(repr(part_type), 40)
             raise ValueError(f"a part of type {part_type}; only text and images are read")
         elif isinstance(part.get("text"), str):
-            texts.append(part["text"])
+            text += part["text"]
         else:
             raise ValueError("the value is not a text")
 
     # Other models' markers would be trained as text.
-    text = "\n".join(texts)
     marker = OTHER_MARKERS.search(CODE.sub("", text).replace(IMAGE_TOKEN, ""))
     if marker:
         raise ValueError(f"{marker[0]} in it; only images are read, their places are {IMAGE_TOKEN}")

@@ -364,7 +364,8 @@ class XLlava(nn.Module):
             x, features = x.flatten(0, 1), features.flatten(0, 1)  # (B·T, C), (I·N, C)
             return x.index_copy(0, places, features.to(x.dtype)).view(*ids.shape, -1)
 
-        trains = self.projector[0].weight.requires_grad or self.vision.pos_embed.requires_grad
+        modules = self.projector, self.vision
+        trains = any(weight.requires_grad for module in modules for weight in module.parameters())
         if self.training and (self.always_encode or trains):
             # A batch of text alone: encode a blank image, times zero. Every rank then has a
             # gradient for projector and ViT, and joins the all-reduce.

@@ -31,7 +31,10 @@ IGNORED_OF_CLIP = re.compile(IGNORED.pattern + CLIP_TEXT)
 
 def module_of(name):
     """The module of names.json that a name belongs to: "vision.", "projector.0." …"""
-    return next(module for module in PREFIXES if name.startswith(module))
+    for module in PREFIXES:
+        if name.startswith(module):
+            return module
+    raise ValueError(f"{name}: checkpoint/names.json has no name for it in the files that we write")
 
 
 def hf_name(name, prefix=None):

@@ -20,6 +20,7 @@ from evaluation.metrics import NEGATIONS
 from generate import question_parts
 from vocabulary.command import first_few
 from vocabulary.conversations import (
+    IMAGE_TOKEN,
     check_name,
     leave_out,
     read_conversation,
@@ -214,7 +215,9 @@ def read_turns(path, number, start, end):
         "metric": "caption" if kind == "caption" else "exact",
     }
     for turn, (parts, answer) in enumerate(conversation.turns):
-        fields |= {"turn": turn, "question": parts[-1].strip(), "truth": answer}
+        # A single image comes first, of several the text says which is where.
+        text = IMAGE_TOKEN.join(parts) if len(parts) > 2 else parts[-1]
+        fields |= {"turn": turn, "question": text.strip(), "truth": answer}
         turns = [*conversation.turns[:turn], (parts, None)]
         questions.append(Question(path.stem, **fields, turns=turns, image_paths=names))
     return questions

@@ -121,6 +121,10 @@ def test_each_turn_of_a_conversation_is_a_question_after_the_references_before_i
         "what",
         "exact",
     )
+    turns[0]["value"] = "First: <image> Second: <image> Which?"
+    record = llava_record(conversations=turns[:2], image=["a.png", "b.png"])
+    (several,) = read_file(write(tmp_path / "c.json", [record]))
+    assert several.question == turns[0]["value"]
     (caption,) = read_file(write(tmp_path / "b.json", [llava_record(kind="caption")]))
     assert (caption.language, caption.skill, caption.metric) == ("en", "caption", "caption")
 

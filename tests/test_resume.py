@@ -1,5 +1,6 @@
 """A run that is killed, stopped, or runs out of disk: what is left, and how it goes on."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -20,6 +21,10 @@ from training_helpers import (
 import train
 from training import resume
 from training.distributed import Process
+
+
+def test_each_flag_of_a_recipe_belongs_to_the_identity_of_a_run():
+    assert {field.name for field in dataclasses.fields(train.Recipe)} <= set(resume.SETTINGS)
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(start, world, tmp_path):

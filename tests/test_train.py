@@ -328,7 +328,9 @@ def test_frozen_weights_in_bf16_compute_what_autocast_computes_and_are_saved_exa
         (["--data", "nowhere.json"], "nowhere.json: no such file"),
         (["--model", "nowhere"], "nowhere: no such folder"),
         (["--model", str(ROOT / "docs")], "docs: not a model folder: it has no"),
-        (["--trainable", "projektor"], "--trainable projektor: the model has no such module"),
+        (["--trainable", "projektor"], "the model has no module projektor, but vision, projector"),
+        (["--trainable", "decoder.layer.1"], "decoder has no module layer, but norm, embed_tokens"),
+        (["--trainable", "projector", "projector.1"], "projector.1: nothing in it trains"),
         (["--device", "mps"], "--device mps: PyTorch finds none here"),
         (["--lora-rank", "2", "--trainable", "projector"], "--lora-rank: needs decoder in"),
         (
@@ -374,6 +376,28 @@ def test_a_sample_left_out_is_counted_and_named(train_here, world, tmp_path):
     (line,) = re.findall("left out: .*", text)
     assert re.search(r"set.json: record 3 \(id 'c3'\): .*lost3.png: no such image", line)
     assert "lost3.png: no such image" in train_here(*args, out="strict")[1]
+
+
+def test_a_step_without_a_usable_sample_has_no_loss(train_here, tmp_path):
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "cat"}]
+    lost = [{"id": i, "image": "lost.png", "conversations": turns} for i in range(3)]
+    good = {"id": "good", "conversations": [turns[0] | {"value": "What?"}, turns[1]]}
+    (tmp_path / "few.json").write_text(json.dumps([good, *lost]), encoding="utf-8")
+    more = "--steps", 4, "--batch-size", 1, "--bad-samples", "skip"
+    text, code = train_here("instruct", tmp_path / "few.json", *more)
+    found = [row["loss"] for row in rows(tmp_path / "out")]
+    (loss,) = [loss for loss in found if loss is not None]
+    assert code == 0 and len(found) == 4 and f"loss {loss:.4f} after 4 steps" in text
+
+
+@pytest.mark.parametrize("part", ["projector.2", "vision.layers"])
+def test_a_part_of_projector_or_vit_has_a_gradient_from_text_alone(train_here, tmp_path, part):
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "cat"}]
+    (tmp_path / "text.json").write_text(
+        json.dumps([{"id": 0, "conversations": turns}]), encoding="utf-8"
+    )
+    more = "--steps", 1, "--batch-size", 1, "--trainable", part
+    assert train_here("instruct", tmp_path / "text.json", *more)[1] == 0
 
 
 @pytest.mark.parametrize("stage", ["align", "vision"])

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from checkpoint import map_weights, write_atomically, write_model
 from training.distributed import full_tensor, is_rank0
+from vocabulary.command import first_few
 
 
 def set_trainable(model, trainable, lora_rank=0):
@@ -17,11 +18,14 @@ def set_trainable(model, trainable, lora_rank=0):
         try:
             model.get_submodule(name).requires_grad_(True)
         except AttributeError:
-            raise ValueError(f"--trainable {name}: the model has no such module") from None
+            raise ValueError(f"--trainable {name}: {no_such_module(model, name)}") from None
 
     # The loss does not depend on what comes after the feature layer.
     for unused in (model.vision.final_norm, *model.vision.layers[used_layers(model) :]):
         unused.requires_grad_(False)
+    for name in trainable:
+        if not any(weight.requires_grad for weight in model.get_submodule(name).parameters()):
+            raise ValueError(f"--trainable {name}: nothing in it trains")
 
     # LoRA: the decoder itself is frozen, and the matrices of its blocks get adapters.
     if not lora_rank:
@@ -38,6 +42,17 @@ def set_trainable(model, trainable, lora_rank=0):
     for name, layer in list(model.decoder.layers.named_modules()):
         if isinstance(layer, nn.Linear):
             model.decoder.layers.set_submodule(name, LoRALinear(layer, lora_rank))
+
+
+def no_such_module(model, name):
+    """The message for a module that is not there: "decoder has no layer, but embed_tokens, …"."""
+    known, parent = [], model
+    for last in name.split("."):
+        children = dict(parent.named_children())
+        if last not in children:
+            break
+        known, parent = [*known, last], children[last]
+    return f"{'.'.join(known) or 'the model'} has no module {last}, but {first_few(children)}"
 
 
 def used_layers(model):

@@ -66,7 +66,9 @@ class RunLog:
     def write_step(self, step, stats, loss, lr, grad_norm):
         """Logs a step, counted from 1. It was skipped if loss or norm is infinite or NaN."""
         seconds, self.step_time = time.perf_counter() - self.step_time, time.perf_counter()
-        is_finite, self.loss = math.isfinite(loss) and math.isfinite(grad_norm), loss
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if stats.num_targets:  # else the loss is 0, and says nothing
+            self.loss = loss
         self.skips_in_a_row = 0 if is_finite else self.skips_in_a_row + 1
         self.num_skips += not is_finite
         self.num_targets += stats.num_targets
@@ -80,7 +82,7 @@ class RunLog:
         # One line for programs.
         row = {
             "step": step,
-            "loss": loss if is_finite else None,
+            "loss": loss if is_finite and stats.num_targets else None,
             "lr": lr,
             "grad_norm": grad_norm if is_finite else None,
             "tokens": int(stats.num_tokens),

@@ -8,6 +8,7 @@ import torch
 import data
 from evaluation.answer import image_path
 from evaluation.heatmap import paint
+from evaluation.questions import image_names
 from evaluation.report.gallery import card, div, image_tag, preprocessed, verdict
 from generate import load_for_inference
 
@@ -52,7 +53,8 @@ def heat_map(image, weights):
 def attention_gallery(folder, header, questions, seed, count):
     """Right answers and captions, drawn by seed: each image beside its heat map."""
     model, tokenizer = load_for_inference(folder)
-    pool = [q for q in questions if q.turn == 0 and q.image and q.skill not in GLOBAL_SKILLS]
+    pool = [q for q in questions if q.turn == 0 and len(image_names(q)) == 1]
+    pool = [question for question in pool if question.skill not in GLOBAL_SKILLS]
     pool = [question for question in pool if verdict(question) != "wrong"]
     cards = ""
     for question in random.Random(seed + 1).sample(pool, min(count, len(pool))):

@@ -351,15 +351,17 @@ class XLlava(nn.Module):
         """Token ids (B, T) with N <image> ids per image, and the images uint8 (I, 3, S, S) in
         reading order -> input embeddings (B, T, C). ValueError if their numbers differ."""
         x = self.decoder.embed_tokens(ids)
+        I, N = 0 if pixels is None else len(pixels), self.config.vision.num_patches
+        image_mask = (ids == self.config.image_token_id).flatten()  # (B, T) -> (B·T,)
+        # Counting makes a GPU wait. Batches to train on are right (data.encode_chat), and a
+        # generated token is no image.
+        if ids.is_cpu or not (self.training or ids.shape[1] == 1):
+            if (count := int(image_mask.sum())) != I * N:
+                raise ValueError(f"{count} <image> tokens for {I} images of {N} patches")
 
         # The patch features of the images replace the embeddings of the <image> tokens.
-        if pixels is not None and len(pixels):
+        if I:
             features = self.encode_images(pixels)
-            image_mask = (ids == self.config.image_token_id).flatten()  # (B, T) -> (B·T,)
-            I, N = features.shape[:2]
-            # Counting makes a GPU wait, and batches to train on are right (data.encode_chat).
-            if (ids.is_cpu or not self.training) and (count := int(image_mask.sum())) != I * N:
-                raise ValueError(f"{count} <image> tokens for {I} images of {N} patches")
             places = torch.nonzero_static(image_mask, size=I * N)[:, 0]
             x, features = x.flatten(0, 1), features.flatten(0, 1)  # (B·T, C), (I·N, C)
             return x.index_copy(0, places, features.to(x.dtype)).view(*ids.shape, -1)

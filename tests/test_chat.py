@@ -252,7 +252,7 @@ def test_messages_become_the_turns_that_training_has():
         (["", "\nWhat?"], "a cat"),
         (["Where?"], None),
     ]
-    assert turns_of(user("Same?", url, url)) == [(["", "\n", "\nSame?"], None)]
+    assert turns_of(user("Same?", url, url)) == [(["", "", "\nSame?"], None)]
 
 
 def test_a_typed_marker_is_text(answerer, port):

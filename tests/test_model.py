@@ -141,6 +141,8 @@ def test_a_batch_without_targets_has_loss_zero_and_zero_gradients(model):
 def test_the_number_of_image_tokens_must_fit_the_images(model, config):
     with pytest.raises(ValueError, match="8 <image> tokens for 1 images of 4 patches"):
         model(prompt(config, [20], images=2), random_images(1))
+    with pytest.raises(ValueError, match="4 <image> tokens for 0 images of 4 patches"):
+        model(prompt(config, [20], images=1))
 
 
 def test_a_wrong_shape_is_refused_with_its_numbers():

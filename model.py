@@ -353,24 +353,21 @@ class XLlava(nn.Module):
         x = self.decoder.embed_tokens(ids)
         I, N = 0 if pixels is None else len(pixels), self.config.vision.num_patches
         image_mask = (ids == self.config.image_token_id).flatten()  # (B, T) -> (B·T,)
-        # Counting makes a GPU wait. Batches to train on are right (data.encode_chat), and a
-        # generated token is no image.
-        if ids.is_cpu or not (self.training or ids.shape[1] == 1):
-            if (count := int(image_mask.sum())) != I * N:
-                raise ValueError(f"{count} <image> tokens for {I} images of {N} patches")
+        # Counting makes a GPU wait. data.encode_chat is right, and a generated token is no image.
+        must_count = ids.is_cpu or not (self.training or ids.shape[1] == 1)
+        if must_count and (count := int(image_mask.sum())) != I * N:
+            raise ValueError(f"{count} <image> tokens for {I} images of {N} patches")
 
-        # The patch features of the images replace the embeddings of the <image> tokens.
-        if I:
+        if I:  # the patch features replace the embeddings of the <image> tokens
             features = self.encode_images(pixels)
             places = torch.nonzero_static(image_mask, size=I * N)[:, 0]
-            x, features = x.flatten(0, 1), features.flatten(0, 1)  # (B·T, C), (I·N, C)
-            return x.index_copy(0, places, features.to(x.dtype)).view(*ids.shape, -1)
+            features = features.flatten(0, 1).to(x.dtype)  # (I·N, C)
+            return x.flatten(0, 1).index_copy(0, places, features).view(*ids.shape, -1)
 
-        modules = self.projector, self.vision
-        trains = any(weight.requires_grad for module in modules for weight in module.parameters())
+        trains = any(p.requires_grad for m in (self.projector, self.vision) for p in m.parameters())
         if self.training and (self.always_encode or trains):
-            # A batch of text alone: encode a blank image, times zero. Every rank then has a
-            # gradient for projector and ViT, and joins the all-reduce.
+            # Text alone: encode a blank image, times zero. Every rank then has a gradient for
+            # projector and ViT, and joins the all-reduce.
             S = self.config.vision.image_size
             blank = torch.zeros(1, 3, S, S, dtype=torch.uint8, device=ids.device)
             x = x + 0 * self.encode_images(blank).sum()

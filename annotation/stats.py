@@ -184,7 +184,7 @@ def sample_card(args, image, kind, group):
         rows += "<tr>"
         for code, (parts, answer) in zip(group, turns):
             question = html.escape("".join(parts).strip())
-            rows += f"<td lang={html.escape(code)} dir=auto>"
+            rows += f'<td lang="{html.escape(code)}" dir=auto>'
             rows += f"<b>{question}</b><br>{html.escape(answer)}</td>"
 
     caption = html.escape(f"{image or 'no image'} · {kind}")

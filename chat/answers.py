@@ -209,8 +209,8 @@ def find_stages(folder):
         try:
             load_config(path)
             line = runs.read_text(encoding="utf-8").partition("\n")[0] if runs.exists() else ""
-            started[path.name] = json.loads(line)["time"] if line else ""
-        except (OSError, ValueError):  # it is something else
+            started[path.name] = str(json.loads(line)["time"]) if line else ""
+        except (OSError, ValueError, LookupError, TypeError):  # it is something else
             continue
     return {name: folder.parent / name for name in sorted(started, key=started.get)}
 
@@ -218,7 +218,11 @@ def find_stages(folder):
 def find_base(folder, tokenizer):
     """The largest .model in a folder whose pieces are the first ones of a tokenizer, or None."""
     found = []
-    for base in map(load_tokenizer, sorted(folder.glob("*.model"))):
+    for path in sorted(folder.glob("*.model")):
+        try:
+            base = load_tokenizer(path)
+        except (OSError, ValueError):  # it is something else
+            continue
         size = base.vocab_size
         if size < tokenizer.vocab_size:
             same = all(base.piece(i) == tokenizer.piece(i) for i in range(size))
@@ -230,6 +234,8 @@ def find_examples(folder):
     """Some of the demo's images that no stage has trained on, each with three questions."""
     path, questions = folder / "unseen_images.json", {}
     for _, _, conversation in read_conversations(path, []) if path.exists() else []:
+        if len(conversation.images) != 1:
+            continue
         (name,) = conversation.images
         if name not in questions and len(questions) == NUM_EXAMPLES:
             break
@@ -237,7 +243,12 @@ def find_examples(folder):
 
     examples = []
     for i, (name, asked) in enumerate(questions.items()):
-        url = "data:image/png;base64," + base64.b64encode((folder / name).read_bytes()).decode()
+        # Others may have written the file: what is no image of theirs is not shown to anyone.
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{path}: {name} leads out of its folder")
+        content = (folder / name).read_bytes()
+        vision.load_image(folder / name)
+        url = "data:image/png;base64," + base64.b64encode(content).decode()
         # Other kinds, and languages, for each image.
         few = {asked[(i + k * len(asked) // 3) % len(asked)]: None for k in range(3)}
         examples.append({"name": Path(name).name, "url": url, "questions": list(few)})

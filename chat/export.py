@@ -21,6 +21,7 @@ from chat.answers import Answerer
 from checkpoint import load_config, load_model, load_tokenizer
 from model import parameter_counts
 from tokenizer import Tokenizer
+from training.checkpoint_metadata import require_plain_metadata
 from vocabulary.chat_markers import chat_markers
 from vocabulary.files import claim_output, read_json, write_atomically
 
@@ -99,6 +100,7 @@ def load_stage(name, stages):
     # A checkpoint has what this stage trains. The rest is as in the finished model.
     if step not in (found := sorted(path.name for path in folder.glob("step-*[0-9]"))):
         raise ValueError(f"--stages {name}: {folder} has {', '.join(found) or 'none'}")
+    require_plain_metadata(folder / step)
     saved = dcp.FileSystemReader(folder / step).read_metadata().state_dict_metadata
     weights = {f"weight.model.{key}": tensor for key, tensor in model.state_dict().items()}
     trained = [key for key in saved if key.startswith("weight.")]

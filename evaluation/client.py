@@ -287,6 +287,8 @@ class Endpoint:
 
         tokens = (0, 0)
         if status == 200:
+            if len(self.secret or "") >= 16:  # an echo of the key, before any part is cut out
+                payload = payload.replace(self.secret.encode(), b"***")
             text, fault, tokens = read_completion(payload, estimate_tokens(request, jpeg))
             if fault != CUT_OFF:
                 fault = self.redact(fault)

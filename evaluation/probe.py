@@ -178,7 +178,7 @@ def probe_tables(rows):
             own = [row for row in rows if (row["split"], row["property"]) == (split, name)]
             cells = [escape(name), f"{own[0]['n']:,}", f"{100 * own[0]['chance']:.1f}"]
             lines.append(("", cells + [row_number(row) for row in own]))
-        head = ["", "things", "chance %", *(f"{encoder} % (95%)" for encoder in encoders)]
+        head = ["", "things", "chance %", *(f"{escape(encoder)} % (95%)" for encoder in encoders)]
         tables.append(Table(plain_name(split), head, lines))
     return tables
 

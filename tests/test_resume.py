@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,22 @@ from training_helpers import (
 
 import train
 from training import resume
+from training.checkpoint_metadata import require_plain_metadata
 from training.distributed import Process
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("code in a checkpoint runs",)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(tmp_path, capsys):
+    dotted = b"\x80\x04\x8c'torch.distributed.checkpoint.filesystem\x8c\tos.getcwd\x93)R."
+    for content in (pickle.dumps(Code()), dotted):
+        (tmp_path / ".metadata").write_bytes(content)
+        with pytest.raises(ValueError, match="in it: not what train.py writes"):
+            require_plain_metadata(tmp_path)
+    assert capsys.readouterr().out == ""
 
 
 def test_each_flag_of_a_recipe_belongs_to_the_identity_of_a_run():

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.device import pick_device, pick_precision
+from training.checkpoint_metadata import require_plain_metadata
 from training.distributed import all_reduce, is_rank0, print_rank0
 from vocabulary.files import require_writable, set_aside
 from vocabulary.identity import describe_files, describe_model, require_same
@@ -175,6 +176,7 @@ def load_checkpoint(args, wrapped, optimizers):
     create_optimizer_state(optimizers)
     for path in found:
         try:
+            require_plain_metadata(path)
             state = training_state(wrapped, optimizers)
             dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
             return int(path.name.removeprefix("step-"))

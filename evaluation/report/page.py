@@ -181,7 +181,7 @@ def headline(rows):
             continue
         language = row["language"]
         value, low, high = (f"{100 * row[key]:.1f}" for key in ("accuracy", "low", "high"))
-        line = f"{row['model']} {value} ({low} – {high})"
+        line = f"{escape(row['model'])} {value} ({low} – {high})"
         if row["model"] == "full":
             cards[language] = f"<b>{language_name(language)}</b>"
             cards[language] += div("soft", plain_name(split)) + div("big", f"{value}%")

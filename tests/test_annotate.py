@@ -1280,7 +1280,7 @@ def test_stats_and_a_sheet_that_runs_nothing(tmp_path, capsys):
     assert "&lt;script&gt;" in page
     assert "default-src 'none'" in page
     row = page[page.index("<tr>") :].split("<tr>")[1]
-    columns = [row.index(f"<td lang={code} dir=auto>") for code in LANGUAGES]
+    columns = [row.index(f'<td lang="{code}" dir=auto>') for code in LANGUAGES]
     assert columns == sorted(columns), "side by side"
     assert "빨간 사과가 있어요." in row
     assert "一个红色的苹果。" in row

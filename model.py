@@ -353,7 +353,7 @@ class XLlava(nn.Module):
         x = self.decoder.embed_tokens(ids)
         I, N = 0 if pixels is None else len(pixels), self.config.vision.num_patches
         image_mask = (ids == self.config.image_token_id).flatten()  # (B, T) -> (B·T,)
-        # Counting makes a GPU wait. data.encode_chat is right, and a generated token is no image.
+        # Counting makes a GPU wait, so training there does not. A generated token is no image.
         must_count = (ids.is_cpu or not self.training) and ids.shape[1] > 1
         if must_count and (count := int(image_mask.sum())) != I * N:
             raise ValueError(f"{count} <image> tokens for {I} images of {N} patches")

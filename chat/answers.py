@@ -243,12 +243,11 @@ def find_examples(folder):
 
     examples = []
     for i, (name, asked) in enumerate(questions.items()):
-        # Others may have written the file: what is no image of theirs is not shown to anyone.
+        # Others may have written the records: only images of this folder go into a page.
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{path}: {name} leads out of its folder")
-        content = (folder / name).read_bytes()
         vision.load_image(folder / name)
-        url = "data:image/png;base64," + base64.b64encode(content).decode()
+        url = "data:image/png;base64," + base64.b64encode((folder / name).read_bytes()).decode()
         # Other kinds, and languages, for each image.
         few = {asked[(i + k * len(asked) // 3) % len(asked)]: None for k in range(3)}
         examples.append({"name": Path(name).name, "url": url, "questions": list(few)})

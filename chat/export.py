@@ -21,7 +21,7 @@ from chat.answers import Answerer
 from checkpoint import load_config, load_model, load_tokenizer
 from model import parameter_counts
 from tokenizer import Tokenizer
-from training.checkpoint_metadata import require_plain_metadata
+from training.pickles import require_plain_metadata
 from vocabulary.chat_markers import chat_markers
 from vocabulary.files import claim_output, read_json, write_atomically
 

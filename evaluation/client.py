@@ -287,13 +287,14 @@ class Endpoint:
 
         tokens = (0, 0)
         if status == 200:
-            if len(self.secret or "") >= 16:  # an echo of the key, before any part is cut out
+            # A key that a local server takes for show, such as EMPTY, may be a word of the reply.
+            is_secret = len(self.secret or "") >= 16
+            if is_secret:  # before a part is cut out, which may end inside the key
                 payload = payload.replace(self.secret.encode(), b"***")
             text, fault, tokens = read_completion(payload, estimate_tokens(request, jpeg))
             if fault != CUT_OFF:
                 fault = self.redact(fault)
-            # A key that a local server takes for show, such as EMPTY, may be a word of the reply.
-            if len(self.secret or "") >= 16:
+            if is_secret:
                 text = self.redact(text)
             entry = {"text": text, "fault": fault, "tokens": tokens}
             self.journal.append(request, **entry, max_tokens=self.args.max_tokens)

@@ -526,6 +526,15 @@ def test_the_back_off_doubles_and_a_request_without_an_answer_is_set_aside_and_s
         assert len(result(folder)[0]) == 3
 
 
+def test_no_half_of_an_echoed_key_is_kept(tmp_path, monkeypatch):
+    folder, key = make_images(tmp_path / "images", 1), "sk-0123456789abcdef"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with Fake(lambda body, count: (200, {}, "x" * 140 + key)) as fake:
+        annotate.main(options(folder, fake.url, "--kinds", "object", "--tries", 1))
+    written = b"".join(file.read_bytes() for file in tmp_path.glob("*.jsonl"))
+    assert b"not a chat completion" in written and key[:8].encode() not in written
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -401,6 +401,7 @@ def test_the_base_tokenizer_is_the_beginning_of_the_models(tmp_path, tokenizer):
     base.save(tmp_path / "some name.model")
     extended.save(tmp_path / "both.model")
     tokenizer.save(tmp_path / "another.model")
+    (tmp_path / "word2vec.model").write_bytes(b"of another program")
     assert answers.find_base(tmp_path, extended).vocab_size == base.vocab_size
     assert answers.find_base(tmp_path, base) is None
 
@@ -418,6 +419,18 @@ def test_a_run_of_the_demo_offers_its_images(run, world, monkeypatch):
     assert {*found[0]["questions"]} == {"What colour is the cat?"}
     content = base64.b64decode(found[0]["url"].partition(",")[2])
     assert content == (world / "0.png").read_bytes()
+
+
+def test_no_file_from_outside_the_demos_folder_is_offered(run, world):
+    (record, *_) = json.loads((world / "chats.json").read_text(encoding="utf-8"))
+    path = run / "data" / "unseen_images.json"
+    path.write_text(json.dumps([record | {"image": "../../key"}]), encoding="utf-8")
+    (run.parent / "key").write_bytes((world / "0.png").read_bytes())
+    try:
+        with pytest.raises(ValueError, match="key leads out of its folder"):
+            answers.find_examples(run / "data")
+    finally:
+        path.unlink()
 
 
 # ------------------------------------------------------------------------------------ attacks

@@ -1,6 +1,7 @@
 """The exported page computes what Python computes: its scripts run in node, where there is one."""
 
 import json
+import pickle
 import random
 import re
 import shutil
@@ -285,6 +286,9 @@ def test_a_checkpoint_is_a_stage(models, run_folder):
     for name in ("align/step-7", "vision", "align/../align"):
         with pytest.raises(ValueError, match=f"--stages {name}"):
             load_stage(name, stages)
+    (folder / ".metadata").write_bytes(pickle.dumps(print))  # it would be called, or worse
+    with pytest.raises(ValueError, match="builtins.print in it: not what train.py writes"):
+        load_stage("align/step-00000010", stages)
 
 
 def test_other_families_are_refused_by_name(config, tokenizer):

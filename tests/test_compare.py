@@ -9,7 +9,7 @@ import pytest
 from evaluation_helpers import command, make_question
 
 from evaluation.answer import FIELDS
-from evaluation.compare import evidence_level
+from evaluation.compare import conclusions, evidence_level
 from evaluation.metrics import t_quantile
 
 
@@ -72,6 +72,13 @@ def test_a_difference_that_chance_explains_is_not_claimed(tmp_path):
         r"Not shown, and not ruled out up to \d+\.\d points: other: s en -1\.7 \(", text
     )
     assert "differ;" not in text
+
+
+def test_of_one_image_no_bound_is_claimed(tmp_path):
+    row = {"low": -math.inf, "high": math.inf, "p_holm": 1.0, "different": 1, "language": "en"}
+    row |= {"difference": 1.0, "split": "s", "model": "b", "against": "a"}
+    _, text, _ = conclusions([row])
+    assert text.endswith("b: s en +100.0 (too few images).")
 
 
 def test_models_that_are_right_about_different_questions_are_not_called_the_same():

@@ -143,6 +143,7 @@ def test_the_number_of_image_tokens_must_fit_the_images(model, config):
         model(prompt(config, [20], images=2), random_images(1))
     with pytest.raises(ValueError, match="4 <image> tokens for 0 images of 4 patches"):
         model(prompt(config, [20], images=1))
+    model(torch.tensor([[config.image_token_id]]))  # a generated one
 
 
 def test_a_wrong_shape_is_refused_with_its_numbers():

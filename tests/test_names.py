@@ -109,6 +109,8 @@ def test_each_kind_of_published_file_is_understood(family):
 def test_the_names_that_we_write_are_those_of_llava_hf():
     names = names_of("llava-hf/llava-1.5-7b-hf")
     assert {name: hf_name(name) for name in names} == names
+    with pytest.raises(ValueError, match="resampler.queries: checkpoint/names.json has no name"):
+        hf_name("resampler.queries")
 
 
 def test_what_does_not_fit_is_named():

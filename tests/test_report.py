@@ -60,6 +60,7 @@ def test_the_page_shows_curves_tables_images_attention_and_commands(finished_run
     assert "data:image/jpeg;base64," in page and "Where it attends" in page and "chance" in page
     assert "✓" in page and "✗" in page and "reference: " in page
     assert "&lt;script&gt;" in page and "<script" not in page, "what a model says is text"
+    assert "content=\"default-src 'none'; img-src data:;" in page
     assert "http://" not in page and "https://" not in page and 'src="/' not in page, "offline"
 
 

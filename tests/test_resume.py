@@ -21,8 +21,8 @@ from training_helpers import (
 
 import train
 from training import resume
-from training.checkpoint_metadata import require_plain_metadata
 from training.distributed import Process
+from training.pickles import require_plain_metadata
 
 
 class Code:
@@ -37,6 +37,16 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path, capsys):
         with pytest.raises(ValueError, match="in it: not what train.py writes"):
             require_plain_metadata(tmp_path)
     assert capsys.readouterr().out == ""
+
+
+def test_resuming_runs_no_code_of_a_checkpoint(train_here, tmp_path):
+    more = "instruct", "chats.json", "--steps", 4, "--save-every", 2, "--resume"
+    assert train_here(*more)[1] == 0
+    (tmp_path / "out" / "config.json").unlink()
+    for folder in checkpoints(tmp_path / "out"):
+        (folder / ".metadata").write_bytes(pickle.dumps(Code()))
+    text, message = train_here(*more)
+    assert "no checkpoint can be read" in message and "code in a checkpoint runs" not in text
 
 
 def test_each_flag_of_a_recipe_belongs_to_the_identity_of_a_run():

@@ -178,6 +178,9 @@ def test_an_index_cannot_point_outside_its_folder(tmp_path):
     index.write_text('{"weight_map": {"a": "../secret.safetensors"}}', encoding="utf-8")
     with pytest.raises(ValueError, match="a file beside it"):
         load_weights(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": index.name}}), encoding="utf-8")
+    with pytest.raises(ValueError, match="a file beside it"):
+        load_weights(tmp_path)
 
 
 def test_a_pickle_that_is_more_than_tensors_is_refused(tmp_path):

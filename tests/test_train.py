@@ -26,6 +26,7 @@ import vision
 from model import IGNORE_INDEX, XLlava
 from training.distributed import Process
 from training.objectives import NextTokenObjective
+from training.run_log import RunLog
 from training.sampler import MicroBatchDataset
 
 
@@ -378,7 +379,10 @@ def test_a_sample_left_out_is_counted_and_named(train_here, world, tmp_path):
     assert "lost3.png: no such image" in train_here(*args, out="strict")[1]
 
 
-def test_a_step_without_a_usable_sample_has_no_loss(train_here, tmp_path):
+def test_a_step_without_a_usable_sample_has_no_loss(train_here, tmp_path, monkeypatch):
+    lines = []
+    show = lambda self, step, learning, speed: lines.append(learning)  # noqa: E731
+    monkeypatch.setattr(RunLog, "show_progress", show)
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "cat"}]
     lost = [{"id": i, "image": "lost.png", "conversations": turns} for i in range(3)]
     good = {"id": "good", "conversations": [turns[0] | {"value": "What?"}, turns[1]]}
@@ -388,6 +392,7 @@ def test_a_step_without_a_usable_sample_has_no_loss(train_here, tmp_path):
     found = [row["loss"] for row in rows(tmp_path / "out")]
     (loss,) = [loss for loss in found if loss is not None]
     assert code == 0 and len(found) == 4 and f"loss {loss:.4f} after 4 steps" in text
+    assert sum(line.startswith("no targets, lr ") for line in lines) == 3
 
 
 @pytest.mark.parametrize("part", ["projector.2", "vision.layers"])

@@ -9,7 +9,7 @@ lora.py           which parameters train; LoRA; the model that comes out
 distributed.py    processes, DDP, FSDP2
 graphs.py         CUDA graphs: a step of a small model as one launch
 resume.py         checkpoints of a run, stopping and going on
-checkpoint_metadata.py  refuses a checkpoint with code in it
+pickles.py        refuses a checkpoint with code in its pickle
 run_log.py        log.jsonl, runs.jsonl, the progress
 validation.py     a validation every N steps, the models of chosen steps
 cost.py           FLOPs, MFU, memory and hours

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from kernels.device import pick_device, pick_precision
-from training.checkpoint_metadata import require_plain_metadata
 from training.distributed import all_reduce, is_rank0, print_rank0
+from training.pickles import require_plain_metadata
 from vocabulary.files import require_writable, set_aside
 from vocabulary.identity import describe_files, describe_model, require_same
 from vocabulary.records import read_complete_lines

@@ -98,7 +98,8 @@ class RunLog:
             print(json.dumps(row), file=self.file, flush=True)
 
         # Two lines for people: how it learns, and how fast.
-        learning = f"loss {loss:.3f}, lr {lr:.1e}, norm {grad_norm:.3g}"
+        shown = f"loss {loss:.3f}" if stats.num_targets else "no targets"
+        learning = f"{shown}, lr {lr:.1e}, norm {grad_norm:.3g}"
         speed = [f"{tqdm.format_sizeof(stats.num_tokens / seconds)} tokens/s"]
         if mfu:
             speed.append(f"MFU {mfu:.0%}")

@@ -18,6 +18,8 @@ TORCH_TYPES = (torch.dtype, torch.layout, torch.memory_format)
 
 
 class Unpickler(pickle.Unpickler):
+    """Builds what torch.distributed.checkpoint writes, and calls nothing else."""
+
     def find_class(self, module, name):
         is_own = module.startswith("torch.distributed.checkpoint.")
         # A name with a dot leads from a module to whatever that has imported.
@@ -32,8 +34,8 @@ class Unpickler(pickle.Unpickler):
 
 
 def require_plain_metadata(checkpoint):
-    """ValueError if the checkpoint's .metadata would call anything but torch's own classes. The
-    other files of a checkpoint are read as tensors alone."""
+    """checkpoint: the path of a folder step-…. ValueError if its .metadata would call anything but
+    torch's own classes. The other files in it are read as tensors alone."""
     path = checkpoint / ".metadata"
     with open(path, "rb") as file:
         try:

@@ -54,7 +54,7 @@ from training.distributed import (
     wrap_distributed,
 )
 from training.graphs import Replay, can_replay, use_own_stream
-from training.lora import export_model, round_frozen_weights, set_trainable
+from training.lora import copy_weights, export_model, set_trainable
 from training.objectives import build_objective
 from training.optimizers import lr_multiplier, make_optimizers, orthogonalise, set_learning_rate
 from training.phrases import PhraseDataset
@@ -250,8 +250,8 @@ def train(args):
 
     # The model with its loss, distributed over the ranks; its optimizers; an earlier run.
     objective = build_objective(args, model)
-    if not args.fsdp:  # FSDP2 takes one dtype
-        round_frozen_weights(model, args.model, process.dtype)
+    if not args.fsdp:  # FSDP2 takes one dtype, and its own way
+        copy_weights(model, process)
     wrapped = wrap_distributed(objective, process, args.fsdp)
     optimizers = make_optimizers(wrapped, args)
     if replays:
@@ -320,7 +320,7 @@ def build_model(args):
         )
     if not args.estimate:
         preset = PRESETS.get(args.preset)
-        model = load_model(args.model) if args.model else init_model(preset, tokenizer)
+        model = load_model(args.model, None) if args.model else init_model(preset, tokenizer)
         set_trainable(model, args.trainable, args.lora_rank)
     return tokenizer, model
 

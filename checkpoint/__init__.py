@@ -12,7 +12,7 @@ transformers opens the same folder with LlavaForConditionalGeneration and AutoPr
 
 The files of this package:
 
-    folder.py        load_model, map_weights, load_config, load_tokenizer, write_model, init_model
+    folder.py        load_model, load_config, load_tokenizer, write_model, init_model
     safetensors.py   files of weights
     names.py         names of tensors: ours <-> those of published files
     config.py        config.json <-> ModelConfig
@@ -31,7 +31,6 @@ from checkpoint.folder import (
     load_config,
     load_model,
     load_tokenizer,
-    map_weights,
     write_model,
 )
 from checkpoint.safetensors import load_safetensors
@@ -43,7 +42,6 @@ __all__ = [
     "load_model",
     "load_safetensors",
     "load_tokenizer",
-    "map_weights",
     "read_json",
     "write_atomically",
     "write_json",

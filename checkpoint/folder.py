@@ -132,21 +132,17 @@ def load_tokenizer(path):
     return load(path)
 
 
-def map_weights(folder, config):
-    """{our name: tensor}, mapped from the files of a LLaVA folder. ValueError lists tensors that do
-    not fit."""
-    return match_tensors(load_weights(folder), tensor_shapes(config), folder)
-
-
 def load_model(folder, dtype=torch.float32):
-    """The model of a LLaVA folder, on the CPU."""
+    """The model of a LLaVA folder, on the CPU. dtype None: its weights stay in the mapped files, in
+    the dtypes of these, until they are copied: such a model is not for use."""
     config = load_config(folder)
-    tensors = map_weights(folder, config)
+    tensors = match_tensors(load_weights(folder), tensor_shapes(config), folder)
     with torch.device("meta"):
         model = XLlava(config)
     # Copied, because a mapped file may be replaced.
-    state = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
-    model.load_state_dict(state, strict=False, assign=True)
+    if dtype:
+        tensors = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(tensors, strict=False, assign=True)
     if config.text.tie_word_embeddings:
         model.decoder.lm_head.weight = model.decoder.embed_tokens.weight
     return model

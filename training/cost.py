@@ -210,9 +210,11 @@ def print_estimate(model, dataset, args):
     # float32, and for each weight that trains the optimizer's numbers.
     model_gib, optimizer_gib = 4 * size(model.parameters()) / GIB, memory["optimizer"] / GIB
     checkpoint_gib = 4 * trained / GIB + optimizer_gib * (args.estimate if args.fsdp else 1)
+    # Weights of a folder are copied to the GPU one by one.
+    on_cpu = f"; in CPU memory: {model_gib:.2f} GiB a process" if args.preset else ""
     print(
         f"on disk: the model {model_gib:.2f} GiB, up to {args.keep_checkpoints + 1} checkpoints of "
-        f"{checkpoint_gib:.2f} GiB; in CPU memory: {model_gib:.2f} GiB a process while it loads"
+        f"{checkpoint_gib:.2f} GiB{on_cpu}"
     )
     print(memory_verdict(model, args, stats, total, available))
 

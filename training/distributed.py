@@ -84,9 +84,10 @@ def wrap_distributed(objective, process, fsdp):
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # RoPE's cos and sin stay float32
     )
+    # float() reads one block of a mapped model folder; of it, a rank keeps its shard.
     for block in (*objective.model.vision.layers, *objective.model.decoder.layers):
-        fully_shard(block, mp_policy=policy)
-    return fully_shard(objective, mp_policy=policy)
+        fully_shard(block.float(), mp_policy=policy)
+    return fully_shard(objective.float(), mp_policy=policy)
 
 
 def all_reduce(values, process, op=dist.ReduceOp.SUM):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from checkpoint import map_weights, write_atomically, write_model
+from checkpoint import write_atomically, write_model
 from training.distributed import full_tensor, is_rank0
 from vocabulary.command import first_few
 
@@ -12,7 +12,7 @@ from vocabulary.command import first_few
 def set_trainable(model, trainable, lora_rank=0):
     """Only the submodules named in `trainable` train. With lora_rank, "decoder" means adapters of
     its blocks; what else of the decoder is named, such as decoder.embed_tokens, trains whole."""
-    model.exact_weights = {}  # see round_frozen_weights
+    model.exact_weights = {}  # see copy_weights
     model.requires_grad_(False)
     for name in trainable:
         try:
@@ -87,16 +87,17 @@ def frozen_linear_weights(model):
                     yield name, parameter
 
 
-def round_frozen_weights(model, folder, dtype):
-    """Keeps frozen linear layers in `dtype`, to which autocast rounds them at each use: the same
-    results in half the memory. The exact weights stay in the mapped model folder, or, with
-    --preset, on the CPU."""
-    if dtype == torch.float32:
-        return
-    exact_weights = map_weights(folder, model.config) if folder else model.state_dict()
-    for name, parameter in frozen_linear_weights(model):
-        model.exact_weights[name] = exact_weights[name]
-        parameter.data = parameter.data.to(dtype)
+def copy_weights(model, process):
+    """Copies each weight from the mapped model folder to the device, one at a time, in float32.
+    Frozen linear layers in process.dtype, to which autocast rounds them at each use: the same
+    results in half the memory. Their exact weights stay mapped, or, with --preset, on the CPU."""
+    rounds = process.dtype != torch.float32
+    rounded = dict(frozen_linear_weights(model)) if rounds else {}
+    for name, parameter in model.named_parameters():
+        if name in rounded:
+            model.exact_weights[name] = parameter.data
+        dtype = process.dtype if name in rounded else torch.float32
+        parameter.data = parameter.data.to(process.device, dtype, copy=True)
 
 
 def merged_weights(model, adapters):

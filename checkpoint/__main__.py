@@ -4,7 +4,6 @@ import json
 import math
 import re
 from dataclasses import asdict
-from pathlib import Path
 
 import checkpoint
 from checkpoint.build import WRITTEN_DTYPES, build, plan_build, write_dry_run
@@ -18,7 +17,7 @@ from checkpoint.safetensors import (
 )
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
-from vocabulary.files import require_writable
+from vocabulary.files import entries, require_writable
 
 
 def print_tensors(specs):
@@ -97,7 +96,7 @@ def main(argv=None):
         parts = (args.llm, args.vision, args.projector, args.tokenizer)
         plan = plan_build(*parts, args.dtype, args.padding_rows, args.layer)
         # What a dry run wrote may be replaced.
-        if Path(args.out).exists() and not is_dry_run(args.out) and any(Path(args.out).iterdir()):
+        if entries(args.out) and not is_dry_run(args.out):
             raise ValueError(f"{args.out}: there is something already; give another -o")
         require_writable(args.out)
         print_plan(plan)

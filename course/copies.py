@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from course.exercise import ROOT, Exercise, Repair, load_lesson
-from vocabulary.files import read_json, write_atomically, write_json
+from vocabulary.files import entries, read_json, write_atomically, write_json
 
 NOTES = "course.json"
 FOLDERS = ("tests", "docs", "assets")  # copied beside the folders that hold Python
@@ -113,7 +113,7 @@ def require_copy(folder: Path) -> None:
 
 def make_copy(folder: Path) -> None:
     """Copy the project into a new or an empty folder, whole."""
-    if folder.is_file() or folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or entries(folder):
         raise ValueError(f"{folder}: is there, and is no copy of the course; give another -o")
     copy_project(folder)
     # In the project's folder, git and the linter must pass over it.

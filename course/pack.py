@@ -17,7 +17,7 @@ from pathlib import Path
 
 from course.copies import SKIPPED, copy_project
 from course.exercise import COURSE, ROOT
-from vocabulary.files import write_json
+from vocabulary.files import entries, write_json
 
 # System -> (pip's names of its platforms, packages that only it needs).
 SYSTEMS = {
@@ -100,7 +100,7 @@ def copy_run(run: Path, out: Path) -> None:
 
 def pack(out: Path, run: Path, systems: list[str], versions: list[str], index: str) -> None:
     """Make the folder for a stick. Wheels that are there are not loaded again."""
-    if out.is_file() or out.exists() and any(out.iterdir()) and not (out / NOTES).is_file():
+    if out.is_file() or entries(out) and not (out / NOTES).is_file():
         raise ValueError(f"{out}: is there, and was not written by `pack`; give another -o")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / NOTES, {"systems": systems, "python": versions})

@@ -21,7 +21,7 @@ from demo.steps import Run, is_run, run_command, short_path, shown
 from demo.words import AVAILABLE, DEFAULT, LANGUAGES, choose_languages, parse_shares
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
-from vocabulary.files import require_writable, set_aside
+from vocabulary.files import entries, require_writable, set_aside
 
 MODULES = ("vision", "projector", "decoder", "decoder.embed_tokens", "decoder.layers")
 # The embeddings are not among them: a word that no image was named with so stays close to its
@@ -96,7 +96,7 @@ def check_folders(args):
     for folder in (args.out, args.data):
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder}: is a file, must be a folder")
-    if not args.is_own_world and args.data.exists() and any(args.data.iterdir()):
+    if not args.is_own_world and entries(args.data):
         if not (args.data / "world.json").exists():
             raise ValueError(f"{args.data}: has no world.json; give a world, or a new folder")
 

@@ -37,7 +37,7 @@ from demo.words import (
 from demo.world import BASE_ONLY, HELD_OUT, random_for, random_scene
 from vocabulary import flags
 from vocabulary.command import Parser, run_main
-from vocabulary.files import read_json, require_writable, write_json
+from vocabulary.files import entries, read_json, require_writable, write_json
 from vocabulary.png import claim_png, save_png
 
 
@@ -162,7 +162,7 @@ def write_world(out, images=6000, documents=8000, seed=0, workers=2, shares=None
     arguments |= {"shares": shares} if shares else {}
     arguments |= {"languages": list(LANGUAGES)} if tuple(LANGUAGES) != DEFAULT else {}
     shares = shares or {}
-    if out.exists() and any(out.iterdir()):
+    if entries(out):
         world = out / "world.json"
         made = read_json(world) if world.exists() else None
         if isinstance(made, dict) and made.get("arguments") == arguments:
@@ -174,7 +174,7 @@ def write_world(out, images=6000, documents=8000, seed=0, workers=2, shares=None
     read_atlas()
     start, folder = time.time(), out.with_name(out.name + ".partial")
     require_writable(out.parent)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "images" / "grey").exists():
+    if entries(folder) and not (folder / "images" / "grey").exists():
         raise ValueError(f"{folder} holds something else: remove it, or choose another -o")
     shutil.rmtree(folder, ignore_errors=True)
     splits = make_scenes(seed, images)
@@ -197,8 +197,7 @@ def write_world(out, images=6000, documents=8000, seed=0, workers=2, shares=None
     counts |= {f"images/{split}": len(scenes) for split, scenes in splits.items()}
     world = {"arguments": arguments, "held_out": HELD_OUT, "base_only": BASE_ONLY, "counts": counts}
     write_json(folder / "world.json", world, 1)
-    if out.exists():
-        out.rmdir()
+    shutil.rmtree(out, ignore_errors=True)  # it is empty
     os.replace(folder, out)
     files = ", ".join(f"{n:,} {file}" for file, n in counts.items() if file.endswith(".json"))
     print(f"{out}: {files} in {time.time() - start:.0f} s")

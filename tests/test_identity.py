@@ -404,3 +404,9 @@ def test_train_writes_into_no_folder_of_others(train_here, folder):
         assert error.endswith("m: was not written by train.py; give another -o")
     content = (folder / "mine" / "tokenizer.model").read_text(encoding="utf-8")
     assert content == "my only copy" and (folder / "m" / "config.json").exists()
+
+
+def test_what_a_file_manager_leaves_in_an_empty_folder_is_nothing(train_here, folder):
+    (folder / "seen").mkdir()
+    (folder / "seen" / ".DS_Store").write_bytes(b"Bud1")
+    assert train_here("align", "captions.json", "--steps", 1, out="seen")[1] == 0

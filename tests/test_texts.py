@@ -1,6 +1,7 @@
 """The data set of the text stage."""
 
 import os
+import pickle
 import sys
 
 import numpy as np
@@ -61,6 +62,16 @@ def test_texts_are_tokenized_once_and_half_a_cache_is_none(tokenizer, tmp_path):
     text.write_text("What colour is the dog?\n", encoding="utf-8")  # another text: another file
     second = TextDataset([text], tokenizer, 64, cache)
     assert second.sample(0).ids[1:-1] == encode("What colour is the dog?")
+
+
+def test_a_worker_maps_the_tokens_again_and_is_not_sent_them(tokenizer, tmp_path):
+    """As on systems where a process is started anew: Windows, macOS."""
+    text = tmp_path / "t.txt"
+    text.write_text("What colour is the cat? " * 4000, encoding="utf-8")
+    dataset = TextDataset([text], tokenizer, 64, tmp_path / "cache")
+    sent = pickle.dumps(dataset.ids)
+    assert dataset.ids[0].nbytes > 20_000 > 1000 > len(sent)
+    assert np.array_equal(pickle.loads(sent)[0], dataset.ids[0])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no time of a file's last change")

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from kernels.device import pick_device, pick_precision
 from training.distributed import all_reduce, is_rank0, print_rank0
 from training.pickles import require_plain_metadata
-from vocabulary.files import require_writable, set_aside
+from vocabulary.files import entries, require_writable, set_aside
 from vocabulary.identity import describe_files, describe_model, require_same
 from vocabulary.records import read_complete_lines
 
@@ -60,7 +60,7 @@ def claim_folder(args):
     out = Path(args.out)
     if args.fresh and not is_rank0():  # the other ranks wait for rank 0 before they look at it
         return False
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    names = entries(out)
     # The text stage's tokens are there before the run begins.
     if names - {"tokens"} and "runs.jsonl" not in names:
         raise ValueError(f"{out}: was not written by train.py; give another -o")

@@ -64,9 +64,16 @@ def cut_documents(ids, bos_id, eos_id, max_length):
     return np.stack([sample_starts, sample_ends], axis=1)
 
 
+class MappedIds(np.memmap):
+    """An array in a file. A worker process maps the file again; the array is not sent to it."""
+
+    def __reduce__(self):
+        return MappedIds, (self.filename, self.dtype, "r")
+
+
 def read_tokens(path, tokenizer, cache):
-    """The ids of a text file, documents end to end, each from <s> to </s>: an array mapped from a
-    file in the folder `cache`, whose name depends on text and tokenizer."""
+    """The ids of a text file, documents end to end, each from <s> to </s>: MappedIds of a file in
+    the folder `cache`, whose name depends on text and tokenizer."""
     path = find_file(path)
     open_text(path).close()  # ValueError now if it is no text
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
@@ -79,7 +86,7 @@ def read_tokens(path, tokenizer, cache):
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda out: write_tokens(path, tokenizer, dtype, out))
-    return np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
+    return MappedIds(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
 
 
 def write_tokens(path, tokenizer, dtype, out):

@@ -63,6 +63,13 @@ def claim_output(
         raise ValueError(f"{path}: was not written by this command; give another -o")
 
 
+def entries(folder: str | os.PathLike) -> set[str]:
+    """The names in a folder, without what file managers leave in it; none if it is not there."""
+    if not Path(folder).is_dir():
+        return set()
+    return set(os.listdir(folder)) - {".DS_Store", "Thumbs.db", "desktop.ini"}
+
+
 def require_writable(folder: str | os.PathLike) -> None:
     """Make a folder if it is missing. An error, before the work, if it can't be written to."""
     if Path(folder).is_file():

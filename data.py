@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from checkpoint import load_config, load_tokenizer
+from checkpoint import load_config, load_tokenizer, require_fit
 from model import IGNORE_INDEX, Layout
 from vision import ImageCache
 from vocabulary import flags
@@ -435,6 +435,7 @@ def main():
     add("--max-length", type=flags.at_least(2), default=2048, help="tokens of a record")
     args = parser.parse_args()
     config, tokenizer = load_config(args.model), load_tokenizer(args.model)
+    require_fit(config, tokenizer, args.model)
     command = check if args.command == "check" else show
     options = (tokenizer, config, args.max_length, args.images)
     results = [command(path, *options) for path in args.files]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import data
 import vision
-from checkpoint import load_model, load_tokenizer
+from checkpoint import load_config, load_model, load_tokenizer, require_fit
 from kernels.device import DEVICES, pick_device, pick_precision
 from model import KVCache
 from tokenizer import StreamDecoder
@@ -203,7 +203,9 @@ def load_for_inference(folder, device="auto"):
     """(model, tokenizer) of a model folder, in bf16 on a GPU that has it, else in fp32."""
     device = pick_device(device)
     dtype = pick_precision("auto", device) if device.type == "cuda" else torch.float32
-    return load_model(folder, dtype).to(device).eval(), load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    require_fit(load_config(folder), tokenizer, folder)
+    return load_model(folder, dtype).to(device).eval(), tokenizer
 
 
 # ---------------- command line

@@ -38,7 +38,7 @@ import torch
 from torch import nn
 
 import kernels
-from checkpoint import init_model, load_config, load_model, load_tokenizer
+from checkpoint import init_model, load_config, load_model, load_tokenizer, require_fit
 from data import ConversationDataset
 from kernels.device import DEVICES, GPUS, PRECISIONS
 from model import PRESETS, XLlava
@@ -311,13 +311,7 @@ def build_model(args):
     with torch.device("meta"):
         model = XLlava(config) if config else init_model(PRESETS[args.preset], tokenizer)
         set_trainable(model, args.trainable, args.lora_rank)
-    config, size = model.config, tokenizer.vocab_size
-    if size > config.text.vocab_size or tokenizer.image_id != config.image_token_id:
-        raise ValueError(
-            f"{tokenizer_path}: {size:,} pieces, <image> is {tokenizer.image_id}; the model has "
-            f"{config.text.vocab_size:,} embeddings, its <image> is {config.image_token_id}: "
-            f"python -m checkpoint build --llm {args.model} --tokenizer {tokenizer_path} fits them"
-        )
+    require_fit(model.config, tokenizer, tokenizer_path)
     if not args.estimate:
         preset = PRESETS.get(args.preset)
         model = load_model(args.model, None) if args.model else init_model(preset, tokenizer)

@@ -31,6 +31,7 @@ from checkpoint.folder import (
     load_config,
     load_model,
     load_tokenizer,
+    require_fit,
     write_model,
 )
 from checkpoint.safetensors import load_safetensors
@@ -43,6 +44,7 @@ __all__ = [
     "load_safetensors",
     "load_tokenizer",
     "read_json",
+    "require_fit",
     "write_atomically",
     "write_json",
     "write_model",

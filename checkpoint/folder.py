@@ -132,6 +132,18 @@ def load_tokenizer(path):
     return load(path)
 
 
+def require_fit(config, tokenizer, where):
+    """ValueError unless each piece has a row of the embeddings, and <image> is the model's own.
+    where: the tokenizer's folder or file."""
+    rows, size = config.text.vocab_size, tokenizer.vocab_size
+    if size > rows or tokenizer.image_id != config.image_token_id:
+        raise ValueError(
+            f"{where}: {size:,} pieces, <image> is {tokenizer.image_id}; the model has {rows:,} "
+            f"embeddings, its <image> is {config.image_token_id}: give its own tokenizer, or make "
+            "a model for this one: python -m checkpoint build --llm MODEL --tokenizer …"
+        )
+
+
 def load_model(folder, dtype=torch.float32):
     """The model of a LLaVA folder, on the CPU. dtype None: its weights stay in the mapped files, in
     the dtypes of these, until they are copied: such a model is not for use."""

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,21 @@ def test_a_users_mistake_gets_one_clear_line(
     assert status in (1, 2)
     assert error.startswith(f"generate.py: {message}")
     assert error.count("\n") == 1
+
+
+def test_a_tokenizer_of_another_model_is_noticed(model_folder, run_here, world, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "m")
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings["image_token_index"] += 1
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    file = world / "chats.json"
+    for words in (
+        ["generate.py", "--model", folder, "What?"],
+        ["data.py", "check", file, "--model", folder],
+        ["train.py", "align", "--model", folder, "--data", file, "-o", tmp_path / "out"],
+    ):
+        status, error = run_here(ROOT / words[0], *words[1:])
+        assert status == 1 and f"its <image> is {settings['image_token_index']}:" in error, error
 
 
 def test_one_question_and_a_chat_as_commands(ask, world):

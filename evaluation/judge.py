@@ -9,8 +9,9 @@ Pipeline: answer → **judge**. The judge is any OpenAI-compatible endpoint (eva
 
 A and B are files of answers, such as a.answers.jsonl. Judges favour a place, so each question is
 asked twice, with the two answers in both orders. A question's points are the mean of both: 1 for
-better, 0 for worse, ½ for a tie. The judge gets the image, the question, the reference and both
-answers, in the question's language (judge_prompts.json).
+better, 0 for worse, ½ for a tie. The judge gets the image, the question and both answers, in the
+question's language (judge_prompts.json). pairwise adds the reference; grade, where the reference is
+one of the two answers, does not say which.
 
 Every reply is in the journal (OUT.journal.jsonl) before it is read: a second run asks only for what
 is missing. A reply without a verdict is asked for again; a question that has none in the end is
@@ -97,8 +98,12 @@ def judge_request(args, question, earlier, image, first, second):
     prompts = PROMPTS.get(question.language, PROMPTS["en"])
     turns = [f"{q.question}\n{reference_answer(q)}\n" for q in earlier]
     asked = "\n".join([*turns, question.question])
+    # A grader that knew the reference would find it among the two answers.
+    reference = prompts["reference"].format(truth=reference_answer(question))
+    if args.mode == "grade":
+        reference = ""
     user = prompts["question"].format(
-        question=asked, truth=reference_answer(question), first=first, second=second
+        question=asked, reference=reference, first=first, second=second
     )
     user += prompts[args.mode]
 
@@ -339,6 +344,7 @@ def report_results(args, questions, requests, journal, why):
         "mode": args.mode,
         "answers": args.answers,
         "judge_model": args.model,
+        "seed": args.seed,
         "questions": len(questions),
         "judged": len(judged),
         "troubles": dict(troubles),

@@ -291,9 +291,13 @@ def test_the_judge_reads_the_conversation_and_gets_no_question_about_two_images(
     with pytest.raises(ValueError, match="the judge sees one image, all questions have several"):
         judge.choose_questions(args, two := {"8": SimpleNamespace(image=["p", "q"])}, two)
     texts = {q.turn: requests[2 * n][0].user for n, q in enumerate(questions)}
-    assert "truth 0" not in texts[1].split("Reference")[1] and "truth 1" not in texts[1][:60]
-    start = "Question: question 0?\ntruth 0\n\nquestion 1?\ntruth 1\n\nquestion 2?\nReference"
-    assert texts[2].startswith(start)
+    # Of what is graded the reference is one of the two answers, and the judge is not told which.
+    head = "Question: question 0?\ntruth 0\n\nquestion 1?\n"
+    assert texts[1].startswith(f"{head}\nAnswer 1:\n<<<good 1>>>\n\nAnswer 2:\n<<<truth 1>>>\n")
+    args.mode, args.answers = "pairwise", [str(path), f"{path}:blind"]
+    questions, requests = judge.make_requests(args)
+    texts = {q.turn: requests[2 * n][0].user for n, q in enumerate(questions)}
+    assert texts[2].startswith(f"{head}truth 1\n\nquestion 2?\nReference answer: truth 2\n\nAns")
 
 
 def test_the_same_answers_twice_are_refused(tmp_path, endpoint):
@@ -521,4 +525,4 @@ def test_the_words_of_the_prompts_are_the_ones_that_journals_were_paid_for():
     """Who edits judge_prompts.json on purpose changes the hash here, and knows that every request
     of an old journal is asked, and paid for, again."""
     texts = json.dumps(judge.PROMPTS, sort_keys=True).encode()
-    assert hashlib.sha256(texts).hexdigest().startswith("18120d30643c07dc")
+    assert hashlib.sha256(texts).hexdigest().startswith("67ab3452fea278e1")

@@ -10,14 +10,16 @@ CASES = {"en": ("Red.", "a blue cat"), "ko": ("빨간색", "파란 고양이"), 
 
 @pytest.mark.parametrize("language", CASES)
 def test_a_taste_is_a_verdict_in_each_language_and_order(language):
-    right, longer = CASES[language]
+    prompts, (right, longer) = PROMPTS[language], CASES[language]
     verdicts = {}
     for order in ((right, longer), (longer, right)):
-        words = {"question": "?", "truth": right.strip("."), "first": order[0], "second": order[1]}
-        request = PROMPTS[language]["question"].format(**words) + PROMPTS[language]["pairwise"]
+        reference = prompts["reference"].format(truth=right.strip("."))
+        words = {"question": "?", "reference": reference, "first": order[0], "second": order[1]}
+        request = prompts["question"].format(**words) + prompts["pairwise"]
         for taste in ("first", "longer", "reference"):
             reply = judge(taste, request)
             verdicts.setdefault(taste, []).append(read_verdict("pairwise", reply))
     assert verdicts == {"first": [1, 1], "longer": [2, 1], "reference": [1, 2]}
-    same = PROMPTS["en"]["question"].format(question="?", truth="a", first="b", second="c")
+    words = {"question": "?", "reference": "Reference answer: a\n", "first": "b", "second": "c"}
+    same = PROMPTS["en"]["question"].format(**words)
     assert read_verdict("pairwise", judge("reference", same)) == 0

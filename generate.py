@@ -30,6 +30,7 @@ from tokenizer import StreamDecoder
 from vocabulary import flags
 from vocabulary.command import Parser, enable_line_editing, run_main
 from vocabulary.conversations import leave_out, read_conversations, record_id, record_name
+from vocabulary.files import lock_file
 from vocabulary.identity import claim_run, describe_files, describe_images, describe_model
 from vocabulary.records import read_complete_lines
 
@@ -225,6 +226,7 @@ def answer_file(model, tokenizer, args, options):
     left = [row for row in questions if row[0] not in done]
     bar = {"initial": len(questions) - len(left), "total": len(questions), "unit": "question"}
     with open(args.out, "a", encoding="utf-8", errors="backslashreplace") as file:
+        lock_file(file, args.out)
         for i, number, question, paths in tqdm(left, **bar):
             # Draws of their own: they don't depend on where the first run stopped.
             options["generator"].manual_seed(random.Random(f"{args.seed} {i}").getrandbits(63))

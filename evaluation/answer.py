@@ -33,7 +33,7 @@ from evaluation.scores import FAMILIES, accuracy_rows, metric_rows, most_frequen
 from evaluation.tables import show_results
 from generate import answer_batch, load_for_inference
 from vocabulary import flags
-from vocabulary.files import sibling
+from vocabulary.files import lock_file, sibling
 from vocabulary.formats import find_file
 from vocabulary.records import read_complete_lines
 
@@ -94,8 +94,9 @@ class AnswerFile:
     """OUT.answers.jsonl: a header, then a line per answered question."""
 
     def __init__(self, path, header):
-        rows = list(map(json.loads, read_complete_lines(path)))
         self.file = open(path, "a", encoding="utf-8", errors="backslashreplace")
+        lock_file(self.file, path)
+        rows = list(map(json.loads, read_complete_lines(path)))
         if not rows:
             self.write(header)
         given = [Question(**row) for row in rows[1:]]
@@ -196,4 +197,5 @@ def run(args):
     results = {"model": args.model, "rows": rows, "scores": others, "settings": settings}
     show_results(results, args.out)
     if args.out:
+        answer_file.file.close()
         print(f"{len(questions):,} questions; tables in {args.out}, answers in {path}")

@@ -15,7 +15,7 @@ import threading
 from collections import defaultdict
 from datetime import datetime, timezone
 
-from vocabulary.files import claim_output
+from vocabulary.files import claim_output, lock_file
 
 NOT_ASKED = "not asked yet"
 CUT_OFF = "cut off: --max-tokens or the server's context is too small"
@@ -104,25 +104,6 @@ def is_journal(path):
 def json_line(record):
     """A record as one line of JSON. Half a surrogate pair, which UTF-8 lacks, stays an escape."""
     return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-
-
-def lock_file(file, path):
-    """Locks an open file for this process; the system unlocks it however the process ends."""
-    try:
-        # Each system has its own module, and lacks the other's.
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(
-            f"{path}: another process writes to it; wait, or choose another -o"
-        ) from None
 
 
 def sync_folder(folder):

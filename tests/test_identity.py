@@ -17,6 +17,7 @@ import generate
 from evaluation.answer import read_answers
 from model import XLlava
 from vocabulary import identity
+from vocabulary.files import lock_file
 from vocabulary.identity import claim_run, describe_images, describe_model, digest, file_difference
 
 
@@ -103,6 +104,20 @@ def test_a_claim_goes_on_with_its_own_run_only(tmp_path):
     with pytest.raises(ValueError, match="notes: was not written by this command"):
         claim_run(tmp_path / "notes", mine)
     assert part.read_text(encoding="utf-8") == "paid for"
+
+
+def test_what_another_process_writes_to_is_neither_continued_nor_set_aside(tmp_path):
+    out, part, mine = tmp_path / "o.json", tmp_path / "o.part", {"command": "c", "files": {}}
+    with open(part, "w", encoding="utf-8") as file:
+        claim_run(out, mine, [part])
+        lock_file(file, part)
+        for fresh in (False, True):
+            with pytest.raises(ValueError, match="o.part: another process writes to it; wait"):
+                claim_run(out, mine | {"length": 6}, [part], fresh)
+    assert not list(tmp_path.glob("*.old-*"))
+    note = json.loads((tmp_path / "o.run.json").read_text(encoding="utf-8"))
+    assert note == mine
+    claim_run(out, mine, [part], fresh=True)
 
 
 def test_fresh_sets_all_parts_aside_under_one_number(tmp_path):

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from vocabulary.formats import decode_line, open_text
 
@@ -68,6 +68,28 @@ def entries(folder: str | os.PathLike) -> set[str]:
     if not Path(folder).is_dir():
         return set()
     return set(os.listdir(folder)) - {".DS_Store", "Thumbs.db", "desktop.ini"}
+
+
+def lock_file(file: IO, path: str | os.PathLike) -> None:
+    """Lock an open file for this process; the system unlocks it however the process ends.
+
+    ValueError if another process holds it.
+    """
+    try:
+        # Each system has its own module, and lacks the other's.
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(
+            f"{path}: another process writes to it; wait, or choose another -o"
+        ) from None
 
 
 def require_writable(folder: str | os.PathLike) -> None:

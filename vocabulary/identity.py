@@ -23,6 +23,7 @@ from pathlib import Path
 from vocabulary.command import first_few
 from vocabulary.files import (
     claim_output,
+    lock_file,
     read_json,
     set_aside,
     sibling,
@@ -119,7 +120,8 @@ def claim_run(out, identity, parts=(), fresh=False, known=False):
     """Says whose files those of a run are: `out` and its `parts`. The identity of the run is noted
     in OUT.run.json.
 
-    ValueError if one of them is an input, was not written by this command, or by another run of it.
+    ValueError if one of them is an input, was not written by this command, or by another run of it,
+    or if another process writes to it.
     fresh: they are moved aside first. known: they are ours, though the note is missing."""
     out, note = Path(out), sibling(out, ".run.json")
     files, inputs = [out, *parts], []
@@ -133,6 +135,11 @@ def claim_run(out, identity, parts=(), fresh=False, known=False):
 
     for path in (*files, note):
         claim_output(path, is_ours, inputs)
+
+    # Nothing is moved from under a process that still writes to it.
+    for path in filter(os.path.exists, files):
+        with open(path, "ab") as file:
+            lock_file(file, path)
 
     if fresh:
         set_aside(*files, note)

@@ -84,8 +84,8 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights_bit_for_bit(start, wor
 
     again = run(*args, cut, *more)
     assert again.returncode == 0, again.stderr
-    assert "step-00000997: damaged, passed over" in again.stderr
-    assert "step-00000998: damaged, passed over" in again.stderr
+    assert "step-00000997: can't be read, passed over" in again.stderr
+    assert "step-00000998: can't be read, passed over" in again.stderr
     assert not half.exists()
     assert [row["step"] for row in rows(cut)] == list(range(1, 31)), "every step once"
     assert same_weights(tmp_path / "whole", cut)

@@ -182,7 +182,8 @@ def load_checkpoint(args, wrapped, optimizers):
             return int(path.name.removeprefix("step-"))
         # A torn file fails in many ways inside pickle and zip.
         except (Exception, dcp.api.CheckpointException) as error:
-            print_rank0(f"{path}: damaged, passed over ({type(error).__name__})")
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            print_rank0(f"{path}: can't be read, passed over ({reason[:200]})")
     raise ValueError(f"{folder}: no checkpoint can be read; remove it to start again")
 
 

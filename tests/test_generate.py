@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,12 +119,22 @@ def test_sampling_keeps_to_the_nucleus_and_to_its_seed(model):
 def test_the_nucleus_is_the_smallest_set_that_has_top_p():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(2000, 4)
     generator = torch.Generator().manual_seed(0)
-    for top_p, drawn in ((0.4, {0}), (0.6, {0, 1}), (0.79, {0, 1}), (0.9, {0, 1, 2})):
+    for top_p, drawn in ((0.0, {0}), (0.4, {0}), (0.6, {0, 1}), (0.79, {0, 1}), (0.9, {0, 1, 2})):
         ids = generate.sample_tokens(logits, generate.Sampling(1.0, top_p, generator))
         assert set(ids.tolist()) == drawn
     # The first one has exactly half.
     ids = generate.sample_tokens(torch.zeros(2000, 2), generate.Sampling(1.0, 0.5, generator))
     assert len(set(ids.tolist())) == 1
+
+
+def test_a_temperature_is_a_power_of_the_probabilities():
+    """p^(1/t), normalised: at ½ of 0.8 and 0.2 it is 0.64 to 0.04."""
+    n, p = 20_000, 0.64 / 0.68
+    logits = torch.tensor([[0.8, 0.2]]).log().expand(n, 2)
+    generator = torch.Generator().manual_seed(0)
+    ids = generate.sample_tokens(logits, generate.Sampling(0.5, 1.0, generator))
+    share, sigma = (ids == 0).double().mean(), (p * (1 - p) / n) ** 0.5
+    assert abs(share - p) < 4 * sigma < 0.01
 
 
 # ------------------------------------------------------------------------------------ answers
@@ -158,6 +169,27 @@ def test_a_character_is_streamed_when_it_is_complete(model, tokenizer, config, m
 def test_a_conversation_that_outgrows_the_model_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="the model reads 256: start a new one"):
         list(generate.stream_answer(model, tokenizer, [("cat " * 300, None)]))
+    # The model reads 256: after 255 there is room for one token.
+    with pytest.raises(ValueError, match="the conversation has 256 tokens, the model reads 256"):
+        list(generate.stream_tokens(model, tokenizer, [20] * 256))
+    tokens = list(generate.stream_tokens(model, tokenizer, [20] * 255, max_new_tokens=9))
+    assert len(tokens) == 2 and tokens[-1][0] in (None, tokenizer.eos_id)
+
+
+def test_a_chat_reads_what_was_said_before(model, tokenizer, monkeypatch, capsys):
+    """A piped file may begin with a byte order mark."""
+    typed, asked = ["\ufeffWhat colour?", " Where? ", ""], []
+
+    def stream(model, tokenizer, turns, pixels, **options):
+        asked.append([list(turn) for turn in turns])
+        return iter([" red", " cat \n"])
+
+    monkeypatch.setattr(generate, "stream_answer", stream)
+    monkeypatch.setattr("builtins.input", lambda _: typed.pop(0))
+    generate.chat(model, tokenizer, SimpleNamespace(question=None, chat=True), [], {})
+    first = ["What colour?", None]
+    assert asked == [[first], [["What colour?", "red cat"], ["Where?", None]]]
+    assert capsys.readouterr().out == "red cat \n\n" * 2
 
 
 # ------------------------------------------------------------------------------------ command line

@@ -274,8 +274,19 @@ def test_draws_do_not_depend_on_where_a_batch_was_cut_off(folder, monkeypatch):
     assert (folder / "out.json").read_bytes() == whole
     with pytest.raises(ValueError, match=r"\(seed: 3 → 4\)"):
         run_batch(monkeypatch, "--temperature", 1.5, "--seed", 4)
+    with pytest.raises(ValueError, match=r"\(top_p: 1.0 → 0.5\)"):
+        run_batch(monkeypatch, *more, "--top-p", 0.5)
     with pytest.raises(ValueError, match=r"\(temperature: 1.5 → 0.0\)"):
         run_batch(monkeypatch)
+
+
+def test_the_same_question_twice_is_two_draws(folder, monkeypatch):
+    file = folder / "w" / "captions.json"
+    record = json.loads(file.read_text(encoding="utf-8"))[0]
+    file.write_text(json.dumps([record, record]), encoding="utf-8")
+    run_batch(monkeypatch, "--temperature", 1.5)
+    one, two = map(json.loads, (folder / "out.json").read_text(encoding="utf-8").splitlines())
+    assert one["answer"] != two["answer"]
 
 
 def test_results_of_another_command_are_not_replaced(folder, monkeypatch):

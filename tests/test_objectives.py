@@ -1,5 +1,7 @@
 """The losses of the stages, against sums written by hand."""
 
+import math
+
 import pytest
 import torch
 
@@ -59,6 +61,28 @@ def test_an_image_that_could_not_be_read_is_compared_with_nothing(config):
     rest |= {"pixels": pixels[[0, 2]], "usable": torch.tensor([True, True])}
     want = objective(batch | rest | {"images_per_rank": [2]})
     assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_the_vision_loss_is_siglips_on_the_nearest_patch_by_hand(config):
+    """In float64, pair by pair: log σ(±(10·cosine − 10)), summed; 10 is about exp(2.3)."""
+    torch.manual_seed(0)
+    objective = PhraseContrastObjective(XLlava(config).init_weights())
+    batch = {
+        "pixels": torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8),
+        "usable": torch.tensor([True, True]),
+        "ids": torch.tensor([5, 6, 7]),
+        "offsets": torch.tensor([0, 2]),
+        "is_true": torch.tensor([[True, False], [True, True]]),
+        "is_known": torch.tensor([[True, True], [False, True]]),
+        "images_per_rank": [2],
+    }
+    patches = objective.model.encode_images(batch["pixels"]).double()
+    rows = objective.model.decoder.embed_tokens.weight.double()
+    phrases, want = [rows[5] + rows[6], rows[7]], 0.0
+    for f, i, sign in ((0, 0, 1), (0, 1, -1), (1, 1, 1)):
+        cosine = max(torch.cosine_similarity(phrases[f], patch, dim=0) for patch in patches[i])
+        want -= (sign * (math.exp(2.3) * cosine - 10)).sigmoid().log().item()
+    assert objective(batch).item() == pytest.approx(want, rel=1e-5)
 
 
 def test_words_of_a_dictionary_add_the_loss_of_their_pairs(config):

@@ -44,6 +44,21 @@ def test_phrases_shared_by_two_images_are_true_of_both(captions, tokenizer):
     assert truth["number 2"] == [False, False, True]
 
 
+def test_phrases_end_at_commas_and_full_stops_of_any_width_and_six_are_drawn_by_the_seed(
+    tokenizer, config, world, tmp_path
+):
+    (tmp_path / "0.png").write_bytes((world / "0.png").read_bytes())
+    names = "red blue cat dog big small left right".split()
+    answer = "，".join(names[:4]) + "。," + ", ".join(names[4:]) + "."
+    file = write_records(tmp_path / "set.json", ("0.png", "object", answer))
+    dataset, draws = PhraseDataset([file], tokenizer, config), set()
+    for seed in range(9):
+        texts = texts_of(dataset.batch([0], seed=seed), tokenizer)
+        assert len(set(texts)) == 6 and set(texts) <= set(names)
+        draws.add(tuple(texts))
+    assert len(draws) > 1
+
+
 def test_two_ranks_have_the_phrases_of_one_and_columns_by_rank(captions):
     whole = captions.batch([0, 1, 2])
     halves = [captions.batch([0, 1, 2], rank, 2) for rank in range(2)]  # 0 and 2, 1

@@ -1,6 +1,7 @@
 """Which samples make up which step, micro-batches, packing."""
 
 import random
+import signal
 
 import pytest
 import torch
@@ -65,6 +66,21 @@ def test_weights_give_each_file_its_share_and_every_sample_its_turn():
     assert set(counts[:80]) == {1, 2}, "none comes again before all others have come"
     assert set(counts[80:]) == {15}
     assert new_sampler()[17] == steps[17], "a step does not depend on what was read before"
+    first, second = steps.draw_file_share(1, 0)[:20], steps.draw_file_share(1, 0)[20:40]
+    assert first != second and sorted(first) == sorted(second), "another order each time"
+
+
+def test_a_file_of_little_weight_gives_one_sample_and_none_is_lost():
+    """A part in a thousand of ten samples is none: it gives one beside the ten of the other."""
+    steps = sampler.LengthGroupedSampler([0] * 10, 10, 0, sizes=[5, 5], weights=[1, 999])
+    epoch = [i for step in range(steps.per_epoch) for i in steps[step]]
+    assert (len(epoch), sum(i < 5 for i in epoch)) == (11, 1)
+
+
+def test_packed_samples_are_not_sorted_by_length(chats):
+    packed = sampler.MicroBatchDataset(chats, 8, 5, token_budget=300)
+    assert packed.sampler[0] == sampler.LengthGroupedSampler([0] * len(chats), 8, 5)[0]
+    assert packed.sampler[0] != sampler.MicroBatchDataset(chats, 8, 5).sampler[0]
 
 
 # ------------------------------------------------------------------------------------ micro-batches
@@ -123,6 +139,17 @@ def test_the_vision_stage_draws_by_seed_and_step(tokenizer, config, world):
     assert batch["sample_indices"] == expected["sample_indices"]
     assert torch.equal(batch["ids"], expected["ids"])
     assert batch["num_tokens"] == len(batch["ids"])
+
+
+def test_a_worker_leaves_signals_to_the_trainer_and_takes_one_core():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        sampler.ignore_signals(0)
+        assert torch.get_num_threads() == 1
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_workers_change_nothing(chats):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from bpe_models import byte_level_model
 
+from training import texts
 from training.texts import TextDataset
 
 
@@ -62,6 +63,55 @@ def test_texts_are_tokenized_once_and_half_a_cache_is_none(tokenizer, tmp_path):
     text.write_text("What colour is the dog?\n", encoding="utf-8")  # another text: another file
     second = TextDataset([text], tokenizer, 64, cache)
     assert second.sample(0).ids[1:-1] == encode("What colour is the dog?")
+
+
+class Words:
+    """A tokenizer of a large vocabulary, in which a line is one id."""
+
+    bos_id, eos_id, vocab_size = 1, 2, 70_000
+
+    def __init__(self, first):
+        self.first, self.sp_processor = first, self
+
+    def to_bytes(self):
+        return b"%d" % self.first
+
+    def encode(self, texts, num_threads):
+        return [[self.first + len(text)] for text in texts]
+
+
+def test_ids_above_two_bytes_and_another_tokenizer_have_files_of_their_own(tmp_path):
+    (tmp_path / "t.txt").write_text("red\n", encoding="utf-8")
+    for first in (69_990, 69_000):
+        dataset = TextDataset([tmp_path / "t.txt"], Words(first), 8, tmp_path / "cache")
+        assert dataset.sample(0).ids == [1, first + 3, 2]
+
+
+def test_the_other_processes_of_a_machine_wait_for_the_first(tmp_path, monkeypatch):
+    (tmp_path / "t.txt").write_text("red\n", encoding="utf-8")
+    given, waits = (tmp_path / "t.txt", Words(9), tmp_path / "cache"), []
+
+    def the_first_writes(seconds):
+        assert not (tmp_path / "cache").exists()
+        waits.append(seconds)
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        texts.read_tokens(*given)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(texts.time, "sleep", the_first_writes)
+    assert texts.read_tokens(*given).tolist() == [1, 12, 2] and len(waits) == 1
+
+
+def test_documents_and_lines_are_found_beyond_the_first_block(tmp_path):
+    ids = np.zeros((1 << 26) + 9, np.uint16)  # never all in memory: the system gives empty pages
+    ids[[0, (1 << 26) + 4]] = 1
+    expected = [[0, (1 << 26) + 4], [(1 << 26) + 4, (1 << 26) + 9]]
+    assert texts.cut_documents(ids, 1, 2, 1 << 27).tolist() == expected
+
+    (tmp_path / "broken.txt").write_bytes((b" " * 4095 + b"\n") * 1025 + b"\xff\n")
+    with pytest.raises(ValueError, match="broken.txt: line 1026 is not UTF-8"):
+        TextDataset([tmp_path / "broken.txt"], Words(9), 10, tmp_path / "cache")
 
 
 def test_a_worker_maps_the_tokens_again_and_is_not_sent_them(tokenizer, tmp_path):

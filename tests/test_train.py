@@ -385,7 +385,7 @@ def test_files_can_be_weighted(tmp_path):
     assert split(["a.json:0.7", r"C:\b.json:3e-1"]) == (["a.json", r"C:\b.json"], [0.7, 0.3])
     (tmp_path / "odd:1").touch()
     assert split([f"{tmp_path}/odd:1"]) == ([f"{tmp_path}/odd:1"], None)
-    for weight in ("0", "-1"):
+    for weight in ("0", "-1", "1e999"):
         with pytest.raises(ValueError, match="2 of 2 files have a weight; all must, above 0"):
             split([f"a.json:{weight}", "b.json:1"])
 

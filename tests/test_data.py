@@ -133,6 +133,13 @@ def test_max_length_is_the_last_length_that_is_taken(tokenizer, config, world):
                 dataset.sample(0)
 
 
+def test_as_many_tokens_as_the_model_reads_are_taken_and_not_one_more(config):
+    limit = config.text.max_position_embeddings
+    data.check_length([0] * limit, config)
+    with pytest.raises(ValueError, match=f"{limit + 1} tokens, longer than the model reads"):
+        data.check_length([0] * (limit + 1), config)
+
+
 def test_a_bad_record_among_others_is_named_by_itself(tokenizer, config, world, tmp_path):
     records = [record_about("0.png", n) for n in range(3)]
     records[1]["conversations"][1] = gpt(" ")
@@ -223,7 +230,50 @@ def test_samples_do_not_grow_with_what_the_records_say(tokenizer, config, tmp_pa
     assert held[0] / 2000 < 60, held
 
 
+def test_each_sample_is_found_in_its_own_file_and_sorted_by_its_length(tokenizer, config, tmp_path):
+    """The sort key is the number of characters, an image's 1,000 among them."""
+    paths, questions = [], [["hi", "hello"], ["hello, hello", "hi"]]
+    for name, own in zip("ab", questions):
+        turns = [[human(question), gpt("yes")] for question in own]
+        records = [{"id": f"{name}{n}", "conversations": t} for n, t in enumerate(turns)]
+        records[0]["image"] = "0.png"
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(records), encoding="utf-8")
+    dataset = data.ConversationDataset(paths, tokenizer, config, 256)
+    assert [dataset.record(i)["id"] for i in range(4)] == ["a0", "a1", "b0", "b1"]
+    assert [dataset.name(i).partition(":")[0] for i in (1, 2)] == list(map(str, paths))
+    assert dataset.sort_keys.tolist() == [1005, 8, 1015, 5]
+
+
 # ------------------------------------------------------------------------------------ side by side
+def test_records_share_a_sample_if_each_has_one_image_the_same_and_one_marker():
+    turns = [("human", "<image>\nWhat?"), ("gpt", "a cat")]
+    key = data.shared_image_key
+    assert key({"image": "0.png"}, turns) == key({"image": ["0.png"]}, turns) == ("0.png", "", 2)
+    assert key({"image": "0.png"}, turns * 2) == ("0.png", "", 4), "as long as each other"
+    for record, messages in (
+        ({"image": ["0.png", "1.png"]}, turns),
+        ({"image": "0.png", "images": ["1.png"]}, turns),
+        ({"image": "0.png"}, [("human", "<image> and <image>?"), ("gpt", "two")]),
+        ({"image": "0.png"}, [("human", "What?"), ("gpt", "a cat")]),
+        ({}, turns),
+    ):
+        assert key(record, messages) is None
+
+
+def test_the_records_of_an_image_come_in_random_order_and_short_samples_first(
+    tokenizer, config, world, tmp_path
+):
+    long = "<image>\nquestion {}? " + "really? " * 40
+    records = [record_about("0.png", n, question=long) for n in range(12)]
+    records += [record_about("1.png", 12, turns=3)]
+    file = write_set(tmp_path, world, records)
+    dataset = data.ConversationDataset([file], tokenizer, config, 256, records_per_sample=4)
+    order = [number for i in range(3) for number in dataset.locate(i)[1]]
+    assert order != list(range(12)) == sorted(order)
+    assert dataset.sort_keys[3] > dataset.sort_keys[:3].max(), "more turns, fewer characters"
+
+
 def write_set(folder, world, records):
     file = folder / "set.json"
     file.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
@@ -426,6 +476,12 @@ def test_show_as_a_command(run, world, monkeypatch, capsys, tmp_path):
     data.show(world / "chats.json", *parts, 2048)
     assert "\033[32mred" in capsys.readouterr().out.replace("▁", "")
     assert lines[2].endswith("record 1 (id 't0'): image none; language ko")
+
+    # Only the tokens of an image are drawn together.
+    records = [{"id": 1, "conversations": [human("hi"), gpt("red red red")]}]
+    (tmp_path / "twice.json").write_text(json.dumps(records), encoding="utf-8")
+    data.show(tmp_path / "twice.json", *parts, 2048)
+    assert capsys.readouterr().out.count("red") == 3
 
 
 def test_no_record_attends_to_one_beside_it(config):

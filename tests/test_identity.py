@@ -106,6 +106,27 @@ def test_a_claim_goes_on_with_its_own_run_only(tmp_path):
     assert part.read_text(encoding="utf-8") == "paid for"
 
 
+def test_a_result_is_its_commands_own_whenever_that_is_killed(tmp_path, monkeypatch):
+    out, mine = tmp_path / "o.json", {"command": "c", "files": {}}
+    claim_run(out, mine)
+    identity.write_claimed(out, b"first")
+    real = identity.write_atomically
+
+    def killed(path, write):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(identity, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        identity.write_claimed(out, b"second")
+    monkeypatch.setattr(identity, "write_atomically", real)
+    claim_run(out, mine)
+    identity.write_claimed(out, b"second")
+    claim_run(out, mine)
+    out.write_bytes(b"edited")
+    with pytest.raises(ValueError, match="was edited after this command wrote it"):
+        claim_run(out, mine)
+
+
 def test_what_another_process_writes_to_is_neither_continued_nor_set_aside(tmp_path):
     out, part, mine = tmp_path / "o.json", tmp_path / "o.part", {"command": "c", "files": {}}
     with open(part, "w", encoding="utf-8") as file:
@@ -123,7 +144,8 @@ def test_what_another_process_writes_to_is_neither_continued_nor_set_aside(tmp_p
 def test_fresh_sets_all_parts_aside_under_one_number(tmp_path):
     out, part = tmp_path / "o.json", tmp_path / "o.part"
     (tmp_path / "o.json.old-1").write_text("older", encoding="utf-8")
-    for number in (2, 3):
+    (tmp_path / "o.part.old-2").write_text("older", encoding="utf-8")
+    for number in (3, 4):
         claim_run(out, {"command": "c", "files": {}}, [part], fresh=True)
         assert not out.exists() and not part.exists()
         out.write_text(f"{number}", encoding="utf-8")
@@ -131,8 +153,9 @@ def test_fresh_sets_all_parts_aside_under_one_number(tmp_path):
     claim_run(out, {"command": "c", "files": {}}, [part], fresh=True)
     kept = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("o.*.old-*")}
     assert kept["o.json.old-1"] == "older"
-    assert kept["o.json.old-2"] == kept["o.part.old-2"] == "2"
+    assert kept["o.part.old-2"] == "older"
     assert kept["o.json.old-3"] == kept["o.part.old-3"] == "3"
+    assert kept["o.json.old-4"] == kept["o.part.old-4"] == "4"
 
 
 # ------------------------------------------------------------------------------------ answers

@@ -209,6 +209,25 @@ def test_a_models_files_may_be_replaced_once_its_weights_are_copied(start):
         assert weight.data_ptr() != mapped[name] and torch.equal(weight, expected[name])
 
 
+def test_a_gradient_is_clipped_to_its_norm_before_the_step(train_here, monkeypatch):
+    """One that is smaller stays as it is."""
+    norms, step = [], torch.optim.AdamW.step
+
+    def observed(optimizer, *args):
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        grads = [p.grad.double().flatten() for p in weights if p.grad is not None]
+        norms.append(torch.cat(grads).norm().item())
+        return step(optimizer, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", observed)
+    args, out = ("align", "captions.json", "--steps", 2), train_here.tmp_path / "whole"
+    assert train_here(*args, "--grad-clip", 1e6, out="whole")[1] == 0
+    assert norms == pytest.approx([row["grad_norm"] for row in rows(out)], rel=1e-5)
+    norms.clear()
+    assert train_here(*args, "--grad-clip", 1e-3, out="clipped")[1] == 0
+    assert norms == pytest.approx([1e-3] * 2, rel=1e-3)
+
+
 def test_packing_checkpointing_and_micro_batches_change_no_loss(train_here, tmp_path):
     ways = {
         "plain": (),

@@ -107,6 +107,26 @@ def test_saving_never_leaves_half_a_file(english, korean, tmp_path, monkeypatch)
     assert path.read_bytes() == english.to_bytes()
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    """Each has a temporary file of its own: the last to end is what stays."""
+    path = tmp_path / "x"
+
+    def outer(file):
+        files.write_atomically(path, lambda other: other.write(b"inner"))
+        file.write(b"outer")
+
+    files.write_atomically(path, outer)
+    assert path.read_bytes() == b"outer" and os.listdir(tmp_path) == ["x"]
+
+
+def test_an_input_is_known_by_another_name_too(tmp_path):
+    path, folder = tmp_path / "a.json", tmp_path / "b"
+    folder.mkdir()
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match="a.json: is an input of this command"):
+        files.claim_output(path, lambda _: True, [folder / ".." / "a.json"])
+
+
 def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing_beside(tmp_path):
     path = tmp_path / "x.json"
     files.write_json(path, {"고": [1]})

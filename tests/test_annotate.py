@@ -1089,6 +1089,59 @@ def test_a_conversation_that_loses_a_turn_loses_what_follows_and_keeps_what_came
     assert filters.filter_pairs(reply, "object")[0] == [0, 1, 3]
 
 
+def test_the_first_fault_of_several_ends_a_conversation_and_a_thirteenth_turn_all_of_it():
+    said = [("What is it?", f"A thing of the {n} kind.") for n in range(12)]
+    said[1] = said[3] = ("What is it?", "I cannot see the image.")
+    passed, rejected = filters.filter_pairs({"en": said}, "conversation")
+    assert passed == [0]
+    assert [n for n, name, _ in rejected if name == "follows"] == [2, *range(4, 12)]
+    passed, ((number, name, _),) = filters.filter_pairs({"en": said + said[:1]}, "object")
+    assert (passed, number, name) == ([], None, "turns")
+
+
+def test_half_of_the_letters_must_be_of_the_script_and_short_echoes_are_no_loop():
+    """By width, in which 가 counts as two letters: 4 of 8, and 4 of 9."""
+    for answer, rejected_by in (("가가 abcd", []), ("가가 abcde", ["language"])):
+        pairs = {"ko": [("무엇이 보이나요?", answer)]}
+        assert [e.filter for e in filters.filter_pairs(pairs, "object")[1]] == rejected_by
+    assert not filters.is_repetitive("ha, " * 9)  # 29 runs of eight characters
+    assert filters.is_repetitive("ha, " * 10)
+
+
+def test_long_answers_are_near_at_four_fifths_of_their_runs_and_not_below():
+    words = [f"{n}{'abcdefghij'[n]}thing" for n in range(10)]
+    said = {"near": words[:9] + ["other"], "far": words[:8] + [word[::-1] for word in words[8:]]}
+    for name, found in (("near", True), ("far", False)):
+        duplicates = filters.DuplicateFilter()
+        assert duplicates.find("one", "one", {"en": ("What?", " ".join(words))}) is None
+        reason = duplicates.find("two", "two", {"en": ("What?", " ".join(said[name]))})
+        assert bool(reason) == found, name
+
+
+def test_a_conversation_that_repeats_itself_ends_there_and_keeps_its_order(tmp_path):
+    """The other kinds come after it: what they repeat of it is dropped, and not its turns."""
+    folder = make_images(tmp_path / "images", 1)
+    turns = [pair(f"What is number {n}?", f"It is the number {n}.") for n in range(4)]
+    said = {"object": [turns[1], turns[3]]}
+    said["conversation"] = [turns[0], turns[1], turns[0], turns[3]]
+
+    def reply(body, count):
+        return completion(json.dumps({"en": said[read_request(body)[1]]}))
+
+    with Fake(reply) as fake:
+        kinds = ("--kinds", "object,conversation", "--languages", "en")
+        annotate.main(options(folder, fake.url, *kinds))
+    records, rejected = result(folder)
+    kept = {r["kind"]: [turn["value"] for turn in r["conversations"][1::2]] for r in records}
+    assert kept["conversation"] == ["It is the number 0.", "It is the number 1."]
+    assert kept["object"] == ["It is the number 3."], "it went with the conversation's turn"
+    assert [(row["kind"], row["pair"], row["filter"]) for row in rejected] == [
+        ("conversation", 2, "duplicate"),
+        ("conversation", 3, "follows"),
+        ("object", 0, "duplicate"),
+    ]
+
+
 def test_duplicates_of_an_image_and_long_ones_across_images_are_dropped_short_ones_not(tmp_path):
     folder = make_images(tmp_path / "images", 3)
     habit = (
@@ -1251,6 +1304,19 @@ def test_a_second_look_drops_what_it_does_not_confirm(tmp_path):
         assert len(fake.asked) == 6
         annotate.main(options(folder, fake.url, "--kinds", "object,conversation", "--verify"))
         assert len(fake.asked) == 6, "verdicts are in the journal, too"
+
+
+def test_a_verdict_counts_for_the_pair_that_was_shown_not_for_its_number(monkeypatch):
+    """Pair 0 falls to a filter, so the second look is at 1 and 2; it confirms the latter."""
+    said = [("What is it?", text) for text in ("I cannot see the image.", "a cat", "a red dog")]
+    outcomes = [("good", {"en": said}, 0), ("good", {1}, 0)]
+    for name in ("generation_request", "verification_request"):
+        monkeypatch.setattr(annotation_build, name, lambda *_: None)
+    journal = SimpleNamespace(outcome=lambda *_: outcomes.pop(0))
+    item, args = SimpleNamespace(kind="object", objects=()), SimpleNamespace(verify=True)
+    _, passed, rejected = annotation_build.filter_item(item, args, journal)
+    assert passed == [2]
+    assert [(entry.pair, entry.filter) for entry in rejected] == [(0, "ignores"), (1, "verify")]
 
 
 def test_a_fourth_language_is_two_lines(tmp_path, monkeypatch):

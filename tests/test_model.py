@@ -276,6 +276,26 @@ def test_transformers_llava_generates_the_same_fifty_ids(twins, config):
     assert torch.equal(torch.tensor(list(steps)).T, want) and len(used) > 10
 
 
+def test_random_weights_keep_the_variance_and_branches_start_small(config):
+    """Fan-in: n inputs, a standard deviation of n^-½; what is added to the residual stream, two
+    branches a layer, (2·layers)^-½ of it; the head 0.02 (GPT-2). n numbers tell a standard
+    deviation to (2n)^-½ of it."""
+    torch.manual_seed(0)
+    model = XLlava(config).init_weights()
+    ends = {"o_proj": model.decoder.layers, "down_proj": model.decoder.layers}
+    ends |= {"out_proj": model.vision.layers, "fc2": model.vision.layers}
+    checked = 0
+    for name, weight in model.named_parameters():
+        layer = name.split(".")[-2]
+        if weight.dim() != 2 or layer == "vision":  # not the positions of the ViT
+            continue
+        want = 0.02 if layer == "lm_head" else weight.shape[1] ** -0.5
+        want *= (2 * len(ends[layer])) ** -0.5 if layer in ends else 1
+        assert abs(weight.std().item() / want - 1) < 5 * (2 * weight.numel()) ** -0.5, name
+        checked += 1
+    assert checked > 20
+
+
 @pytest.mark.parametrize("kv_heads, tied", [(1, True), (4, False)])
 def test_a_model_that_transformers_saved_is_the_same_here(config, tmp_path, kv_heads, tied):
     transformers = pytest.importorskip("transformers")

@@ -44,6 +44,18 @@ def test_square_mode_keeps_the_centre():
         preprocess(image, 20, "stretch")
 
 
+@pytest.mark.parametrize(
+    "size, resized, corner", [((47, 20), (37, 16), (10, 0)), ((20, 53), (16, 42), (0, 13))]
+)
+def test_square_mode_cuts_fractions_and_crops_the_middle_of_both_sides(size, resized, corner):
+    """By hand: 47·16/20 = 37.6 and 53·16/20 = 42.4, as transformers cuts them."""
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    image, (left, top) = Image.fromarray(noise), corner
+    want = image.resize(resized, Image.Resampling.BICUBIC)
+    want = np.asarray(want.crop((left, top, left + 16, top + 16)))
+    assert np.array_equal(preprocess(image, 16, "square").permute(1, 2, 0), want)
+
+
 def test_normalise_is_clips_formula():
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     want = [
@@ -79,6 +91,9 @@ def test_every_mode_of_image_becomes_rgb(tmp_path):
         assert image.mode == "RGB" and image.size == (8, 8)
     clear = Image.new("RGBA", (8, 8), (9, 9, 9, 0))
     assert load_image(save(clear, tmp_path / "clear.png")).getpixel((0, 0)) == vision.MEAN_COLOUR
+    table = red.convert("P")  # a palette, of which one colour is transparent
+    table.save(tmp_path / "table.png", transparency=table.getpixel((0, 0)))
+    assert load_image(tmp_path / "table.png").getpixel((0, 0)) == vision.MEAN_COLOUR
     deep = Image.fromarray(np.full((8, 8), 257 * 100, np.uint16))
     assert load_image(save(deep, tmp_path / "deep.png")).getpixel((0, 0)) == (100, 100, 100)
     frames = [Image.new("RGB", (8, 8), c) for c in ((10, 20, 30), (200, 200, 200))]
@@ -208,12 +223,14 @@ def test_images_of_an_earlier_run_are_decoded_again_only_where_the_file_has_chan
 
 def test_a_full_cache_keeps_the_images_of_the_last_run(tmp_path):
     paths = [save(Image.new("RGB", (9, 9), (n, 0, 0)), tmp_path / f"{n}.png") for n in range(4)]
-    for used in ((0, 1), (2,), (3, 2)):
+    for used in ((0, 1), (2,), (3, 2), (3, 2, 1, 0)):
         images = vision.ImageCache(6, "pad", tmp_path / "cache")
         images.max_images = 2
         for n in used:
             images(paths[n])
+        assert len(images.images) == len(images.used) == min(2, len(used)), "what fits into memory"
         images.save()
+        used = used[:2]
         kept = vision.ImageCache(6, "pad", tmp_path / "cache").saved.values()
         found = {int(pixels[0, 0, 0]) for pixels in kept}
         assert {*used} <= found and len(found) == 2

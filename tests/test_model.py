@@ -1,6 +1,7 @@
 """The model against PyTorch's own ops in float64, hand-worked numbers, and transformers' LLaVA."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,124 @@ def test_the_published_parameter_counts_come_out():
     assert counts["vision"] == 303_507_456
     assert counts["projector"] == (1024 + 1) * 4096 + (4096 + 1) * 4096
     assert parameter_counts(PRESETS["x-llava-13b"])["decoder"] == 13_015_864_320 + 2 * 7_478 * 5120
+
+
+def written_out(model, ids, pixels):
+    """Logits (T, V) of one row of ids, from the formulas of the papers, in float64: CLIP (arXiv
+    2103.00020) or SigLIP, LLaVA's projector, Llama 2 (2307.09288) with Qwen2's biases or Qwen3's
+    norms."""
+    vision, text = model.config.vision, model.config.text
+    w = {name: tensor.double() for name, tensor in model.state_dict().items()}
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    def layer_norm(x, name):
+        x = x - x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + vision.layer_norm_eps).sqrt()
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def rms_norm(x, name):
+        x = x / (x.square().mean(-1, keepdim=True) + text.rms_norm_eps).sqrt()
+        return x * w[f"{name}.weight"]
+
+    def head(q, k, v, is_causal):
+        scores = (q @ k.T / q.shape[-1] ** 0.5).exp()
+        scores = scores.tril() if is_causal else scores
+        return scores / scores.sum(1, keepdim=True) @ v
+
+    def gelu(x):
+        if vision.hidden_act == "quick_gelu":
+            return x / (1 + (-1.702 * x).exp())
+        return x / 2 * (1 + ((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)).tanh())
+
+    def encode(image):
+        P, D = vision.patch_size, vision.hidden_size // vision.num_attention_heads
+        mean, std = torch.full((2, 3, 1, 1), 0.5).double()
+        if vision.is_clip:
+            mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).double().view(3, 1, 1)
+            std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).double().view(3, 1, 1)
+        image = (image.double() / 255 - mean) / std
+        corners = range(0, vision.image_size - P + 1, P)
+        patches = [image[:, y : y + P, x : x + P].flatten() for y in corners for x in corners]
+        x = torch.stack(patches) @ w["vision.patch_embed.weight"].flatten(1).T
+        x = x + w.get("vision.patch_embed.bias", 0)
+        if vision.is_clip:
+            x = torch.cat([w["vision.class_embed"][None], x])
+        x = x + w["vision.pos_embed"]
+        x = layer_norm(x, "vision.pre_norm") if vision.is_clip else x
+        num_layers = vision.num_hidden_layers + 1 + model.config.vision_feature_layer
+        for name in (f"vision.layers.{n}" for n in range(num_layers)):
+            h = layer_norm(x, f"{name}.norm1")
+            parts = [linear(h, f"{name}.attn.{p}_proj").split(D, dim=1) for p in "qkv"]
+            heads = [head(*own, is_causal=False) for own in zip(*parts)]
+            x = x + linear(torch.cat(heads, dim=1), f"{name}.attn.out_proj")
+            h = gelu(linear(layer_norm(x, f"{name}.norm2"), f"{name}.fc1"))
+            x = x + linear(h, f"{name}.fc2")
+        h = linear(x[-vision.num_patches :], "projector.0")
+        return linear(h / 2 * (1 + (h / 2**0.5).erf()), "projector.2")
+
+    def rotated(x):
+        """Channels i and i + D/2 are a complex number, turned by position · theta^(−2i/D)."""
+        T, D = x.shape
+        angles = text.rope_theta ** (-torch.arange(0, D, 2).double() / D)
+        angles = torch.arange(T).double()[:, None] * angles
+        x = torch.complex(x[:, : D // 2], x[:, D // 2 :])
+        x = x * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([x.real, x.imag], dim=1)
+
+    x = w["decoder.embed_tokens.weight"][ids]
+    x[ids == model.config.image_token_id] = torch.cat([encode(image) for image in pixels])
+    group = text.num_attention_heads // text.num_key_value_heads
+    for name in (f"decoder.layers.{n}" for n in range(text.num_hidden_layers)):
+        h = rms_norm(x, f"{name}.attn_norm")
+        q, k, v = (linear(h, f"{name}.attn.{p}_proj").split(text.head_dim, dim=1) for p in "qkv")
+        if text.model_type == "qwen3":
+            q = [rms_norm(own, f"{name}.attn.q_norm") for own in q]
+            k = [rms_norm(own, f"{name}.attn.k_norm") for own in k]
+        heads = [
+            head(rotated(own), rotated(k[n // group]), v[n // group], is_causal=True)
+            for n, own in enumerate(q)
+        ]
+        x = x + linear(torch.cat(heads, dim=1), f"{name}.attn.o_proj")
+        h = rms_norm(x, f"{name}.mlp_norm")
+        gate, up = (linear(h, f"{name}.mlp.{part}_proj") for part in ("gate", "up"))
+        x = x + linear(gate / (1 + (-gate).exp()) * up, f"{name}.mlp.down_proj")
+    return linear(rms_norm(x, "decoder.norm"), "decoder.lm_head")
+
+
+SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_act": "gelu_pytorch_tanh",
+    "image_size": 18,  # two pixels are not enough for a patch
+    "layer_norm_eps": 1e-2,
+}
+
+
+@pytest.mark.parametrize(
+    "text, vision, layer",
+    [
+        ({}, {}, -2),
+        ({"model_type": "qwen2", "tie_word_embeddings": True}, {"layer_norm_eps": 1e-2}, -1),
+        ({"model_type": "qwen3", "rms_norm_eps": 1e-2, "rope_theta": 1e6}, SIGLIP, -2),
+    ],
+)
+def test_the_model_computes_what_the_papers_write(config, text, vision, layer):
+    torch.manual_seed(0)
+    text = dataclasses.replace(config.text, **text)
+    vision = dataclasses.replace(config.vision, **vision)
+    config = dataclasses.replace(config, text=text, vision=vision, vision_feature_layer=layer)
+    model = XLlava(config).double().eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    ids = torch.cat([prompt(config, [20, 21]), prompt(config, [30, 31, 22])], dim=1)
+    pixels = torch.randint(0, 256, (2, 3, *[vision.image_size] * 2), dtype=torch.uint8)
+    assert ("decoder.layers.0.attn.q_proj.bias" in model.state_dict()) == (
+        text.model_type == "qwen2"
+    )
+    want = written_out(model, ids[0], pixels)
+    with torch.no_grad():
+        assert near(model.logits(model(ids, pixels))[0], want)
 
 
 def test_a_later_token_changes_nothing_before_it(model, config):

@@ -39,7 +39,7 @@ const WORDS = {
     unseen: "이미지 없이", base: "기본 토크나이저", expanded: "확장 토크나이저",
     stopped: "멈춤", length: "토큰 한도에서 끊김", empty: "(말 없음)",
     hint: "토큰을 가리키거나 화살표 키로 옮기면 어디를 보는지 나옵니다.",
-    onImage: "주의의 {}가 이미지에 있음", fits: "가장 잘 맞는 곳", error: "오류",
+    onImage: "어텐션의 {}가 이미지에 있음", fits: "가장 잘 맞는 곳", error: "오류",
     tokens: "토큰", next: "다음 후보:",
   },
   zh: {

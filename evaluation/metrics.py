@@ -58,13 +58,13 @@ def vqa_accuracy(answer, references):
 
 
 # Yes at the beginning of an answer decides; else a negation in the first sentence means no. Letters
-# of other words are none: 无人机 is a drone, 不少 many, 不锈钢 steel.
+# of other words are none: 无人机 is a drone, 不少 many, 没错 right, 틀림없이 surely.
 YES = {
     "ko": r"(네|예|응|그래요|그렇습니다|맞아요|맞습니다)(?![가-힣])",
-    "zh": "是的|是[，,。]|对[，,。]|有[，,。]|有的|嗯",
+    "zh": "是的|没错|是[，,。]|对[，,。]|有[，,。]|有的|嗯",
 }
 NEGATIONS = {
-    "ko": r"아니|아닙|아닌|아뇨|없|않|못\s?(찾|보|봤|하|했)|안 보|^(안|못) ",
+    "ko": r"아니|아닙|아닌|아뇨|(?<!틀림)없|않|못\s?(찾|보|봤|하|했)|안 보|^(안|못) ",
     "zh": "[沒没否未]|不(?!少|错|同|锈|断|仅)|[无無](?!人机|人車|人车|线|論|论|数)",
 }
 

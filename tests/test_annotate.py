@@ -1032,6 +1032,32 @@ def test_is_there_a_given_object_is_not_answered_no():
         assert bool(rejected) == falls, question
 
 
+@pytest.mark.parametrize(
+    "language, name, denied, fine",
+    [
+        (
+            "ko",
+            "강아지",
+            "강아지를 찾을 수 없어요. 강아지는 안 보여요. 강아지는 이 사진에 없어요.",
+            "강아지는 소파에 있어요. 강아지에게 목줄이 없어요. 강아지를 찾을 수 있어요.",
+        ),
+        (
+            "zh",
+            "狗",
+            "没看到狗. 图里没有看到狗. 狗不在图里. 图中并未出现狗. 看不见狗. 这里没有狗.",
+            "狗不在沙发上. 没有一只狗是黑色的. 狗没有项圈.",
+        ),
+    ],
+)
+def test_who_says_that_a_given_object_is_not_there_is_noticed(language, name, denied, fine):
+    question = {"ko": "무엇이 보이나요?", "zh": "图里有什么东西？"}[language]
+    for texts, rejected_by in ((denied, ["objects"]), (fine, [])):
+        for answer in texts.split(". "):
+            pairs = {language: [(question, answer)]}
+            rejected = filters.filter_pairs(pairs, "object", [name])[1]
+            assert [entry.filter for entry in rejected] == rejected_by, answer
+
+
 @pytest.mark.skipif(
     not (DATA / "eval/llava").is_dir(), reason="set XLLAVA_DATA to a folder with asp and eval"
 )

@@ -123,6 +123,7 @@ def test_pope_reads_korean_and_chinese_answers_by_their_negations():
         "네, 있어요",
         "네, 고양이가 보입니다. 개는 없습니다.",
         "네, 의자가 하나 있고 사람은 없습니다.",
+        "틀림없이 있습니다.",
     ):
         assert metrics.says_yes(answer, "ko")
     for answer in (
@@ -145,6 +146,7 @@ def test_pope_reads_korean_and_chinese_answers_by_their_negations():
         "图片中有一架无人机",
         "有不少猫",
         "有，但是没有狗",
+        "没错，图里有一只狗。",
     ):
         assert metrics.says_yes(answer, "zh")
     for answer in ("不是", "没有", "图中没有猫。", "No", "未看到", "无", "不在图中"):

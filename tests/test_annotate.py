@@ -734,7 +734,7 @@ def test_an_endpoint_in_the_open_needs_to_be_allowed(url, reason):
 
 def test_only_images_of_the_folder_are_read_and_each_once(tmp_path):
     folder = make_images(tmp_path / "images", 2)
-    outside = make_images(tmp_path / "outside", 3)
+    outside = make_images(tmp_path / "images2", 3)  # its name begins alike
     (folder / "out.png").symlink_to(outside / "002.png")
     (folder / "outside").symlink_to(outside)
     (folder / "inside.png").symlink_to(folder / "000.png")
@@ -1113,6 +1113,10 @@ def test_a_conversation_that_loses_a_turn_loses_what_follows_and_keeps_what_came
         (3, "follows"),
     ]
     assert filters.filter_pairs(reply, "object")[0] == [0, 1, 3]
+
+
+def test_a_text_has_one_spelling():
+    assert filters.clean(" \u1100\u1161 a\r\nb \n") == "\uac00 a\nb"
 
 
 def test_the_first_fault_of_several_ends_a_conversation_and_a_thirteenth_turn_all_of_it():

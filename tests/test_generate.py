@@ -176,6 +176,12 @@ def test_a_conversation_that_outgrows_the_model_is_refused(model, tokenizer):
     assert len(tokens) == 2 and tokens[-1][0] in (None, tokenizer.eos_id)
 
 
+def test_answers_of_a_batch_and_of_a_file_have_no_space_around_them(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: " red \n")
+    (answer,) = generate.answer_batch(model, tokenizer, [[1, 20, 21]], max_new_tokens=1)
+    assert answer == "red"
+
+
 def test_a_chat_reads_what_was_said_before(model, tokenizer, monkeypatch, capsys):
     """A piped file may begin with a byte order mark."""
     typed, asked = ["\ufeffWhat colour?", " Where? ", ""], []

@@ -209,6 +209,52 @@ def test_a_models_files_may_be_replaced_once_its_weights_are_copied(start):
         assert weight.data_ptr() != mapped[name] and torch.equal(weight, expected[name])
 
 
+def test_the_vision_stage_takes_whole_batches_only(train_here):
+    for more in (("--micro-batch-size", 1), ("--pack", 99), ("--fsdp",)):
+        message = train_here("vision", "captions.json", *more)[1]
+        assert "the vision stage contrasts the whole batch" in message
+
+
+def test_weights_epochs_and_micro_batches_reach_the_sampler(train_here, world, monkeypatch):
+    """12 records in batches of 4: one and a half epochs are 4.5 steps, so five."""
+    made, real = [], train.MicroBatchDataset
+
+    def observed(*args, **options):
+        made.append(real(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(train, "MicroBatchDataset", observed)
+    monkeypatch.setattr(train, "train_loop", lambda *_: False)
+    train_here("align", "captions.json", "--epochs", 1.5, "--micro-batch-size", 2)
+    data_file = world / "captions.json"
+    data_files = f"{data_file}:0.5", f"{data_file}:1.5"
+    train_here("align", "captions.json", "--data", *data_files, out="weighted")
+    first, weighted = made
+    assert first.steps == 5 and first.micro_batch_size == 2 and first.weights is None
+    assert weighted.weights == [0.5, 1.5] and weighted.sampler.quotas == [6, 18]
+
+
+def test_a_signal_in_the_last_step_changes_nothing(train_here, tmp_path, monkeypatch):
+    class Late:
+        steps = 0
+
+        @property
+        def count(self):
+            self.steps += 1
+            return self.steps == 2
+
+    monkeypatch.setattr(train, "StopSignals", Late)
+    assert train_here("align", "captions.json", "--steps", 2)[1] == 0
+    assert (tmp_path / "out" / "config.json").exists() and len(rows(tmp_path / "out")) == 2
+
+
+def test_a_checkpoint_is_saved_after_every_nth_step(train_here, tmp_path):
+    more = ("--steps", 5, "--save-every", 2, "--keep-checkpoints", 9)
+    assert train_here("align", "captions.json", *more)[1] == 0
+    names = [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()]
+    assert sorted(names) == ["step-00000002", "step-00000004"]
+
+
 def test_a_gradient_is_clipped_to_its_norm_before_the_step(train_here, monkeypatch):
     """One that is smaller stays as it is."""
     norms, step = [], torch.optim.AdamW.step
@@ -237,7 +283,8 @@ def test_packing_checkpointing_and_micro_batches_change_no_loss(train_here, tmp_
     for name, more in ways.items():
         assert train_here("align", "captions.json", "--steps", 1, *more, out=name)[1] == 0
     first = {name: rows(tmp_path / name)[0] for name in ways}
-    assert first["packed"]["non_padding_share"] == 1 >= first["plain"]["non_padding_share"]
+    assert first["packed"]["non_padding_share"] == 1 > first["plain"]["non_padding_share"]
+    assert first["micro"]["non_padding_share"] == 1, "a sample alone needs no padding"
     assert first["micro"]["loss"] == pytest.approx(first["plain"]["loss"], rel=1e-6)
 
 
@@ -360,6 +407,8 @@ def test_frozen_weights_in_bf16_compute_what_autocast_computes_and_are_saved_exa
             "--batch-size 4: too few for 5 processes",
         ),
         (["--pack", "30"], "--pack 30: must hold the longest sample; --max-length is "),
+        (["--pack", "300", "--micro-batch-size", "2"], "--pack replaces --micro-batch-size"),
+        (["--dictionary", str(ROOT / "README.md")], "--dictionary: for the vision stage"),
         (["--data", "a.json:0.7", "b.json"], "--data: 1 of 2 files have a weight; all must"),
         (
             ["--pack", "2048", "--records-per-sample", "2"],

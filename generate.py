@@ -200,10 +200,11 @@ def question_parts(question, num_images):
     return [""] * num_images + ["\n" + question.strip()] if num_images else question.strip()
 
 
-def load_for_inference(folder, device="auto"):
-    """(model, tokenizer) of a model folder, in bf16 on a GPU that has it, else in fp32."""
+def load_for_inference(folder, device="auto", precision="auto"):
+    """(model, tokenizer) of a model folder. precision "auto": bf16 on a GPU that has it. On other
+    devices the weights are fp32, whatever the precision of products."""
     device = pick_device(device)
-    dtype = pick_precision("auto", device) if device.type == "cuda" else torch.float32
+    dtype = pick_precision(precision, device) if device.type == "cuda" else torch.float32
     tokenizer = load_tokenizer(folder)
     require_fit(load_config(folder), tokenizer, folder)
     return load_model(folder, dtype).to(device).eval(), tokenizer

@@ -159,7 +159,7 @@ def add_arguments(parser):
 
 
 def run(args):
-    model, tokenizer = load_for_inference(args.model, args.device)
+    model, tokenizer = load_for_inference(args.model, args.device, args.precision)
     questions = missing = read_questions(
         args.data, tokenizer, model.config, **question_options(args)
     )

@@ -144,7 +144,7 @@ def add_arguments(parser):
 def run(args):
     if not args.data and not args.text:
         raise ValueError("give --data, --text or both")
-    model, tokenizer = load_for_inference(args.model, args.device)
+    model, tokenizer = load_for_inference(args.model, args.device, args.precision)
     rows = measure_questions(model, tokenizer, args) if args.data else []
     for path in args.text:
         rows += measure_text(model, tokenizer, path, args)

@@ -124,17 +124,21 @@ class Operator:
         self.custom.register_autograd(
             functools.partial(backward, gradients.custom), setup_context=setup_context
         )
-        methods = {
-            "forward": staticmethod(launch),
-            "setup_context": staticmethod(setup_context),
-            "backward": staticmethod(
-                once_differentiable(functools.partial(backward, gradients.launch))
-            ),
-        }
+
+        # Given apart, setup_context would make torch look up forward's signature at each call.
+        def forward(ctx, *inputs):
+            output = launch(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        gradient = once_differentiable(functools.partial(backward, gradients.launch))
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(gradient)}
         self.direct = type(name, (torch.autograd.Function,), methods).apply
 
     def __call__(self, *args):
-        return self.custom(*args) if torch.compiler.is_compiling() else self.direct(*args)
+        if torch.compiler.is_compiling():
+            return self.custom(*args)
+        return self.direct(*args) if torch.is_grad_enabled() else self.launch(*args)
 
 
 def flatten_to_2d(x):

@@ -322,38 +322,6 @@ def _forward_kernel(
     tl.store(lse + row, tl.where(empty, INF, m_i + tl.log2(l_i)))
 
 
-@triton.jit
-def _dq_inner(
-    dq,
-    q,
-    do,
-    L,
-    delta,
-    kv,
-    visible,
-    bounds,
-    scale_log2,
-    PART: tl.constexpr,
-    TMA: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    k, v, k_strides, v_strides, b, g, Tk = kv
-    for n in range(bounds[PART], bounds[PART + 1], BLOCK_N):
-        # P from the scores and their log-sum-exp
-        keys = _load(k, k_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
-        p = tl.exp2(dot(q, tl.trans(keys)) * scale_log2 - L[:, None])  # (BLOCK_M, BLOCK_N)
-        if PART != 1:
-            p = tl.where(_is_visible(n + tl.arange(0, BLOCK_N), visible), p, 0.0)
-
-        # dS = P ∘ (dP − δ), dQ += dS·K
-        values = _load(v, v_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
-        dp = dot(do, tl.trans(values))
-        dq = dot((p * (dp - delta[:, None])).to(keys.dtype), keys, dq)
-    return dq
-
-
 @triton.jit(do_not_specialize=SIZES)
 def _backward_dq(
     q,
@@ -394,62 +362,21 @@ def _backward_dq(
     tl.store(delta + row, d)
     L = tl.load(lse + row)
 
-    kv = k, v, k_strides, v_strides, b, h // G, Tk
-    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    g, acc = h // G, tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for part in tl.static_range(3):
         if part > 0 or MODE == RANGES:
-            acc = _dq_inner(
-                acc,
-                queries,
-                dout,
-                L,
-                d,
-                kv,
-                visible,
-                bounds,
-                scale_log2,
-                part,
-                TMA,
-                BLOCK_N,
-                D,
-                BLOCK_D,
-            )
+            for n in range(bounds[part], bounds[part + 1], BLOCK_N):
+                # P from the scores and their log-sum-exp
+                keys = _load(k, k_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
+                p = tl.exp2(dot(queries, tl.trans(keys)) * scale_log2 - L[:, None])
+                if part != 1:
+                    p = tl.where(_is_visible(n + tl.arange(0, BLOCK_N), visible), p, 0.0)
+
+                # dS = P ∘ (dP − δ), dQ += dS·K
+                values = _load(v, v_strides, b, g, n, Tk, TMA, BLOCK_N, D, BLOCK_D)
+                dp = dot(dout, tl.trans(values))
+                acc = dot((p * (dp - d[:, None])).to(keys.dtype), keys, acc)
     _store(dq, acc * scale, dq_strides, b, h, t, Tq, BLOCK_M, D, BLOCK_D)
-
-
-@triton.jit
-def _dkdv_inner(
-    grads,
-    keys,
-    values,
-    qdo,
-    visible,
-    bounds,
-    scale_log2,
-    PART: tl.constexpr,
-    TMA: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    dk, dv = grads
-    q, do, lse, delta, q_strides, do_strides, b, h, Tq = qdo
-    for t in range(bounds[PART], bounds[PART + 1], BLOCK_M):
-        # Pᵀ, transposed from the start
-        offs_m = t + tl.arange(0, BLOCK_M)
-        queries = _load(q, q_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
-        L = tl.load(lse + offs_m)
-        p = tl.exp2(dot(keys, tl.trans(queries)) * scale_log2 - L[None, :])  # (BLOCK_N, BLOCK_M)
-        if PART != 1:
-            p = tl.where(_is_visible(offs_m, visible), p, 0.0)
-
-        # dV += Pᵀ·dO, dK += dSᵀ·Q
-        dout = _load(do, do_strides, b, h, t, Tq, TMA, BLOCK_M, D, BLOCK_D)
-        dv = dot(p.to(dout.dtype), dout, dv)
-        dp = dot(values, tl.trans(dout))
-        ds = p * (dp - tl.load(delta + offs_m)[None, :])
-        dk = dot(ds.to(queries.dtype), queries, dk)
-    return dk, dv
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -487,28 +414,28 @@ def _backward_dkdv(
     lse, delta = lse + row, delta + row
     keys = _load(k, k_strides, b, h // G, t, Tk, TMA, BLOCK_N, D, BLOCK_D)
     values = _load(v, v_strides, b, h // G, t, Tk, TMA, BLOCK_N, D, BLOCK_D)
-    qdo = q, do, lse, delta, q_strides, do_strides, b, h, Tq
-    zeros = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    grads = zeros, zeros
+    grad_k = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    grad_v = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for part in tl.static_range(3):
         # Full attention begins at the first query: there is no first masked part.
         if part > 0 or MODE != FULL:
-            grads = _dkdv_inner(
-                grads,
-                keys,
-                values,
-                qdo,
-                visible,
-                bounds,
-                scale_log2,
-                part,
-                TMA,
-                BLOCK_M,
-                D,
-                BLOCK_D,
-            )
-    _store(dk, grads[0] * scale, dk_strides, b, h, t, Tk, BLOCK_N, D, BLOCK_D)
-    _store(dv, grads[1], dk_strides, b, h, t, Tk, BLOCK_N, D, BLOCK_D)
+            for m in range(bounds[part], bounds[part + 1], BLOCK_M):
+                # Pᵀ, transposed from the start
+                offs_m = m + tl.arange(0, BLOCK_M)
+                queries = _load(q, q_strides, b, h, m, Tq, TMA, BLOCK_M, D, BLOCK_D)
+                L = tl.load(lse + offs_m)
+                p = tl.exp2(dot(keys, tl.trans(queries)) * scale_log2 - L[None, :])
+                if part != 1:
+                    p = tl.where(_is_visible(offs_m, visible), p, 0.0)
+
+                # dV += Pᵀ·dO, dK += dSᵀ·Q
+                dout = _load(do, do_strides, b, h, m, Tq, TMA, BLOCK_M, D, BLOCK_D)
+                grad_v = dot(p.to(dout.dtype), dout, grad_v)
+                dp = dot(values, tl.trans(dout))
+                ds = p * (dp - tl.load(delta + offs_m)[None, :])
+                grad_k = dot(ds.to(queries.dtype), queries, grad_k)
+    _store(dk, grad_k * scale, dk_strides, b, h, t, Tk, BLOCK_N, D, BLOCK_D)
+    _store(dv, grad_v, dk_strides, b, h, t, Tk, BLOCK_N, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["S", "K", "G", "num_splits"])
@@ -796,7 +723,7 @@ def _launch_decode(
         *sizes,
         D**-0.5 * math.log2(math.e),
         BLOCK_G=max(16, triton.next_power_of_2(H // K)),
-        BLOCK_N=64,
+        BLOCK_N=128 // q.element_size(),  # as many bytes in fp32
         num_stages=3,
         **shared,
     )
@@ -846,7 +773,7 @@ def attention(q, k, v, causal=True, key_ranges=None):
 
     causal: query i attends to the keys up to its own; the last query is aligned with the last key.
     key_ranges: (start, end), int32 (B or 1, Tq) each; query i attends to start[i] ≤ j < end[i].
-    Neither may decrease with i. With key_ranges, `causal` has no effect."""
+    Neither may decrease with i, or leave 0 … Tk. With key_ranges, `causal` has no effect."""
     # A kernel would read past the end of the smaller tensor.
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ValueError(
@@ -858,6 +785,9 @@ def attention(q, k, v, causal=True, key_ranges=None):
             f"attention: the {q.shape[2]} query heads must be a multiple of the {k.shape[2]} "
             f"key heads, and head dim {q.shape[3]} at most 128"
         )
+    for bound in key_ranges or ():
+        if bound.shape[0] not in (1, q.shape[0]) or bound.shape[1] != q.shape[1]:
+            raise ValueError(f"attention: key_ranges {tuple(bound.shape)}, q {tuple(q.shape)}")
     if not use_triton(q):
         if causal and key_ranges is None and 96 < q.shape[1] <= k.shape[1]:
             return attention_in_blocks(q, k, v)

@@ -206,6 +206,8 @@ def linear_cross_entropy(hidden, weight, targets, ignore_index=-100):
 
     A position whose target is ignore_index adds no loss and no gradient. For a mean, divide by
     the number of targets over all ranks."""
+    if len(targets) != len(hidden):
+        raise ValueError(f"linear_cross_entropy: {len(hidden)} rows, {len(targets)} targets")
     if not use_triton(hidden):
         return linear_cross_entropy_reference(hidden, weight, targets, ignore_index)
     dtype = autocast_dtype(hidden) or hidden.dtype

@@ -1,5 +1,6 @@
 """Which device and precision a run uses, and what GPUs reach. Imports nothing of the project."""
 
+import re
 import sys
 from functools import cache
 
@@ -12,9 +13,10 @@ PRECISIONS = ("auto", "bf16", "fp32")
 # first that fits counts: longer names come first. The T4's is fp16: it has no bf16.
 # fmt: off
 GPUS = {
-    "B200": (2250, 180), "H200": (989, 141), "H100 PCIe": (756, 80), "H100 NVL": (835, 94),
-    "H100": (989, 80), "A100": (312, 80), "L40S": (362, 48), "A6000": (155, 48), "L4": (121, 24),
-    "A10": (125, 24), "T4": (65, 16), "RTX 5090": (209, 32), "RTX 5080": (113, 16),
+    "B200": (2250, 180), "GH200": (989, 96), "H200": (989, 141), "H100 PCIe": (756, 80),
+    "H100 NVL": (835, 94), "H100": (989, 80), "A100": (312, 80), "L40S": (362, 48),
+    "A6000": (155, 48), "L4": (121, 24), "A10G": (70, 24), "A10": (125, 24), "T4": (65, 16),
+    "RTX 5090": (209, 32), "RTX 5080": (113, 16),
     "RTX 5070 Ti": (88, 16), "RTX 5070": (62, 12), "RTX 4090": (165, 24),
     "RTX 4080 SUPER": (104, 16), "RTX 4080": (97, 16), "RTX 4070 Ti SUPER": (88, 16),
     "RTX 4070 Ti": (80, 12), "RTX 4070 SUPER": (71, 12), "RTX 4070": (58, 12),
@@ -65,6 +67,6 @@ def peak_flops(device):
     """The bf16 FLOP/s that a GPU can reach; None for a device that is not in the table."""
     if device.type == "cuda":
         for name, (teraflops, _) in GPUS.items():
-            if name in torch.cuda.get_device_name(device):
+            if re.search(rf"\b{name}\b", torch.cuda.get_device_name(device)):
                 return teraflops * 1e12
     return None

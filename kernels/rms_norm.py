@@ -55,7 +55,7 @@ class ExplicitGradient(torch.autograd.Function):
     def backward(ctx, dy):
         n, scale, weight = ctx.saved_tensors
         dy = dy.to(n.dtype)
-        dw = (dy * n).reshape(-1, n.shape[-1]).sum(0)
+        dw = (dy * n).reshape(-1, n.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
         g = dy * weight
         mean = (g * n).mean(-1, keepdim=True)
         return g.addcmul_(n, mean, value=-1).mul_(scale), dw, None, None  # autograd rounds both
@@ -218,10 +218,17 @@ _forward_op = Operator(
 )
 
 
+def require_size(x, weight):
+    """A kernel would read past the end of a smaller weight."""
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(f"rms_norm: weight {tuple(weight.shape)} for x {tuple(x.shape)}")
+
+
 def rms_norm(x, weight, eps=1e-5):
     """x (..., C), weight (C,) -> (..., C) in x's dtype; mean and root are fp32. Under autocast the
     result has its dtype: else every linear layer would round it again, and in the backward pass
     widen the gradient of its copy."""
+    require_size(x, weight)
     dtype = autocast_dtype(x)
     if not use_triton(x):
         return ExplicitGradient.apply(x, weight, eps, dtype or x.dtype)
@@ -233,6 +240,7 @@ def add_rms_norm(x, residual, weight, eps=1e-5):
     autocast see rms_norm.
 
     A decoder block needs both results: the first is its input, the second its residual stream."""
+    require_size(x, weight)
     if not use_triton(x):
         total = x + residual
         return rms_norm(total, weight, eps), total

@@ -8,8 +8,8 @@ The pairs are (i, i + D/2) for i < D/2, the "rotate half" order of Hugging Face'
     y[i]       = x[i]·cos − x[i + D/2]·sin
     y[i + D/2] = x[i + D/2]·cos + x[i]·sin
 
-The gradient of a rotation is the rotation back: the same kernel with −sin. The kernel does not
-work in place, because activation checkpointing runs a block twice on the same inputs.
+The gradient of a rotation is the rotation back: the same kernel with −sin. It does not work in
+place: an operator for torch.compile may not change its inputs.
 """
 
 import math
@@ -90,7 +90,7 @@ def _rotate(
         position = tl.load(positions + b * positions_stride + t).to(tl.int64)
 
     # The angles of this position, (1, BLOCK_D)
-    offs_h, offs_d = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_D)
+    offs_h, offs_d = tl.arange(0, BLOCK_H)[:, None].to(tl.int64), tl.arange(0, BLOCK_D)
     angle = position * HALF + offs_d
     c = tl.load(cos + angle, mask=offs_d < HALF, other=0.0).to(tl.float32)[None, :]
     s = tl.load(sin + angle, mask=offs_d < HALF, other=0.0).to(tl.float32)[None, :] * sign

@@ -102,4 +102,6 @@ _forward_op = Operator(
 
 def swiglu(gate, up):
     """silu(gate) · up: (..., N) and (..., N) -> (..., N). Both may be halves of one projection."""
+    if gate.shape != up.shape:
+        raise ValueError(f"swiglu: gate {tuple(gate.shape)}, up {tuple(up.shape)}")
     return _forward_op(gate, up) if use_triton(gate) else swiglu_reference(gate, up)

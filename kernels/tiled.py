@@ -1,6 +1,6 @@
 """
 Flash attention in plain PyTorch, a tile at a time: the algorithm of attention.py for one head, to
-be read and run on any computer. Nothing calls it; attention.py explains it.
+be read and run on any computer. No model calls it; attention.py explains it.
 
     Tq, Tk queries, keys   D head dim   M = block_m queries and N = block_n keys make a tile
 

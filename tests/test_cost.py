@@ -61,6 +61,11 @@ def test_a_gpus_peak_is_found_by_its_name(monkeypatch):
     for name, peak in (
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", 88e12),
+        ("NVIDIA L40", None),  # neither an L4 nor an L40S
+        ("NVIDIA T400 4GB", None),
         ("?", None),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)

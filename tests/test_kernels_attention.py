@@ -171,6 +171,9 @@ def test_shapes_that_do_not_fit_are_refused():
     q, k, v = qkv(2, 4, 4, 1, 1, 16)
     with pytest.raises(ValueError, match="one shape"):
         attention(q, k[:1], v)
+    three, four = (torch.zeros(2, n, dtype=torch.int32, device=DEVICE) for n in (3, 4))
+    with pytest.raises(ValueError, match=r"key_ranges \(2, 3\), q \(2, 4, 1, 16\)"):
+        attention(q, k, v, key_ranges=(four, three))
 
 
 def test_documents_and_the_future_do_not_leak():

@@ -44,6 +44,18 @@ def test_rms_norm(rows, C, dtype):
     agree(add_rms_norm, [wide[:, C:], r, w], 1e-2)
 
 
+def test_sizes_that_do_not_fit_are_refused_where_a_kernel_would_read_past_an_end():
+    x, few = torch.zeros(4, 8, device=DEVICE), torch.zeros(4, 4, device=DEVICE)
+    with pytest.raises(ValueError, match=r"rms_norm: weight \(4,\) for x \(4, 8\)"):
+        rms_norm(x, few[0])
+    with pytest.raises(ValueError, match=r"rms_norm: weight \(4,\) for x \(4, 8\)"):
+        add_rms_norm(x, x, few[0])
+    with pytest.raises(ValueError, match=r"swiglu: gate \(4, 8\), up \(4, 4\)"):
+        swiglu(x, few)
+    with pytest.raises(ValueError, match="linear_cross_entropy: 4 rows, 2 targets"):
+        linear_cross_entropy(x, x, torch.zeros(2, dtype=torch.int64, device=DEVICE))
+
+
 def test_the_norm_of_a_sum_sees_it_as_the_next_layer_does():
     x, r, w = (guarded(*shape, dtype=torch.float16) for shape in ((5, 64), (5, 64), (64,)))
     y, total = add_rms_norm(x, r, w)

@@ -97,6 +97,11 @@ def test_words_by_hand(name):
     assert byte_level_model(name).split_words(TEXT) == WORDS_BY_HAND[name]
 
 
+def test_without_a_begin_the_end_is_both_as_in_gpt2():
+    tokenizer = ByteLevelTokenizer(byte_level_json(), {"eos_token": "<|end|>"})
+    assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.ids["<|end|>"]
+
+
 def test_nfc_joins_a_letter_and_its_mark_for_qwen_only():
     qwen, gpt2 = byte_level_model("Qwen2"), byte_level_model()
     assert qwen.encode("e\u0301") == qwen.encode("é") and len(qwen.encode("é")) == 2

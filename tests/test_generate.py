@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -255,6 +256,23 @@ def test_a_tokenizer_of_another_model_is_noticed(model_folder, run_here, world, 
     ):
         status, error = run_here(ROOT / words[0], *words[1:])
         assert status == 1 and f"its <image> is {settings['image_token_index']}:" in error, error
+
+
+@pytest.mark.parametrize("precision, dtype", [("auto", "bfloat16"), ("fp32", "float32")])
+def test_on_a_gpu_the_weights_have_the_precision_that_was_asked_for(
+    model_folder, monkeypatch, precision, dtype
+):
+    loaded = []
+    monkeypatch.setattr(generate, "pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("kernels.device.has_bf16", lambda _: True)
+
+    def load(folder, dtype):
+        loaded.append(dtype)
+        return MagicMock()
+
+    monkeypatch.setattr(generate, "load_model", load)
+    generate.load_for_inference(model_folder, precision=precision)
+    assert loaded == [getattr(torch, dtype)]
 
 
 def test_one_question_and_a_chat_as_commands(ask, world):

@@ -42,6 +42,7 @@ class Sampling(NamedTuple):
     temperature: float = 0.0  # 0: always the most probable token
     top_p: float = 1.0  # sample from the fewest tokens whose probabilities add up to this
     generator: torch.Generator | None = None
+    vocab_size: int | None = None  # the number of pieces: rows of the table behind them are padding
 
 
 @torch.inference_mode()
@@ -147,6 +148,7 @@ def select_cache_rows(cache, rows, size, config):
 
 def sample_tokens(logits, sampling):
     """logits (rows, V) -> ids (rows,), chosen as `sampling` says."""
+    logits = logits[:, : sampling.vocab_size]
     if sampling.temperature < 1e-3:  # a quotient would overflow, and draw the same
         return logits.argmax(dim=-1)
 
@@ -162,7 +164,8 @@ def sample_tokens(logits, sampling):
 def answer_batch(model, tokenizer, prompts, pixels=None, **options):
     """The answers to B prompts, as texts. Options: those of `generate`."""
     answers = [[] for _ in prompts]
-    for step in generate(model, prompts, pixels, eos_id=tokenizer.eos_id, **options):
+    options |= {"eos_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size}
+    for step in generate(model, prompts, pixels, **options):
         for answer, token in zip(answers, step):
             if token is not None:
                 answer.append(token)
@@ -187,7 +190,8 @@ def stream_tokens(model, tokenizer, prompt, pixels=None, **options):
     options["max_new_tokens"] = min(options.get("max_new_tokens", 128), limit - len(prompt))
     # Tokens of one byte are held back until their character is complete.
     decoder = StreamDecoder(tokenizer)
-    for (token,) in generate(model, [prompt], pixels, eos_id=tokenizer.eos_id, **options):
+    options |= {"eos_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size}
+    for (token,) in generate(model, [prompt], pixels, **options):
         if token is not None:
             yield token, decoder.push(token)
     yield tokenizer.eos_id if token is None else None, decoder.flush()

@@ -18,6 +18,7 @@ import torch
 import data
 import vision
 from checkpoint import load_config, load_tokenizer
+from checkpoint.safetensors import is_dry_run
 from evaluation.heatmap import heat, word_scores
 from generate import load_for_inference, stream_tokens
 from vocabulary.conversations import read_conversations
@@ -207,6 +208,8 @@ def find_stages(folder):
     for path in sorted(folder.parent.iterdir()):
         runs = path / "runs.jsonl"  # a published model has none
         try:
+            if is_dry_run(path):  # it has no weights
+                continue
             load_config(path)
             line = runs.read_text(encoding="utf-8").partition("\n")[0] if runs.exists() else ""
             started[path.name] = str(json.loads(line)["time"]) if line else ""

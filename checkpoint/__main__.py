@@ -50,7 +50,7 @@ def print_plan(plan):
         note += ", a fresh projector in float32"
     print(
         f"{len(plan_shards(specs))} file(s) · memory for tensors at most {peak / 1e9:.3f} GB "
-        f"beyond the mapped files ({note}); some 0.2 GB for the tokenizers"
+        f"beyond the mapped files ({note}); some 0.5 GB for the tokenizers"
     )
     for part in ("decoder", "projector", "vision"):
         print(f"{part}: {plan.sources.get(part, 'fresh')}")

@@ -197,7 +197,9 @@ def write_world(out, images=6000, documents=8000, seed=0, workers=2, shares=None
     counts |= {f"images/{split}": len(scenes) for split, scenes in splits.items()}
     world = {"arguments": arguments, "held_out": HELD_OUT, "base_only": BASE_ONLY, "counts": counts}
     write_json(folder / "world.json", world, 1)
-    shutil.rmtree(out, ignore_errors=True)  # it is empty
+    if entries(out):  # it was empty when this began
+        raise ValueError(f"{out} holds something else now; the world is complete in {folder}")
+    shutil.rmtree(out, ignore_errors=True)
     os.replace(folder, out)
     files = ", ".join(f"{n:,} {file}" for file, n in counts.items() if file.endswith(".json"))
     print(f"{out}: {files} in {time.time() - start:.0f} s")

@@ -185,7 +185,7 @@ REFUSED = {
     "model WordPiece is not computed here": ("model type", "WordPiece"),
     "model BPE: dropout is 0.1, computed is null or 0": ("model dropout", 0.1),
     "model BPE: end_of_word_suffix is \"</w>\"": ("model end_of_word_suffix", "</w>"),
-    "model BPE: byte_fallback is true": ("model byte_fallback", True),
+    "a SentencePiece vocabulary: copy the tokenizer.model": ("model byte_fallback", True),
     "model BPE: novelty is not computed here": ("model novelty", 1),
     "normalizer NFKC is not computed here": ("normalizer", {"type": "NFKC"}),
     "tokenizer.json: truncation is": ("truncation", {"max_length": 3}),

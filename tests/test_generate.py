@@ -177,6 +177,19 @@ def test_a_conversation_that_outgrows_the_model_is_refused(model, tokenizer):
     assert len(tokens) == 2 and tokens[-1][0] in (None, tokenizer.eos_id)
 
 
+def test_padding_rows_of_the_embeddings_are_never_drawn(model, tokenizer, monkeypatch):
+    """As Qwen's, whose table has more rows than its tokenizer pieces."""
+    logits = torch.tensor([[0.0, 0.0, 99.0]])
+    for temperature in (0.0, 1.0):
+        choice = generate.Sampling(temperature, vocab_size=2)
+        assert generate.sample_tokens(logits, choice).item() < 2
+    given = []
+    monkeypatch.setattr(generate, "generate", lambda *_, **options: given.append(options) or [[5]])
+    generate.answer_batch(model, tokenizer, [[1, 20]])
+    list(generate.stream_tokens(model, tokenizer, [1, 20]))
+    assert [options["vocab_size"] for options in given] == [tokenizer.vocab_size] * 2
+
+
 def test_answers_of_a_batch_and_of_a_file_have_no_space_around_them(model, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "decode", lambda ids: " red \n")
     (answer,) = generate.answer_batch(model, tokenizer, [[1, 20, 21]], max_new_tokens=1)

@@ -241,6 +241,11 @@ class ByteLevelTokenizer:
         TypeError or AttributeError if they are damaged or not computed here."""
         require_computed("tokenizer.json", data)
         model = data["model"]
+        if model.get("byte_fallback"):  # transformers 5 saves no tokenizer.model
+            raise ValueError(
+                "a SentencePiece vocabulary: copy the tokenizer.model of these weights, or of what "
+                "they were trained from, beside it"
+            )
         require_computed(f"model {model.get('type', 'BPE')}", model)
         if [step["type"] for step in read_steps(data, "decoder")] != ["ByteLevel"]:
             raise ValueError("the decoder is not ByteLevel alone")
